@@ -1,0 +1,3 @@
+//! The control path's IO.
+
+pub mod quic;

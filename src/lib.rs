@@ -1,0 +1,11 @@
+//! The Weft router process: all IO, no decisions.
+//!
+//! ```text
+//!  data/     one thread: TAP ⇄ mesh_proto::data::Forwarder ⇄ UDP socket        per frame
+//!  control/  tokio: QUIC connections, API, store … ⇄ router ⇄ mesh_proto::control::Node,
+//!            ipam::Allocator                                                    per change
+//! ```
+
+pub mod clock;
+pub mod control;
+pub mod data;
