@@ -1,0 +1,91 @@
+//! What a reader relies on in the tree itself: files of one idea, citations and links that lead
+//! somewhere, and no test that was switched off.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, in lines, tests included.
+const LINES_MAX: usize = 900;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn find(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a readable folder").flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() {
+            if name != "target" && name != ".git" && name != "corpus" {
+                find(&path, ending, found);
+            }
+        } else if path.extension().is_some_and(|found| found == ending) {
+            found.push(path);
+        }
+    }
+}
+
+/// Every file of the repository with that ending, with its text.
+fn all(ending: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    find(&root(), ending, &mut found);
+    assert!(!found.is_empty(), "no .{ending} file found: looking in the wrong place?");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("a UTF-8 file");
+        (path, text)
+    };
+    found.into_iter().map(read).collect()
+}
+
+#[test]
+fn no_source_file_has_outgrown_its_idea() {
+    for (path, text) in all("rs") {
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines: split it by idea", path.display());
+    }
+}
+
+#[test]
+fn no_test_is_switched_off() {
+    let switched_off = concat!("#[", "ignore");
+    for (path, text) in all("rs") {
+        assert!(!text.contains(switched_off), "{} switches a test off", path.display());
+    }
+}
+
+#[test]
+fn every_rule_that_code_cites_stands_in_the_specification() {
+    let documents = [("sleeve", 'S'), ("control", 'C'), ("gossip", 'G'), ("ipam", 'I')];
+    let specifications =
+        documents.map(|(name, _)| fs::read_to_string(root().join(format!("docs/{name}.md"))).unwrap_or_default());
+    let mut cited = 0;
+    for (path, text) in all("rs") {
+        for ((document, letter), specification) in documents.iter().zip(&specifications) {
+            for (at, _) in text.match_indices(&format!("({document} {letter}")) {
+                let rest = text[at + document.len() + 2..].chars();
+                let rule: String = rest.take_while(char::is_ascii_alphanumeric).collect();
+                cited += 1;
+                assert!(
+                    specification.contains(&format!("**{rule}")),
+                    "{} cites {document} {rule}, which docs/{document}.md does not state",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(cited > 0, "no citation found: has their form changed?");
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for (path, text) in all("md") {
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let folder = path.parent().expect("a file has a folder");
+            assert!(folder.join(target).exists(), "{} links to {target}, which is not there", path.display());
+        }
+    }
+}
