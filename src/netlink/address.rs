@@ -1,0 +1,291 @@
+//! Addresses and routes of interfaces, and what the host itself can be reached at.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
+use rtnetlink::{
+    AddressMessageBuilder, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+    },
+};
+
+use super::{
+    Link, Netlink,
+    error::{Context as _, Result, tolerate},
+};
+
+/// A route through an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to; `0.0.0.0/0` or `::/0` is the default route.
+    pub destination: IpNet,
+    /// Gateway; `None`: directly on the link.
+    pub via: Option<IpAddr>,
+}
+
+impl Route {
+    /// All IPv4 multicast goes out here, though no route of the container's says so.
+    pub const MULTICAST_V4: Self = Self { destination: net_v4(Ipv4Addr::new(224, 0, 0, 0), 4), via: None };
+
+    /// The default route.
+    #[must_use]
+    pub fn default_via(gateway: IpAddr) -> Self {
+        let destination = match gateway {
+            IpAddr::V4(_) => net_v4(Ipv4Addr::UNSPECIFIED, 0),
+            IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        Self { destination, via: Some(gateway) }
+    }
+}
+
+const fn net_v4(address: Ipv4Addr, length: u8) -> IpNet {
+    IpNet::V4(ipnet::Ipv4Net::new_assert(address, length))
+}
+
+/// How the host would send to an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteTo {
+    /// The interface it would leave by.
+    pub link: Link,
+    /// The source address it would have.
+    pub source: Option<IpAddr>,
+    /// The next hop, if it is not on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+fn address_message(link: &Link, address: IpNet) -> AddressMessage {
+    match address {
+        IpNet::V4(net) => {
+            AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(net.addr(), net.prefix_len()).build()
+        }
+        IpNet::V6(net) => {
+            let mut message = AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(link.index)
+                .address(net.addr(), net.prefix_len())
+                .build();
+            // Addresses of the mesh are given once by its own allocator: duplicate address
+            // detection would only delay the first packet by a second.
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            message
+        }
+    }
+}
+
+fn parse_address(message: &AddressMessage) -> Option<IpNet> {
+    let pick = |want_local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) if want_local => Some(*ip),
+            AddressAttribute::Address(ip) if !want_local => Some(*ip),
+            _ => None,
+        })
+    };
+    // IFA_LOCAL is the address; IFA_ADDRESS is the far end of a point-to-point link.
+    let ip = pick(true).or_else(|| pick(false))?;
+    IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+fn route_message(link: &Link, route: &Route) -> RouteMessage {
+    let scope = if route.via.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    match route.destination {
+        IpNet::V4(net) => {
+            let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(link.index)
+                .scope(scope);
+            match route.via {
+                Some(IpAddr::V4(gateway)) => builder = builder.gateway(gateway),
+                Some(IpAddr::V6(gateway)) => builder = builder.via(gateway),
+                None => {}
+            }
+            builder.build()
+        }
+        IpNet::V6(net) => {
+            let mut builder = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(link.index);
+            if let Some(IpAddr::V6(gateway)) = route.via {
+                builder = builder.gateway(gateway);
+            }
+            builder.build()
+        }
+    }
+}
+
+impl Netlink {
+    /// The addresses of an interface.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn addresses(&self, link: &Link) -> Result<Vec<IpNet>> {
+        let messages = self.address_messages(&link.name).await?;
+        let ours = messages.iter().filter(|message| message.header.index == link.index);
+        Ok(ours.filter_map(parse_address).collect())
+    }
+
+    async fn address_messages(&self, subject: &str) -> Result<Vec<AddressMessage>> {
+        let request = self.handle.address().get().execute();
+        request.try_collect().await.context(subject, "list the addresses")
+    }
+
+    /// Adds an address, usable at once (no duplicate address detection). One that is there
+    /// already is fine.
+    ///
+    /// # Errors
+    /// If the kernel refuses; for IPv6 that is so where it is disabled on the interface.
+    pub async fn add_address(&self, link: &Link, address: IpNet) -> Result<()> {
+        let mut request = self.handle.address().add(link.index, address.addr(), address.prefix_len());
+        *request.message_mut() = address_message(link, address);
+        tolerate(request.execute().await, &[libc::EEXIST])
+            .context(&format!("{} ({address})", link.name), "add the address")
+    }
+
+    /// Removes an address. One that is gone already is fine.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn del_address(&self, link: &Link, address: IpNet) -> Result<()> {
+        let request = self.handle.address().del(address_message(link, address));
+        tolerate(request.execute().await, &[libc::EADDRNOTAVAIL, libc::ENODEV])
+            .context(&format!("{} ({address})", link.name), "remove the address")
+    }
+
+    /// Adds a route, or replaces the one to the same destination.
+    ///
+    /// # Errors
+    /// If the gateway cannot be reached or the kernel refuses.
+    pub async fn add_route(&self, link: &Link, route: &Route) -> Result<()> {
+        let request = self.handle.route().add(route_message(link, route)).replace();
+        let result = request.execute().await;
+        result.context(&format!("{} ({})", link.name, route.destination), "add the route")
+    }
+
+    /// Removes a route. One that is gone already is fine.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn del_route(&self, link: &Link, route: &Route) -> Result<()> {
+        let request = self.handle.route().del(route_message(link, route));
+        tolerate(request.execute().await, &[libc::ESRCH, libc::ENODEV])
+            .context(&format!("{} ({})", link.name, route.destination), "remove the route")
+    }
+
+    /// The addresses at which other hosts may reach this one: of all interfaces that are up,
+    /// without loopback, link-local and still tentative addresses, and without the interfaces
+    /// named in `except` (our own bridge).
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn local_addresses(&self, except: &[&str]) -> Result<Vec<IpNet>> {
+        let links = self.links().await?;
+        let usable = |index: u32| {
+            links
+                .iter()
+                .any(|link| link.index == index && link.up && !link.loopback && !except.contains(&link.name.as_str()))
+        };
+        let messages = self.address_messages("this host").await?;
+        let mut found: Vec<IpNet> = messages
+            .iter()
+            .filter(|message| usable(message.header.index))
+            .filter(|message| message.header.scope != AddressScope::Host)
+            .filter_map(parse_address)
+            .filter(|net| !is_link_local(net.addr()) && !net.addr().is_loopback())
+            .collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// How the host would send to `destination`; `None` if it cannot.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn route_to(&self, destination: IpAddr) -> Result<Option<RouteTo>> {
+        let subject = destination.to_string();
+        let message = match destination {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
+        };
+        let mut answers = Box::pin(self.handle.route().get(message).execute());
+        let answer = match answers.try_next().await.context(&subject, "look up the route") {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                return match error.errno() {
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => Ok(None),
+                    _ => Err(error),
+                };
+            }
+        };
+        self.parse_route(answer).await
+    }
+
+    async fn parse_route(&self, answer: RouteMessage) -> Result<Option<RouteTo>> {
+        let (mut index, mut source, mut gateway) = (None, None, None);
+        for attribute in answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(oif) => index = Some(oif),
+                RouteAttribute::PrefSource(address) => source = ip_of(&address),
+                RouteAttribute::Gateway(address) => gateway = ip_of(&address),
+                _ => {}
+            }
+        }
+        let Some(index) = index else { return Ok(None) };
+        let link = self.link_by_index(index).await?;
+        Ok(link.map(|link| RouteTo { link, source, gateway }))
+    }
+
+    /// MTU of the interface by which the host would send to `destination`; `None` if there is no
+    /// route.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn mtu_towards(&self, destination: IpAddr) -> Result<Option<u32>> {
+        Ok(self.route_to(destination).await?.map(|route| route.link.mtu))
+    }
+
+    /// The interface that has the IPv4 (or else the IPv6) default route.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn default_route_link(&self) -> Result<Option<Link>> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut query = RouteMessage::default();
+            query.header.address_family = family;
+            let request = self.handle.route().get(query).execute();
+            let routes: Vec<RouteMessage> = request.try_collect().await.context("default route", "look up")?;
+            let oif = routes.iter().filter(|route| route.header.destination_prefix_length == 0).find_map(|route| {
+                route.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                })
+            });
+            if let Some(index) = oif
+                && let Some(link) = self.link_by_index(index).await?
+                && !link.loopback
+            {
+                return Ok(Some(link));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
