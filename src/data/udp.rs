@@ -1,0 +1,98 @@
+//! The UDP socket that sleeve and QUIC share.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::sys;
+
+/// Socket buffers, in bytes each way: 25 ms at 2 Gbit/s, so that a burst waits instead of being
+/// lost while the thread serves the TAP. The value that WireGuard implementations use.
+const BUFFER: usize = 7 << 20;
+
+/// Binds the socket: dual-stack for `[::]`, or IPv4 only where the machine has no IPv6; of the
+/// given family for any other address. Non-blocking, 7 MB of buffers where permitted, and never
+/// fragmented by the kernel (the path MTU is searched for by the forwarder, blind to ICMP).
+///
+/// # Errors
+/// A port in use, an address that is not this machine's; each says what to do.
+pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let bound = match bind(address) {
+        Err(error) if address.ip().is_unspecified() && address.is_ipv6() && no_ipv6(&error) => {
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        other => other,
+    };
+    bound.map_err(|error| explain(&error, address))
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    let probe = libc::IP_PMTUDISC_PROBE;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, false)?;
+        sys::set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
+    }
+    // Also for the IPv4 half of a dual-stack socket.
+    sys::set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
+    // The forced form needs CAP_NET_ADMIN; the other is cut at net.core.{r,w}mem_max.
+    if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
+        sockopt::set_socket_recv_buffer_size(&socket, BUFFER)?;
+    }
+    if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER).is_err() {
+        sockopt::set_socket_send_buffer_size(&socket, BUFFER)?;
+    }
+    net::bind(&socket, &address)?;
+    Ok(socket.into())
+}
+
+fn explain(error: &io::Error, address: SocketAddr) -> io::Error {
+    let advice = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => "the port is in use: is another router running? Else choose another port (`--port`)",
+        Some(libc::EADDRNOTAVAIL) => "the address is not one of this machine's (`--listen`)",
+        Some(libc::EACCES | libc::EPERM) => "not permitted: ports below 1024 need root",
+        _ => "cannot be bound",
+    };
+    io::Error::new(error.kind(), format!("UDP {address}: {advice} ({error})"))
+}
+
+/// The address as everything but the socket knows it: IPv4 never hides in IPv6, and an IPv6
+/// address has no flow label. One peer has one address, however the kernel wrote it.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::V4(SocketAddrV4::new(v4, v6.port())),
+            None => SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
+        },
+        v4 @ SocketAddr::V4(_) => v4,
+    }
+}
+
+/// The address as a socket of the given family takes it; `None` if it cannot reach it.
+pub(super) fn for_socket(address: SocketAddr, socket_is_ipv6: bool) -> Option<SocketAddr> {
+    match (canonical(address), socket_is_ipv6) {
+        (SocketAddr::V4(v4), true) => Some(SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()),
+        (SocketAddr::V6(_), false) => None,
+        (same, _) => Some(same),
+    }
+}
+
+/// Sends one datagram from outside the data thread (QUIC).
+///
+/// # Errors
+/// `WouldBlock` when the send buffer is full, and what the kernel says.
+pub(crate) fn send_one(socket: &UdpSocket, socket_is_ipv6: bool, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    let to = for_socket(to, socket_is_ipv6).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    socket.send_to(bytes, to).map(drop)
+}
