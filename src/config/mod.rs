@@ -1,0 +1,207 @@
+//! Configuration of a router: flags over environment over file over defaults.
+//!
+//! ```text
+//!  flags ──┐
+//!  WEFT_* ─┼─► gather ─► key → (values, where from) ─► Settings::parse ─► Settings
+//!  file ───┘                                     └───► every mistake, at once
+//! ```
+//!
+//! Every flag of `weft up` is a key of the file under the same name, and a variable `WEFT_NAME`
+//! of the environment. A list given at one level replaces the list of the level below it.
+
+mod gather;
+mod parse;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use mesh_proto::handover::Suite;
+
+pub use gather::{Given, KEYS, Key, Source, gather};
+pub use parse::{default_v6_range, host_port};
+
+/// UDP port of control and sleeve, unless told otherwise.
+pub const DEFAULT_PORT: u16 = 6783;
+/// Where the API socket is, unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/weft/weft.sock";
+/// Where the durable state is, unless told otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
+/// Name of the bridge, unless told otherwise.
+pub const DEFAULT_BRIDGE: &str = "weft";
+/// Name of the network, unless told otherwise.
+pub const DEFAULT_NETWORK: &str = "weft";
+/// IPv4 range of containers, unless told otherwise.
+pub const DEFAULT_RANGE_V4: &str = "10.32.0.0/12";
+
+/// All that a router is told before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of this peer, for people.
+    pub name: String,
+    /// Name of the network.
+    pub network: String,
+    /// Peers to dial, as `HOST[:PORT]`.
+    pub peers: Vec<String>,
+    /// Address to bind; `None` binds every address of both families.
+    pub listen: Option<IpAddr>,
+    /// UDP port of control and sleeve.
+    pub port: u16,
+    /// Addresses at which other peers can dial this one; empty: those of the host's interfaces.
+    pub advertise: Vec<SocketAddr>,
+    /// Address ranges of the network, at most one a family.
+    pub ranges: Vec<IpNet>,
+    /// Whether the ranges were given (then an overlap with the host's routes is a warning).
+    pub ranges_given: bool,
+    /// File that holds the network secret.
+    pub secret_file: Option<PathBuf>,
+    /// Directory of the durable state.
+    pub data_dir: PathBuf,
+    /// Path of the API socket.
+    pub socket: PathBuf,
+    /// Where Prometheus metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Name of the bridge; the TAP is named after it.
+    pub bridge: String,
+    /// MTU of the overlay.
+    pub mtu: Mtu,
+    /// Whether peers that gossip tells of are dialled.
+    pub discovery: bool,
+    /// Whether `weft up` returns once the router is ready.
+    pub detach: bool,
+    /// Protection of user frames in a network with a secret.
+    pub cipher: Cipher,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+}
+
+/// MTU of the overlay's interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mtu {
+    /// The underlay's MTU less the overhead of sleeve.
+    Auto,
+    /// So many bytes of IP packet.
+    Fixed(u16),
+}
+
+/// Which ciphers a router offers to its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cipher {
+    /// All of them, the fastest of this machine first.
+    Auto,
+    /// This one only.
+    Only(Suite),
+}
+
+impl Cipher {
+    /// The suites offered, best first, in a network with a secret.
+    #[must_use]
+    pub fn suites(self) -> Vec<Suite> {
+        match self {
+            Self::Only(suite) => vec![suite],
+            Self::Auto if aes_in_hardware() => {
+                vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Nacl]
+            }
+            Self::Auto => vec![Suite::ChaCha20Poly1305, Suite::Nacl],
+        }
+    }
+}
+
+/// AES and carry-less multiplication in hardware: without both, ChaCha20 is faster and AES may
+/// leak its key through the cache.
+fn aes_in_hardware() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        false
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// The operator must act.
+    Error,
+    /// Something is degraded.
+    Warn,
+    /// The mesh changed.
+    Info,
+    /// Why it changed.
+    Debug,
+    /// Every step.
+    Trace,
+}
+
+impl LogLevel {
+    /// The word of the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// One mistake in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The flag, variable or key, with its value, as it was written.
+    pub what: String,
+    /// What is wrong with it and what to do.
+    pub why: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+/// Every mistake in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Settings {
+    /// The name of the TAP of this router.
+    #[must_use]
+    pub fn tap(&self) -> String {
+        format!("{}-tap", self.bridge)
+    }
+}

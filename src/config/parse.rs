@@ -1,0 +1,352 @@
+//! Turns gathered text into [`Settings`], and collects every mistake on the way.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv6Net};
+use mesh_proto::handover::Suite;
+
+use super::gather::Gathered;
+use super::{
+    Cipher, DEFAULT_BRIDGE, DEFAULT_DATA_DIR, DEFAULT_NETWORK, DEFAULT_PORT, DEFAULT_RANGE_V4, DEFAULT_SOCKET,
+    LogFormat, LogLevel, Mtu, Problem, Problems, Settings,
+};
+
+/// Longest name of a peer or network, in bytes.
+const NAME_MAX: usize = 63;
+/// Longest bridge name: the TAP's is four longer and the kernel's limit is 15.
+const BRIDGE_MAX: usize = 11;
+/// Smallest MTU at which IPv4 must work (RFC 791).
+const MTU_MIN: u16 = 576;
+/// Smallest MTU at which IPv6 works (RFC 8200 section 5).
+const MTU_MIN_V6: u16 = 1280;
+/// Largest MTU that a TAP takes.
+const MTU_MAX: u16 = 65_521;
+/// `sun_path` of a unix socket, less its terminating zero.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Reads one key after the other and keeps the mistakes.
+struct Reader<'a> {
+    given: &'a Gathered,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn has(&self, key: &str) -> bool {
+        self.given.contains_key(key)
+    }
+
+    fn complain(&mut self, key: &str, value: &str, why: impl Into<String>) {
+        let what = match self.given.get(key) {
+            Some(given) => given.source.label(key, value),
+            None => format!("--{key} {value} (the default)"),
+        };
+        self.problems.push(Problem { what, why: why.into() });
+    }
+
+    /// All good values of a key; the bad ones become problems.
+    fn many<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let values = self.given.get(key).map(|given| given.values.clone()).unwrap_or_default();
+        let mut good = Vec::new();
+        for value in &values {
+            match parse(value.trim()) {
+                Ok(parsed) => good.push(parsed),
+                Err(why) => self.complain(key, value, why),
+            }
+        }
+        good
+    }
+
+    fn one<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        self.many(key, parse).pop()
+    }
+}
+
+impl Settings {
+    /// Reads every key. `hostname` is the name of a peer that was given none.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with the key, its value, and what to do.
+    pub fn parse(given: &Gathered, hostname: &str) -> Result<Self, Problems> {
+        let mut reader = Reader { given, problems: Vec::new() };
+        let network = reader.one("network", name).unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
+        let (listen, port) = listen_and_port(&mut reader);
+        let ranges_given = reader.has("range");
+        let ranges = ranges(&mut reader, &network);
+        let mtu = reader.one("mtu", mtu).unwrap_or(Mtu::Auto);
+        if let (Mtu::Fixed(bytes), true) = (mtu, ranges.iter().any(|range| range.addr().is_ipv6()))
+            && bytes < MTU_MIN_V6
+        {
+            reader.complain(
+                "mtu",
+                &bytes.to_string(),
+                format!("IPv6 needs at least {MTU_MIN_V6}; raise it, or give only an IPv4 --range"),
+            );
+        }
+        let settings = Self {
+            name: reader.one("name", name).unwrap_or_else(|| default_name(hostname)),
+            peers: dedup(reader.many("peer", peer)),
+            listen,
+            port,
+            advertise: dedup(reader.many("advertise", |text| advertise(text, port))),
+            ranges,
+            ranges_given,
+            secret_file: reader.one("secret-file", path),
+            data_dir: reader.one("data-dir", path).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
+            socket: reader.one("socket", socket).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
+            metrics: reader.one("metrics", metrics),
+            bridge: reader.one("bridge", bridge).unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()),
+            mtu,
+            discovery: !reader.one("no-discovery", boolean).unwrap_or(false),
+            detach: reader.one("detach", boolean).unwrap_or(false),
+            cipher: reader.one("cipher", cipher).unwrap_or(Cipher::Auto),
+            log_level: reader.one("log-level", log_level).unwrap_or(LogLevel::Info),
+            log_format: reader.one("log-format", log_format).unwrap_or(LogFormat::Text),
+            network,
+        };
+        if reader.problems.is_empty() { Ok(settings) } else { Err(Problems(reader.problems)) }
+    }
+}
+
+fn dedup<T: PartialEq>(values: Vec<T>) -> Vec<T> {
+    let mut kept = Vec::new();
+    for value in values {
+        if !kept.contains(&value) {
+            kept.push(value);
+        }
+    }
+    kept
+}
+
+fn default_name(hostname: &str) -> String {
+    name(hostname).unwrap_or_else(|_| "weft".to_owned())
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let printable = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if text.is_empty() || text.len() > NAME_MAX || !printable {
+        return Err(format!("expected 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Splits `HOST[:PORT]`; IPv6 addresses may stand alone or as `[ADDRESS]:PORT`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn host_port(text: &str) -> Result<(String, Option<u16>), String> {
+    let port = |digits: &str| match digits.parse::<u16>() {
+        Ok(0) | Err(_) => Err(format!("`{digits}` is not a port (1 to 65535)")),
+        Ok(port) => Ok(port),
+    };
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok((address.to_string(), None));
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (address, tail) = rest.split_once(']').ok_or("`[` without `]`")?;
+        address.parse::<Ipv6Addr>().map_err(|_| format!("`{address}` is not an IPv6 address"))?;
+        let after = match tail.strip_prefix(':') {
+            Some(digits) => Some(port(digits)?),
+            None if tail.is_empty() => None,
+            None => return Err(format!("expected `:PORT` after `]`, found `{tail}`")),
+        };
+        return Ok((address.to_owned(), after));
+    }
+    let (host, after) = match text.split_once(':') {
+        Some((host, digits)) => (host, Some(port(digits)?)),
+        None => (text, None),
+    };
+    let digits_only = host.chars().all(|c| c.is_ascii_digit() || c == '.')
+        && host.parse::<std::net::Ipv4Addr>().is_err();
+    let host_chars = host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if host.is_empty() || host.len() > 253 || !host_chars || digits_only || host.starts_with('-') {
+        return Err(format!("`{host}` is neither a host name nor an IP address"));
+    }
+    Ok((host.to_owned(), after))
+}
+
+fn peer(text: &str) -> Result<String, String> {
+    host_port(text).map(|_| text.to_owned()).map_err(|why| format!("{why}; expected HOST, HOST:PORT or [IPv6]:PORT"))
+}
+
+fn listen_and_port(reader: &mut Reader<'_>) -> (Option<IpAddr>, u16) {
+    let listen = reader.one("listen", |text| {
+        let (host, port) =
+            host_port(text).map_err(|why| format!("{why}; expected an address of this host, ADDR[:PORT]"))?;
+        let address =
+            host.parse::<IpAddr>().map_err(|_| "expected an IP address of this host, not a name".to_owned())?;
+        if address.is_multicast() {
+            return Err("a multicast address cannot be bound".to_owned());
+        }
+        Ok((address, port))
+    });
+    let port = reader.one("port", |text| match text.parse::<u16>() {
+        Ok(0) | Err(_) => Err("expected a UDP port, 1 to 65535".to_owned()),
+        Ok(port) => Ok(port),
+    });
+    let chosen = match (listen.and_then(|(_, port)| port), port) {
+        (Some(one), Some(other)) if one != other => {
+            reader.complain(
+                "port",
+                &other.to_string(),
+                format!("--listen names port {one} already; keep one of the two"),
+            );
+            other
+        }
+        (one, other) => one.or(other).unwrap_or(DEFAULT_PORT),
+    };
+    // The unspecified IPv6 address takes both families, which is what no address means.
+    let address = listen.map(|(address, _)| address).filter(|address| *address != IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    (address, chosen)
+}
+
+fn advertise(text: &str, default_port: u16) -> Result<SocketAddr, String> {
+    let (host, port) = host_port(text).map_err(|why| format!("{why}; expected an IP address, ADDR[:PORT]"))?;
+    let address: IpAddr = host.parse().map_err(|_| "expected an IP address, not a name".to_owned())?;
+    if address.is_unspecified() || address.is_multicast() {
+        return Err("other peers cannot dial that address".to_owned());
+    }
+    Ok(SocketAddr::new(address, port.unwrap_or(default_port)))
+}
+
+fn ranges(reader: &mut Reader<'_>, network: &str) -> Vec<IpNet> {
+    if !reader.has("range") {
+        let v4 = IpNet::from_str(DEFAULT_RANGE_V4).ok();
+        return v4.into_iter().chain([default_v6_range(network)]).collect();
+    }
+    let mut kept: Vec<IpNet> = Vec::new();
+    for range in dedup(reader.many("range", range)) {
+        let same_family = kept.iter().find(|other| other.addr().is_ipv4() == range.addr().is_ipv4());
+        match same_family {
+            Some(other) => {
+                let why = format!("{other} is of the same family; give at most one IPv4 and one IPv6 range");
+                reader.complain("range", &range.to_string(), why);
+            }
+            None => kept.push(range),
+        }
+    }
+    if kept.is_empty() && reader.problems.is_empty() {
+        reader.complain("range", "(none)", "give at least one range, or leave the key out");
+    }
+    kept
+}
+
+/// The IPv6 range of a network that was given none: a unique local /64 whose global id comes
+/// from the network's name, so that all its peers agree and other networks differ (RFC 4193
+/// asks for random bits; those of a hash over a chosen name serve the same end).
+#[must_use]
+pub fn default_v6_range(network: &str) -> IpNet {
+    let mut text = b"weft default range\0".to_vec();
+    text.extend_from_slice(network.as_bytes());
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &text);
+    let mut address = [0; 16];
+    address[0] = 0xfd;
+    address[1..6].copy_from_slice(&digest.as_ref()[..5]);
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from(address), 64))
+}
+
+fn range(text: &str) -> Result<IpNet, String> {
+    let range: IpNet =
+        text.parse().map_err(|_| "expected a range such as 10.32.0.0/12 or fd00:1234::/64".to_owned())?;
+    if range.trunc() != range {
+        return Err(format!("has bits set behind its prefix; did you mean {}?", range.trunc()));
+    }
+    let (shortest, longest) = if range.addr().is_ipv4() { (8, 30) } else { (16, 124) };
+    if !(shortest..=longest).contains(&range.prefix_len()) {
+        return Err(format!("the prefix length must be between /{shortest} and /{longest}"));
+    }
+    let special: &[&str] = match range {
+        IpNet::V4(_) => &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"],
+        IpNet::V6(_) => &["::/16", "fe80::/10", "ff00::/8"],
+    };
+    for reserved in special {
+        let overlaps = reserved
+            .parse::<IpNet>()
+            .is_ok_and(|reserved| reserved.contains(&range.network()) || range.contains(&reserved.network()));
+        if overlaps {
+            return Err(format!("overlaps {reserved}, which has a meaning of its own"));
+        }
+    }
+    Ok(range)
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() {
+        return Err("expected a path".to_owned());
+    }
+    // A detached router changes its directory, and so may the one that asks for its state.
+    std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = path(text)?;
+    if path.as_os_str().len() > SOCKET_PATH_MAX {
+        return Err(format!("a socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter one"));
+    }
+    Ok(path)
+}
+
+fn metrics(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ADDR:PORT, such as 127.0.0.1:6782 or [::]:6782".to_owned())
+}
+
+fn bridge(text: &str) -> Result<String, String> {
+    let fine = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if text.is_empty() || text.len() > BRIDGE_MAX || !fine || text == "." || text == ".." {
+        return Err(format!(
+            "expected an interface name of 1 to {BRIDGE_MAX} letters, digits, `-`, `_` or `.` (the TAP is named NAME-tap)"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn mtu(text: &str) -> Result<Mtu, String> {
+    if text == "auto" {
+        return Ok(Mtu::Auto);
+    }
+    match text.parse::<u16>() {
+        Ok(bytes) if (MTU_MIN..=MTU_MAX).contains(&bytes) => Ok(Mtu::Fixed(bytes)),
+        _ => Err(format!("expected `auto` or a number of bytes, {MTU_MIN} to {MTU_MAX}")),
+    }
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+fn cipher(text: &str) -> Result<Cipher, String> {
+    let suites = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Nacl];
+    if text == "auto" {
+        return Ok(Cipher::Auto);
+    }
+    suites
+        .into_iter()
+        .find(|suite| suite.name() == text)
+        .map(Cipher::Only)
+        .ok_or_else(|| "expected auto, aes-256-gcm, chacha20-poly1305 or nacl".to_owned())
+}
+
+fn log_level(text: &str) -> Result<LogLevel, String> {
+    use LogLevel::{Debug, Error, Info, Trace, Warn};
+    [Error, Warn, Info, Debug, Trace]
+        .into_iter()
+        .find(|level| level.name() == text)
+        .ok_or_else(|| "expected error, warn, info, debug or trace".to_owned())
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("expected text or json".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

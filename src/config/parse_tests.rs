@@ -1,0 +1,112 @@
+use super::super::gather::{Given, Source};
+use super::*;
+
+fn settings(pairs: &[(&'static str, &[&str])]) -> Result<Settings, Problems> {
+    let given = pairs
+        .iter()
+        .map(|(key, values)| {
+            let values = values.iter().map(|&value| value.to_owned()).collect();
+            (*key, Given { values, source: Source::Flag })
+        })
+        .collect();
+    Settings::parse(&given, "host1")
+}
+
+#[test]
+fn nothing_given_gives_the_documented_defaults() {
+    let settings = settings(&[]).expect("valid");
+    assert_eq!(settings.name, "host1");
+    assert_eq!(settings.port, 6783);
+    assert_eq!(settings.listen, None);
+    assert_eq!(settings.ranges[0].to_string(), "10.32.0.0/12");
+    assert_eq!(settings.ranges.len(), 2);
+    assert!(!settings.ranges_given);
+    assert_eq!(settings.tap(), "weft-tap");
+    assert!(settings.discovery);
+}
+
+#[test]
+fn the_default_ipv6_range_is_of_the_network() {
+    assert_eq!(default_v6_range("a"), default_v6_range("a"));
+    assert_ne!(default_v6_range("a"), default_v6_range("b"));
+    assert_eq!(range(&default_v6_range("a").to_string()), Ok(default_v6_range("a")));
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_flag_value_and_remedy() {
+    let error = settings(&[
+        ("mtu", &["99999"]),
+        ("port", &["0"]),
+        ("range", &["10.32.0.1/12", "127.0.0.0/8"]),
+        ("peer", &["good", "bad:port", "1.2.3"]),
+        ("bridge", &["a-bridge-too-long"]),
+        ("cipher", &["rot13"]),
+        ("metrics", &["6782"]),
+    ])
+    .expect_err("nine mistakes");
+    let text = error.to_string();
+    assert_eq!(error.0.len(), 9, "{text}");
+    assert!(text.contains("--mtu 99999: expected `auto` or a number"), "{text}");
+    assert!(text.contains("did you mean 10.32.0.0/12?"), "{text}");
+    assert!(text.contains("--peer bad:port: `port` is not a port"), "{text}");
+    assert!(text.contains("--range 127.0.0.0/8: overlaps"), "{text}");
+}
+
+#[test]
+fn hosts_are_split_from_ports() {
+    for (text, host, port) in [
+        ("h", "h", None),
+        ("h.example:1", "h.example", Some(1)),
+        ("192.0.2.1:65535", "192.0.2.1", Some(65_535)),
+        ("::1", "::1", None),
+        ("[::1]", "::1", None),
+        ("[2001:db8::1]:6783", "2001:db8::1", Some(6783)),
+    ] {
+        assert_eq!(host_port(text), Ok((host.to_owned(), port)), "{text}");
+    }
+    for text in ["", ":1", "h:", "h:0", "h:65536", "[::1", "[h]:1", "[::1]x", "a b", "1.2.3.4.5", "-h"] {
+        assert!(host_port(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn one_range_a_family_is_the_most() {
+    let error = settings(&[("range", &["10.0.0.0/8", "192.168.0.0/16"])]).expect_err("two");
+    assert!(error.to_string().contains("--range 192.168.0.0/16: 10.0.0.0/8"));
+    assert!(settings(&[("range", &["10.0.0.0/8", "fd00::/64"])]).is_ok());
+}
+
+#[test]
+fn an_mtu_below_what_ipv6_needs_is_refused_only_with_an_ipv6_range() {
+    assert!(settings(&[("mtu", &["1000"])]).is_err());
+    assert!(settings(&[("mtu", &["1000"]), ("range", &["10.0.0.0/8"])]).is_ok());
+}
+
+#[test]
+fn the_port_stands_in_listen_or_in_port() {
+    let both = settings(&[("listen", &["192.0.2.1:7000"]), ("port", &["7000"])]).expect("same");
+    assert_eq!((both.listen, both.port), (Some([192, 0, 2, 1].into()), 7000));
+    assert!(settings(&[("listen", &["192.0.2.1:7000"]), ("port", &["7001"])]).is_err());
+    assert!(settings(&[("listen", &["localhost"])]).is_err());
+    assert_eq!(settings(&[("listen", &["::"])]).expect("any").listen, None);
+}
+
+#[test]
+fn addresses_to_advertise_take_the_port_of_the_router() {
+    let settings = settings(&[("port", &["7000"]), ("advertise", &["203.0.113.1", "[2001:db8::1]:1"])]).expect("valid");
+    assert_eq!(settings.advertise[0].to_string(), "203.0.113.1:7000");
+    assert_eq!(settings.advertise[1].to_string(), "[2001:db8::1]:1");
+}
+
+#[test]
+fn a_hostname_that_is_no_name_falls_back() {
+    let settings = Settings::parse(&Gathered::new(), "bad name\u{1b}").expect("valid");
+    assert_eq!(settings.name, "weft");
+}
+
+#[test]
+fn auto_offers_every_sealing_suite_and_a_choice_only_itself() {
+    assert!(Cipher::Auto.suites().contains(&Suite::ChaCha20Poly1305));
+    assert!(!Cipher::Auto.suites().contains(&Suite::Plain));
+    assert_eq!(Cipher::Only(Suite::Nacl).suites(), [Suite::Nacl]);
+}
