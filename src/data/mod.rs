@@ -15,6 +15,11 @@
 //! Every queue is bounded. What is full drops and counts (QUIC datagrams), keeps the newest
 //! (events), or makes control wait for one turn of the thread's loop (commands).
 
+mod batch;
+mod events;
+mod handle;
+mod outbox;
+mod quiet;
 mod report;
 mod sys;
 mod tap;
@@ -68,7 +73,7 @@ pub struct DataOutputs {
 /// The control side's hold on the data thread. Clones share it.
 #[derive(Clone)]
 pub struct DataHandle {
-    inner: Arc<worker::Shared>,
+    inner: Arc<handle::Shared>,
 }
 
 impl fmt::Debug for DataHandle {
@@ -109,5 +114,14 @@ impl DataHandle {
     /// Ends the thread and waits for it (at most a few milliseconds), which closes the TAP.
     pub fn stop(&self) {
         self.inner.stop();
+    }
+}
+
+#[cfg(test)]
+impl DataHandle {
+    /// A handle without a thread, and the QUIC datagrams that it is given for relays.
+    pub(crate) fn without_thread() -> (Self, std::sync::mpsc::Receiver<(PeerId, Vec<u8>)>) {
+        let (shared, inbox, _wake, _stop) = handle::Shared::new().unwrap();
+        (Self { inner: Arc::new(shared) }, inbox.relayed)
     }
 }

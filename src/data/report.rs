@@ -45,4 +45,6 @@ pub struct Report {
     pub io: IoCounters,
     /// Whether the TAP is gone (the interface was deleted): the router has to be started again.
     pub tap_lost: bool,
+    /// Turns of the thread's loop that panicked: each a bug that cost a batch of frames.
+    pub panics: u64,
 }

@@ -1,29 +1,321 @@
-//! The data thread.
+//! The data thread: waits, reads, hands over, sends.
+//!
+//! ```text
+//!  loop {  wait (epoll: TAP, socket, eventfd; until the forwarder's next timer)
+//!          eventfd?  commands, relayed QUIC datagrams, reports
+//!          timer?    handle_timeout
+//!          TAP?      up to FRAMES frames
+//!          socket?   up to a batch of datagrams
+//!          flush, events }
+//! ```
+//!
+//! A turn is bounded from every source, so a flood from one side does not starve the other.
+
 use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use mesh_proto::handover::Command;
-use mesh_proto::id::PeerId;
+use mesh_proto::data::forwarder::Forwarder;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use tokio::sync::mpsc;
+use tracing::{error, warn};
 
+use super::batch::{BATCH, Receiver};
+use super::events::Events;
+use super::handle::{Inbox, Shared};
+use super::outbox::Outbox;
+use super::quiet::Quiet;
 use super::{DataConfig, DataOutputs, Report};
+use crate::clock::Clock;
 
-pub(super) struct Shared {}
+/// Frames read from the TAP in one turn.
+const FRAMES: usize = BATCH;
+/// Longest frame that a TAP gives: 64 KiB of payload and its headers.
+const FRAME_MAX: usize = 65_536 + 64;
+/// Inputs of control handled in one turn, of each kind.
+const INPUTS: usize = 256;
+/// Bound of both queues to control.
+const OUTPUTS: usize = 1024;
+/// How soon events that found the queue full are offered again.
+const EVENTS_RETRY: Duration = Duration::from_millis(5);
+/// How long a source that fails is left alone.
+const MUTE: Duration = Duration::from_millis(100);
+/// Longest wait: a number that every kernel's epoll takes.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-impl Shared {
-    pub(super) fn command(&self, command: Command) {
-        drop(command);
-    }
-    pub(super) fn relay_quic(&self, to: PeerId, bytes: &[u8]) -> bool {
-        let _ = (to, bytes);
-        false
-    }
-    pub(super) async fn report(&self) -> Option<Report> {
-        std::future::ready(None).await
-    }
-    pub(super) fn stop(&self) {}
+const TAP: u64 = 0;
+const SOCKET: u64 = 1;
+const WAKE: u64 = 2;
+
+/// Starts the thread.
+pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)> {
+    let (shared, inbox, wake, stop) = Shared::new()?;
+    let (events, events_end) = mpsc::channel(OUTPUTS);
+    let (quic, quic_end) = mpsc::channel(OUTPUTS);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let tap = Arc::new(config.tap);
+    epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+    let outbox = Outbox::new(tap.clone(), config.socket.clone(), quic)?;
+    let now = config.clock.now();
+    let receiver = Receiver::new(usize::from(config.forwarder.payload_max));
+    let thread = Thread {
+        tap: Source::new(tap, TAP),
+        socket: Source::new(config.socket, SOCKET),
+        forwarder: Forwarder::new(config.forwarder, config.seed, now),
+        clock: config.clock,
+        epoll,
+        wake,
+        inbox,
+        receiver,
+        outbox,
+        events: Events::new(events),
+        frame: vec![0; FRAME_MAX].into(),
+        more_inputs: false,
+        events_kept: false,
+        tap_lost: false,
+        panics: 0,
+        quiet: Quiet::default(),
+    };
+    thread.tap.listen(&thread.epoll)?;
+    thread.socket.listen(&thread.epoll)?;
+    let join = std::thread::Builder::new().name("weft-data".to_owned()).spawn(move || thread.run(&stop))?;
+    shared.set_thread(join);
+    Ok((Arc::new(shared), DataOutputs { events: events_end, quic: quic_end }))
 }
 
-pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)> {
-    let _ = config;
-    Err(io::Error::from(io::ErrorKind::Unsupported))
+/// A descriptor that epoll watches, and leaves alone for a while after it failed.
+struct Source<F> {
+    fd: Arc<F>,
+    token: u64,
+    muted_until: Option<Duration>,
+}
+
+impl<F: AsFd> Source<F> {
+    const fn new(fd: Arc<F>, token: u64) -> Self {
+        Self { fd, token, muted_until: None }
+    }
+
+    fn listen(&self, epoll: &OwnedFd) -> io::Result<()> {
+        Ok(epoll::add(epoll, &self.fd, EventData::new_u64(self.token), EventFlags::IN)?)
+    }
+
+    fn ignore(&self, epoll: &OwnedFd) {
+        // Fails only if it is not listened to: as wanted.
+        let _ = epoll::delete(epoll, &self.fd);
+    }
+
+    /// Stops listening until [`MUTE`] from now: epoll would report the error again and again.
+    fn mute(&mut self, epoll: &OwnedFd, now: Duration) {
+        self.ignore(epoll);
+        self.muted_until = Some(now + MUTE);
+    }
+
+    fn unmute(&mut self, epoll: &OwnedFd, now: Duration) {
+        if self.muted_until.is_some_and(|until| until <= now) {
+            self.muted_until = self.listen(epoll).is_err().then(|| now + MUTE);
+        }
+    }
+}
+
+/// Which sources have something.
+#[derive(Default)]
+struct Ready {
+    tap: bool,
+    socket: bool,
+    wake: bool,
+}
+
+struct Thread {
+    clock: Clock,
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    inbox: Inbox,
+    tap: Source<OwnedFd>,
+    socket: Source<UdpSocket>,
+    forwarder: Forwarder,
+    receiver: Receiver,
+    outbox: Outbox,
+    events: Events,
+    frame: Box<[u8]>,
+    more_inputs: bool,
+    events_kept: bool,
+    tap_lost: bool,
+    panics: u64,
+    quiet: Quiet,
+}
+
+impl Thread {
+    fn run(mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            // A bug in the forwarder costs the batch that triggered it, not the host's network.
+            if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
+                self.panics += 1;
+                if let Some(kept_quiet) = self.quiet.may_speak() {
+                    error!(kept_quiet, "bug in the data path (see the panic above): a batch was lost, going on");
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        let ready = self.wait();
+        let now = self.clock.now();
+        if ready.wake || self.more_inputs {
+            self.inputs(now);
+        }
+        self.timers(now);
+        if ready.tap {
+            self.read_tap(now);
+        }
+        if ready.socket {
+            self.read_socket(now);
+        }
+        self.forwarder.flush(now, &mut self.outbox);
+        self.outbox.flush();
+        while let Some(event) = self.forwarder.poll_event() {
+            self.events.send(event);
+        }
+        self.events_kept = self.events.retry();
+    }
+
+    fn wait(&mut self) -> Ready {
+        let none = epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
+        let mut found = [none; 3];
+        let timeout = self.patience().and_then(|patience| Timespec::try_from(patience).ok());
+        let count = match epoll::wait(&self.epoll, &mut found, timeout.as_ref()) {
+            Ok(count) => count,
+            Err(Errno::INTR) => 0,
+            Err(error) => {
+                self.warn("waiting for work failed", error);
+                std::thread::sleep(MUTE);
+                0
+            }
+        };
+        let mut ready = Ready::default();
+        for event in &found[..count] {
+            match event.data.u64() {
+                TAP => ready.tap = true,
+                SOCKET => ready.socket = true,
+                _ => ready.wake = true,
+            }
+        }
+        ready
+    }
+
+    /// How long there is nothing to do without input; `None` is for ever.
+    fn patience(&self) -> Option<Duration> {
+        if self.more_inputs {
+            return Some(Duration::ZERO);
+        }
+        let timers = [
+            self.forwarder.poll_timeout().map(|(at, _why)| at),
+            self.tap.muted_until,
+            self.socket.muted_until,
+            self.events_kept.then(|| self.clock.now() + EVENTS_RETRY),
+        ];
+        let next = timers.into_iter().flatten().min()?;
+        Some(next.saturating_sub(self.clock.now()).min(WAIT_MAX))
+    }
+
+    fn timers(&mut self, now: Duration) {
+        if self.forwarder.poll_timeout().is_some_and(|(at, _why)| at <= now) {
+            self.forwarder.handle_timeout(now, &mut self.outbox);
+        }
+        self.tap.unmute(&self.epoll, now);
+        self.socket.unmute(&self.epoll, now);
+    }
+
+    fn inputs(&mut self, now: Duration) {
+        // Resets the eventfd; what is queued after this wakes the thread again.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let mut left = INPUTS;
+        for command in self.inbox.commands.try_iter().take(INPUTS) {
+            self.forwarder.handle_command(command, now, &mut self.outbox);
+            left -= 1;
+        }
+        self.more_inputs = left == 0;
+        left = INPUTS;
+        for (to, bytes) in self.inbox.relayed.try_iter().take(INPUTS) {
+            self.forwarder.relay_quic(to, &bytes, now, &mut self.outbox);
+            left -= 1;
+        }
+        self.more_inputs |= left == 0;
+        for answer in self.inbox.reports.try_iter().take(INPUTS) {
+            let report = Report { io: self.outbox.counters, tap_lost: self.tap_lost, panics: self.panics };
+            // Err: whoever asked has gone.
+            let _ = answer.send(report);
+        }
+    }
+
+    fn read_tap(&mut self, now: Duration) {
+        for _ in 0..FRAMES {
+            match rustix::io::read(&self.tap.fd, &mut *self.frame) {
+                Ok(0) => return self.lose_tap("closed"),
+                Ok(len) => {
+                    self.outbox.counters.tap_read_frames += 1;
+                    self.outbox.counters.tap_read_bytes += len as u64;
+                    self.forwarder.handle_frame(&self.frame[..len], now, &mut self.outbox);
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(Errno::BADFD) => return self.lose_tap("deleted"),
+                Err(error) => {
+                    self.outbox.counters.tap_read_failed += 1;
+                    self.tap.mute(&self.epoll, now);
+                    return self.warn("reading the TAP failed", error);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn lose_tap(&mut self, how: &str) {
+        self.tap.ignore(&self.epoll);
+        self.tap_lost = true;
+        error!("the TAP was {how}: no frames from or to this host any more; start the router again");
+    }
+
+    fn read_socket(&mut self, now: Duration) {
+        let count = match self.receiver.receive(&self.socket.fd) {
+            Ok(count) => count,
+            Err(error) => return self.receive_failed(&error, now),
+        };
+        for n in 0..count {
+            let Some((from, bytes)) = self.receiver.datagram(n) else {
+                self.outbox.counters.udp_truncated += 1;
+                continue;
+            };
+            self.outbox.counters.udp_received += 1;
+            self.outbox.counters.udp_received_bytes += bytes.len() as u64;
+            self.forwarder.handle_datagram(from, bytes, now, &mut self.outbox);
+        }
+    }
+
+    #[cold]
+    fn receive_failed(&mut self, error: &io::Error, now: Duration) {
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset, Interrupted, WouldBlock};
+        match error.kind() {
+            WouldBlock | Interrupted => {}
+            // An ICMP answer to something that was sent: reading it has cleared it.
+            ConnectionRefused | ConnectionReset => self.outbox.counters.udp_receive_failed += 1,
+            _ => {
+                self.outbox.counters.udp_receive_failed += 1;
+                self.socket.mute(&self.epoll, now);
+                self.warn("receiving failed", error);
+            }
+        }
+    }
+
+    #[cold]
+    fn warn(&mut self, what: &str, error: impl std::fmt::Display) {
+        if let Some(kept_quiet) = self.quiet.may_speak() {
+            warn!(%error, kept_quiet, "{what}");
+        }
+    }
 }
