@@ -1,11 +1,14 @@
 //! The allocator: allocate, claim, free, look up, donate, behind one surface.
 
 use core::fmt::Debug;
+use core::marker::PhantomData;
 use core::net::IpAddr;
 use core::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::id::{Id, Owner};
+use crate::machine::{Machine, Setup};
 use crate::{Output, RequestId, Ticket};
 
 /// What a peer id must be able to do: be compared, copied and written as 16 bytes.
@@ -29,10 +32,12 @@ pub struct Config<P> {
     pub named_peers: usize,
 }
 
-/// The address protocol of one peer.
+/// The address protocol of one peer: converts peer ids, and hands everything to the machine.
 #[derive(Debug)]
 pub struct Allocator<P> {
-    config: Config<P>,
+    machine: Machine,
+    ranges: Vec<IpNet>,
+    peer: PhantomData<P>,
 }
 
 impl<P: PeerKey> Allocator<P> {
@@ -47,71 +52,122 @@ impl<P: PeerKey> Allocator<P> {
         seed: [u8; 32],
         now: Duration,
     ) -> Result<Self, StateError> {
-        let _ = (state, seed, now);
-        Ok(Self { config })
+        let setup = Setup {
+            me: owner(config.me, config.incarnation),
+            ranges: config.ranges.clone(),
+            named: config.named_peers,
+            seed,
+        };
+        Ok(Self { machine: Machine::new(setup, state, now)?, ranges: config.ranges, peer: PhantomData })
     }
+
     /// The peers that can be reached now, with their incarnations (never this one).
     pub fn handle_peers(&mut self, reachable: &[(P, u64)], now: Duration) {
-        let _ = (reachable, now);
+        let peers = reachable.iter().map(|&(peer, life)| (Id(peer.to_bytes()), life)).collect();
+        self.machine.handle_peers(peers, now);
     }
+
     /// A message from a peer.
     pub fn handle_message(&mut self, from: P, incarnation: u64, bytes: &[u8], now: Duration) {
-        let _ = (from, incarnation, bytes, now);
+        self.machine.handle_message(owner(from, incarnation), bytes, now);
     }
+
     /// A write is durable, or failed with the given text.
     pub fn handle_stored(&mut self, ticket: Ticket, result: Result<(), String>, now: Duration) {
-        let _ = (ticket, result, now);
+        self.machine.handle_stored(ticket, result, now);
     }
-    /// Asks for an address in a range for an owner. The same owner and range get the same
-    /// address again. The answer is an [`Output::Reply`].
+
+    /// Asks for an address in a range, or in a part of one, for an owner. The same owner and
+    /// range get the same address again. The answer is an [`Output::Reply`], after 10 s at the
+    /// latest.
     pub fn allocate(&mut self, request: RequestId, owner: &str, range: IpNet, now: Duration) {
-        let _ = (request, owner, range, now);
+        self.machine.clock(now);
+        self.machine.allocate(request, owner, range);
+        self.machine.settle();
     }
+
     /// Asks for a given address for an owner.
     pub fn claim(&mut self, request: RequestId, owner: &str, address: IpAddr, now: Duration) {
-        let _ = (request, owner, address, now);
+        self.machine.clock(now);
+        self.machine.claim(request, owner, address);
+        self.machine.settle();
     }
-    /// Gives back one address of an owner, or all of them; returns those given back.
+
+    /// Gives back one address of an owner, or all of them; returns those given back. They are
+    /// not given again for 30 s.
     pub fn free(&mut self, owner: &str, address: Option<IpAddr>, now: Duration) -> Vec<IpNet> {
-        let _ = (owner, address, now);
-        Vec::new()
+        self.machine.clock(now);
+        let freed = self.machine.free(owner, address);
+        self.machine.settle();
+        freed
     }
+
     /// The addresses of an owner.
     pub fn lookup(&self, owner: &str) -> Vec<IpNet> {
-        let _ = owner;
-        Vec::new()
+        self.machine.lookup(owner)
     }
-    /// Gives up on a request whose asker went away.
+
+    /// Gives up on a request whose asker went away: it is not answered. An address that its
+    /// owner got meanwhile stays given.
     pub fn cancel(&mut self, request: RequestId) {
-        let _ = request;
+        self.machine.cancel(request);
     }
+
     /// The time of [`Self::poll_timeout`] has come (earlier or later is harmless).
     pub fn handle_timeout(&mut self, now: Duration) {
-        let _ = now;
+        self.machine.handle_timeout(now);
     }
+
     /// What to do next; drain until `None` after every input.
     pub fn poll_output(&mut self) -> Option<Output<P>> {
-        None
+        let output = self.machine.poll_output()?;
+        Some(match output {
+            Output::Send { to, bytes } => Output::Send { to: P::from_bytes(to.0), bytes },
+            Output::Store { ticket, changes } => Output::Store { ticket, changes },
+            Output::Broadcast { bytes } => Output::Broadcast { bytes },
+            Output::Reply { request, result } => Output::Reply { request, result },
+            Output::Notice(text) => Output::Notice(text),
+        })
     }
+
     /// When to call [`Self::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Duration, &'static str)> {
-        None
+        self.machine.poll_timeout()
     }
+
     /// Whether addresses can be given; otherwise what is waited for, in one line.
+    ///
+    /// # Errors
+    /// What is waited for.
     pub fn readiness(&self) -> Result<(), String> {
-        Err(format!("{:?}: not founded", self.config.me))
+        self.machine.readiness()
     }
+
     /// Who owns how much, for `weft ipam`.
     pub fn summary(&self) -> Summary<P> {
+        let (peers, spare) = (self.machine.owned_by_peers(), self.machine.counts());
         Summary {
-            ranges: Vec::new(),
-            owned: 0,
-            free: 0,
-            used: 0,
-            peers: Vec::new(),
-            allocations: Vec::new(),
+            ranges: self.ranges.clone(),
+            network: self.machine.network_text(),
+            owned: spare.owned,
+            free: spare.free,
+            used: spare.used,
+            cooling: spare.cooling,
+            peers: peers.into_iter().map(|(peer, owned)| (P::from_bytes(peer.0), owned)).collect(),
+            allocations: self.machine.allocations(),
+            problems: self.machine.problem_texts(),
         }
     }
+
+    /// The blocks that this peer may give addresses from, as first and last address.
+    #[must_use]
+    pub fn held(&self) -> Vec<(IpAddr, IpAddr)> {
+        self.machine.held()
+    }
+}
+
+fn owner<P: PeerKey>(peer: P, incarnation: u64) -> Owner {
+    Owner { peer: Id(peer.to_bytes()), incarnation }
 }
 
 /// The state of the address space as this peer sees it; numbers of addresses saturate.
@@ -119,17 +175,23 @@ impl<P: PeerKey> Allocator<P> {
 pub struct Summary<P> {
     /// The ranges of the network.
     pub ranges: Vec<IpNet>,
-    /// Addresses in blocks that this peer owns.
+    /// The first eight digits of the address network's id, once there is one.
+    pub network: Option<String>,
+    /// Addresses in blocks that this peer owns, without reserved ones.
     pub owned: u64,
     /// Of these, how many can be given.
     pub free: u64,
     /// Of these, how many are given.
     pub used: u64,
+    /// Of these, how many were freed too recently to be given again.
+    pub cooling: u64,
     /// Owned addresses of every peer, this one first.
     pub peers: Vec<(P, u64)>,
     /// Addresses that this peer gave: owner, address, time given (seconds since the Unix epoch
     /// are the caller's business; here it is `now` of the grant, or `None` from before the start).
     pub allocations: Vec<(String, IpNet, Option<Duration>)>,
+    /// What is wrong and stays so until somebody does something, a line each.
+    pub problems: Vec<String>,
 }
 
 /// Why durable state cannot be used.

@@ -5,6 +5,23 @@
 //! network. It knows nothing of meshes, sockets or disks: [`Output`] asks for what it needs.
 
 pub mod allocator;
+mod ask;
+mod founding;
+mod gossip;
+mod grant;
+mod id;
+mod join;
+mod journal;
+mod machine;
+mod range;
+mod restore;
+mod ring;
+mod runs;
+mod serve;
+mod space;
+mod store;
+mod summary;
+mod wire;
 
 use core::net::IpAddr;
 
@@ -103,6 +120,28 @@ pub enum AllocError {
         waited_s: u64,
         /// What was waited for.
         waiting_for: String,
+    },
+    /// The address is in a block of another peer, which has given other addresses of it.
+    #[error("{address} is in a block of peer {peer} that is partly in use; choose another address or ask there")]
+    HeldElsewhere {
+        /// The address asked for.
+        address: IpAddr,
+        /// The peer that owns the block, by the first eight digits of its id.
+        peer: String,
+    },
+    /// The owner gave the address back while this request was under way.
+    #[error("{address} was given back while the request for it was under way")]
+    Withdrawn {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The owner's name cannot be kept.
+    #[error("an owner's name must have 1 to {most} bytes; this one has {bytes}")]
+    BadOwner {
+        /// Length of the name.
+        bytes: usize,
+        /// The longest allowed.
+        most: usize,
     },
     /// The durable state could not be written.
     #[error("the address state could not be written: {0}")]

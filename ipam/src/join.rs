@@ -1,0 +1,404 @@
+//! Getting a network: found one alone, join one, or found one together.
+//!
+//! ```text
+//!                no peers named            somebody has a network
+//!  no network ───────────────► found alone │
+//!      │  Seeking, every second ───────────┴──► Fetch, Founded, Delta ──► member
+//!      │  a majority of the named seeks too, nobody new for 2 s
+//!      └──► Prepare, Promise, Accept, Accepted ──► decided ──► member
+//! ```
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use rand_core::RngCore;
+
+use crate::founding::{Acceptor, Ballot, Network, Proposal, majority};
+use crate::id::{Id, NetworkId, Owner};
+use crate::machine::Machine;
+use crate::ring::Holder;
+use crate::store::{self, Key};
+use crate::wire::{Accepted, Body, Net, names};
+
+/// Pause between two calls for a network.
+const SEEK_PERIOD: Duration = Duration::from_secs(1);
+/// A seeker that was not heard for so long has stopped seeking.
+const SEEKER_LIFE: Duration = Duration::from_millis(3500);
+/// How long after the last new peer founding may begin.
+const QUIET: Duration = Duration::from_secs(2);
+/// How much later the next peer in the order of ids begins, if the first did not.
+const RANK_PAUSE: Duration = Duration::from_millis(700);
+/// How long an attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// Pause between two calls for the same network's state.
+const FETCH_PAUSE: Duration = Duration::from_millis(300);
+/// Most rounds by which a ballot of others may raise one's own.
+const MAX_ROUND: u64 = u64::MAX / 2;
+
+#[derive(Debug)]
+struct Seeker {
+    life: u64,
+    named: usize,
+    heard: Duration,
+}
+
+/// The way to a network.
+#[derive(Debug)]
+pub(crate) struct Join {
+    /// The durable part.
+    pub(crate) acceptor: Acceptor,
+    named: usize,
+    seekers: BTreeMap<Id, Seeker>,
+    last_met: Duration,
+    next_seek: Duration,
+    next_fetch: Duration,
+    propose_at: Option<Duration>,
+    proposal: Option<(Proposal, Duration)>,
+    round: u64,
+}
+
+impl Join {
+    /// No network yet.
+    pub(crate) fn new(named: usize, now: Duration) -> Self {
+        Self {
+            acceptor: Acceptor::default(),
+            named,
+            seekers: BTreeMap::new(),
+            last_met: now,
+            next_seek: now,
+            next_fetch: now,
+            propose_at: None,
+            proposal: None,
+            round: 0,
+        }
+    }
+
+    /// A new peer was met: wait for others.
+    pub(crate) fn met(&mut self, now: Duration) {
+        self.last_met = now;
+    }
+
+    /// When the next step is due.
+    pub(crate) fn next(&self, joined: bool) -> Option<Duration> {
+        if joined {
+            return None;
+        }
+        let attempt = self.proposal.as_ref().map(|&(_, until)| until);
+        [Some(self.next_seek), self.propose_at, attempt].into_iter().flatten().min()
+    }
+
+    /// The peers that exist, as far as anybody that was heard was told.
+    fn population(&self) -> usize {
+        let told = self.seekers.values().map(|seeker| seeker.named);
+        let told = told.max().unwrap_or(0).max(self.named).saturating_add(1);
+        told.max(self.seekers.len() + 1)
+    }
+
+    /// How many more seekers are needed to found a network together.
+    fn missing(&self) -> usize {
+        majority(self.population()).saturating_sub(self.seekers.len() + 1)
+    }
+}
+
+impl Machine {
+    /// The first step of a life.
+    pub(crate) fn begin(&mut self, fresh: bool) {
+        if self.network.is_some() {
+            return;
+        }
+        if self.join.named == 0 && (fresh || self.join.acceptor == Acceptor::default()) {
+            let id = self.draw_network_id();
+            let network = Network::found(id, &self.universe, vec![self.me]);
+            self.adopt(network);
+        } else {
+            // Asked to join, or in the middle of founding with others when it stopped.
+            self.join.named = self.join.named.max(1);
+            self.tick_join();
+        }
+    }
+
+    fn draw_network_id(&mut self) -> NetworkId {
+        let mut id = [0; 16];
+        self.rng.fill_bytes(&mut id);
+        NetworkId(id)
+    }
+
+    /// Makes a network this peer's own, for good.
+    fn adopt(&mut self, network: Network) {
+        self.journal.put(store::put(Key::Network, &network));
+        for run in network.first_registers(&self.universe) {
+            let (index, run) = run.parts();
+            let ring = &mut self.areas[index].ring;
+            ring.merge(run);
+            // A share is taken once, by the state that was there when it was decided.
+            if let Holder::One(owner) = run.reg.holder
+                && owner.peer == self.me.peer
+                && (self.born..=self.me.incarnation).contains(&owner.incarnation)
+            {
+                ring.write(run, true);
+            }
+            self.record(index, run.lo, run.hi);
+        }
+        self.network = Some(network);
+        self.network_batch = self.journal.newest();
+        self.join.proposal = None;
+        self.join.seekers.clear();
+        self.problems.clear();
+        self.wake = true;
+        let root = self.root();
+        self.broadcast_durably(Body::Here { root });
+    }
+
+    /// The seeking part of the clock.
+    pub(crate) fn tick_join(&mut self) {
+        if self.network.is_some() {
+            return;
+        }
+        let (now, peers) = (self.now, &self.peers);
+        self.join
+            .seekers
+            .retain(|peer, seeker| peers.get(peer) == Some(&seeker.life) && now < seeker.heard + SEEKER_LIFE);
+        if now >= self.join.next_seek {
+            let pause = SEEK_PERIOD / 2 + self.jitter(SEEK_PERIOD);
+            self.join.next_seek = now + pause;
+            if !self.peers.is_empty() {
+                let body = self.seeking();
+                self.broadcast_durably(body);
+            }
+        }
+        self.consider_proposing();
+    }
+
+    fn seeking(&self) -> Body {
+        Body::Seeking {
+            named: u32::try_from(self.join.named).unwrap_or(u32::MAX),
+            ranges: self.universe.nets().into_iter().map(Net).collect(),
+        }
+    }
+
+    /// Says hello to a peer that can be reached since now.
+    pub(crate) fn greet(&mut self, peer: Id) {
+        let body = match self.network {
+            Some(_) => Body::Here { root: self.root() },
+            None => self.seeking(),
+        };
+        self.send_durably(peer, body);
+    }
+
+    fn consider_proposing(&mut self) {
+        let now = self.now;
+        if self.join.proposal.as_ref().is_some_and(|&(_, until)| now >= until) {
+            self.join.proposal = None;
+            self.put_off();
+        }
+        if self.join.missing() > 0 || self.join.seekers.is_empty() {
+            self.join.propose_at = None;
+            return;
+        }
+        if self.join.proposal.is_some() {
+            return;
+        }
+        let at = *self.join.propose_at.get_or_insert_with(|| {
+            let before = self.join.seekers.keys().filter(|&&peer| peer < self.me.peer).count();
+            let rank = u32::try_from(before).unwrap_or(u32::MAX).min(10);
+            now.max(self.join.last_met + QUIET) + RANK_PAUSE * rank
+        });
+        if now >= at.max(self.join.last_met + QUIET) {
+            self.propose();
+        } else {
+            self.join.propose_at = Some(at.max(self.join.last_met + QUIET));
+        }
+    }
+
+    fn put_off(&mut self) {
+        let pause = Duration::from_millis(300) + self.jitter(Duration::from_millis(1500));
+        self.join.propose_at = Some(self.now + pause);
+    }
+
+    fn propose(&mut self) {
+        let promised = self.join.acceptor.promised.map_or(0, |ballot| ballot.round);
+        self.join.round = self.join.round.max(promised).saturating_add(1);
+        let ballot = Ballot { round: self.join.round, proposer: self.me.peer, incarnation: self.me.incarnation };
+        let proposal = Proposal::new(ballot, self.join.population());
+        self.join.proposal = Some((proposal, self.now + ATTEMPT));
+        self.join.propose_at = None;
+        self.to_founders(&Body::Prepare(ballot));
+    }
+
+    /// To all seekers and to this peer itself.
+    fn to_founders(&mut self, body: &Body) {
+        let peers: Vec<Id> = self.join.seekers.keys().copied().collect();
+        for peer in peers {
+            self.send(peer, body.clone());
+        }
+        self.send(self.me.peer, body.clone());
+    }
+
+    /// A peer has no network.
+    pub(crate) fn on_seeking(&mut self, from: Owner, named: u32, ranges: &[Net]) {
+        if self.network.is_some() {
+            let root = self.root();
+            self.tell_network(from.peer, Body::Here { root });
+            return;
+        }
+        let ours: Vec<Net> = self.universe.nets().into_iter().map(Net).collect();
+        if ranges != ours {
+            let theirs: Vec<String> = ranges.iter().map(|net| net.0.to_string()).collect();
+            self.problem(format!(
+                "peer {} is configured with the ranges {}, this peer with {}: they cannot found \
+                 an address network together; configure the same ranges on every peer",
+                from.peer,
+                theirs.join(", "),
+                self.universe.text()
+            ));
+            return;
+        }
+        let seeker =
+            Seeker { life: from.incarnation, named: usize::try_from(named).unwrap_or(usize::MAX), heard: self.now };
+        if self.peers.get(&from.peer) == Some(&from.incarnation) {
+            self.join.seekers.insert(from.peer, seeker);
+        }
+        self.consider_proposing();
+    }
+
+    /// Sends something that only makes sense once the network is durable here.
+    fn tell_network(&mut self, to: Id, body: Body) {
+        let packet = crate::machine::Packet::To(to, self.message(body));
+        self.hold(self.network_batch, crate::journal::Effect::Other(packet));
+    }
+
+    /// A seeker found us.
+    pub(crate) fn on_fetch(&mut self, from: Owner) {
+        if let Some(network) = self.network.clone() {
+            self.tell_network(from.peer, Body::Founded(network));
+            self.send_everything(from.peer);
+        }
+    }
+
+    /// A member of a network answered a seeker.
+    pub(crate) fn fetch(&mut self, from: Owner) {
+        self.join.seekers.remove(&from.peer);
+        if self.now >= self.join.next_fetch {
+            self.join.next_fetch = self.now + FETCH_PAUSE;
+            self.send(from.peer, Body::Fetch);
+        }
+    }
+
+    /// A network, as it was founded.
+    pub(crate) fn on_founded(&mut self, network: Network) {
+        if self.network.is_some() {
+            return;
+        }
+        match network.check(&self.universe) {
+            Ok(()) => self.adopt(network),
+            Err(why) => self.problem(format!("this peer cannot join: {why}")),
+        }
+    }
+
+    /// Phase 1 at an acceptor.
+    pub(crate) fn on_prepare(&mut self, from: Owner, ballot: Ballot) {
+        if self.network.is_some() {
+            self.on_fetch(from);
+            return;
+        }
+        match self.join.acceptor.prepare(ballot) {
+            Ok(accepted) => {
+                self.journal.put(store::put(Key::Vote, &self.join.acceptor));
+                let named = u32::try_from(self.join.named).unwrap_or(u32::MAX);
+                let promise = Body::Promise { ballot, accepted, named };
+                self.send_durably(from.peer, promise);
+            }
+            Err(newer) => self.send(from.peer, Body::Promised(newer)),
+        }
+    }
+
+    /// A promise at the proposer.
+    pub(crate) fn on_promise(&mut self, from: Owner, ballot: Ballot, accepted: Option<Accepted>, named: u32) {
+        let mut founders: Vec<Owner> =
+            self.join.seekers.iter().map(|(&peer, seeker)| Owner { peer, incarnation: seeker.life }).collect();
+        let id = self.draw_network_id();
+        let Some((proposal, _)) = &mut self.join.proposal else {
+            return;
+        };
+        if proposal.ballot != ballot {
+            return;
+        }
+        let universe = &self.universe;
+        let named = usize::try_from(named).unwrap_or(usize::MAX);
+        let value = proposal.promised(from, accepted, named, |promised| {
+            founders.extend(promised);
+            Network::found(id, universe, founders)
+        });
+        if let Some(value) = value {
+            self.to_founders(&Body::Accept(value));
+        }
+    }
+
+    /// A refusal at the proposer.
+    pub(crate) fn on_promised(&mut self, newer: Ballot) {
+        if self.network.is_some() || newer.round > MAX_ROUND {
+            return;
+        }
+        self.join.round = self.join.round.max(newer.round);
+        if self.join.proposal.take_if(|(proposal, _)| proposal.ballot < newer).is_some() {
+            self.put_off();
+        }
+    }
+
+    /// Phase 2 at an acceptor.
+    pub(crate) fn on_accept(&mut self, from: Owner, accepted: Accepted) {
+        if self.network.is_some() {
+            self.on_fetch(from);
+            return;
+        }
+        if let Err(why) = accepted.network.check(&self.universe) {
+            self.problem(format!("peer {} proposes what cannot be: {why}", from.peer));
+            return;
+        }
+        let ballot = accepted.ballot;
+        match self.join.acceptor.accept(accepted) {
+            Ok(()) => {
+                self.journal.put(store::put(Key::Vote, &self.join.acceptor));
+                self.send_durably(from.peer, Body::AcceptedBallot(ballot));
+            }
+            Err(newer) => self.send(from.peer, Body::Promised(newer)),
+        }
+    }
+
+    /// An acceptance at the proposer.
+    pub(crate) fn on_accepted(&mut self, from: Owner, ballot: Ballot) {
+        let Some((proposal, _)) = &mut self.join.proposal else {
+            return;
+        };
+        if proposal.ballot != ballot {
+            return;
+        }
+        if let Some(network) = proposal.accepted(from.peer) {
+            self.adopt(network.clone());
+            self.broadcast_durably(Body::Founded(network));
+        }
+    }
+
+    /// What a peer without a network waits for.
+    pub(crate) fn waiting(&self) -> String {
+        let missing = self.join.missing().max(usize::from(self.join.seekers.is_empty()));
+        let seekers = names(self.join.seekers.keys());
+        let problems: Vec<String> = self.problems.iter().cloned().collect();
+        let mut text = match missing {
+            0 => format!("founding the address space with {seekers}"),
+            _ => format!(
+                "waiting for {missing} of {} named peers, to join their address space or found \
+                 one together",
+                self.join.population() - 1
+            ),
+        };
+        if missing > 0 && !seekers.is_empty() {
+            text.push_str(&format!(" (already here: {seekers})"));
+        }
+        for problem in problems {
+            text.push_str("; ");
+            text.push_str(&problem);
+        }
+        text
+    }
+}

@@ -1,0 +1,417 @@
+//! The allocator's state, and the one place where inputs come in and outputs go out.
+//!
+//! ```text
+//!  input ──► join | gossip | grant | serve ──► settle: serve, ask, flush ──► outputs
+//!              (change state, journal.put, hold back what depends on it)
+//! ```
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ipnet::IpNet;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use crate::allocator::StateError;
+use crate::ask::Ask;
+use crate::founding::Network;
+use crate::grant::Outstanding;
+use crate::id::{Id, NetworkId, Owner};
+use crate::join::Join;
+use crate::journal::{Effect, Finished, Journal};
+use crate::range::{Range, Universe};
+use crate::ring::Ring;
+use crate::serve::Pending;
+use crate::space::Space;
+use crate::store::{self, Key, StoredRun};
+use crate::wire::{Body, Message, Wanted};
+use crate::{AllocError, Change, Output, RequestId, Ticket};
+
+/// Most foreign networks that are remembered, and texts about the network that are kept.
+const MAX_NOTED: usize = 64;
+
+/// A message on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Packet {
+    /// To one peer, or to this one itself.
+    To(Id, Message),
+    /// To all.
+    All(Message),
+}
+
+/// One range with all that is known of it.
+#[derive(Debug)]
+pub(crate) struct Area {
+    /// How it is cut.
+    pub(crate) range: Range,
+    /// Who owns which block.
+    pub(crate) ring: Ring,
+    /// The addresses of the blocks held here.
+    pub(crate) space: Space,
+}
+
+/// What a [`Machine`] is made with.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// This life of this peer.
+    pub(crate) me: Owner,
+    /// The configured ranges.
+    pub(crate) ranges: Vec<IpNet>,
+    /// Number of other peers that the operator named.
+    pub(crate) named: usize,
+    /// Seed of all randomness.
+    pub(crate) seed: [u8; 32],
+}
+
+/// The address protocol of one peer.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) me: Owner,
+    pub(crate) universe: Universe,
+    /// The life in which the durable state was begun.
+    pub(crate) born: u64,
+    /// Of this start; in every request.
+    pub(crate) nonce: u64,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) now: Duration,
+    pub(crate) peers: BTreeMap<Id, u64>,
+    pub(crate) network: Option<Network>,
+    pub(crate) network_batch: u64,
+    pub(crate) areas: Vec<Area>,
+    /// Where the addresses of each owner are: number of the range and offset.
+    pub(crate) owners: BTreeMap<String, BTreeSet<(usize, u128)>>,
+    pub(crate) journal: Journal<Packet>,
+    pub(crate) pending: BTreeMap<RequestId, Pending>,
+    pub(crate) deadlines: VecDeque<(Duration, RequestId)>,
+    /// Requests whose address waits to be durable.
+    pub(crate) answering: BTreeMap<RequestId, (usize, u128)>,
+    pub(crate) asks: BTreeMap<Wanted, Ask>,
+    pub(crate) next_seq: u64,
+    pub(crate) grants: BTreeMap<u64, Outstanding>,
+    pub(crate) join: Join,
+    pub(crate) next_gossip: Duration,
+    /// Something changed that may let a pending request be served.
+    pub(crate) wake: bool,
+    /// Other networks that were met, and by which peer.
+    pub(crate) foreign: BTreeMap<NetworkId, Id>,
+    /// Peers that sent what this version cannot read.
+    unreadable: BTreeSet<Id>,
+    /// What keeps this peer from joining, or blocks from being used.
+    pub(crate) problems: BTreeSet<String>,
+    /// Messages of this peer to itself.
+    inbox: VecDeque<Message>,
+    out: VecDeque<Output<Id>>,
+}
+
+impl Machine {
+    /// A machine with the state of its last run.
+    pub(crate) fn new(setup: Setup, state: Vec<(Vec<u8>, Vec<u8>)>, now: Duration) -> Result<Self, StateError> {
+        let universe = Universe::new(&setup.ranges).map_err(StateError::Ranges)?;
+        let mut rng = ChaCha8Rng::from_seed(setup.seed);
+        let areas = universe
+            .ranges()
+            .iter()
+            .map(|range| Area { range: range.clone(), ring: Ring::new(range.blocks()), space: Space::default() })
+            .collect();
+        let mut machine = Self {
+            me: setup.me,
+            universe,
+            born: setup.me.incarnation,
+            nonce: rng.next_u64(),
+            rng,
+            now,
+            peers: BTreeMap::new(),
+            network: None,
+            network_batch: 0,
+            areas,
+            owners: BTreeMap::new(),
+            journal: Journal::new(),
+            pending: BTreeMap::new(),
+            deadlines: VecDeque::new(),
+            answering: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            next_seq: 0,
+            grants: BTreeMap::new(),
+            join: Join::new(setup.named, now),
+            next_gossip: now,
+            wake: false,
+            foreign: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            problems: BTreeSet::new(),
+            inbox: VecDeque::new(),
+            out: VecDeque::new(),
+        };
+        let fresh = machine.restore(state)?;
+        machine.begin(fresh);
+        machine.schedule_gossip();
+        machine.settle();
+        Ok(machine)
+    }
+
+    /// The reachable peers.
+    pub(crate) fn handle_peers(&mut self, peers: BTreeMap<Id, u64>, now: Duration) {
+        self.clock(now);
+        let mut peers = peers;
+        peers.remove(&self.me.peer);
+        let new: Vec<Id> =
+            peers.iter().filter(|&(peer, life)| self.peers.get(peer) != Some(life)).map(|(&peer, _)| peer).collect();
+        self.peers = peers;
+        for &peer in &new {
+            self.greet(peer);
+            self.hurry_grants(peer);
+        }
+        if !new.is_empty() {
+            self.join.met(self.now);
+            for ask in self.asks.values_mut() {
+                ask.hurry(self.now);
+            }
+        }
+        self.settle();
+    }
+
+    /// A message.
+    pub(crate) fn handle_message(&mut self, from: Owner, bytes: &[u8], now: Duration) {
+        self.clock(now);
+        match Message::decode(bytes) {
+            // A message of an earlier life of the peer says nothing about this one.
+            Ok(_) if self.peers.get(&from.peer).is_some_and(|&life| life > from.incarnation) => {}
+            Ok(_) if from.peer == self.me.peer => {}
+            Ok(message) => self.dispatch(from, message),
+            Err(why) => self.note_unreadable(from.peer, &why),
+        }
+        self.settle();
+    }
+
+    fn dispatch(&mut self, from: Owner, message: Message) {
+        if let (Some(ours), Some(theirs)) = (self.network_id(), message.network)
+            && ours != theirs
+        {
+            self.note_foreign(theirs, from.peer);
+            return;
+        }
+        let same = message.network.is_some() && message.network == self.network_id();
+        match message.body {
+            Body::Seeking { named, ranges } => self.on_seeking(from, named, &ranges),
+            Body::Here { root } => self.on_here(from, root),
+            Body::Fetch => self.on_fetch(from),
+            Body::Founded(network) => self.on_founded(network),
+            Body::Prepare(ballot) => self.on_prepare(from, ballot),
+            Body::Promise { ballot, accepted, named } => self.on_promise(from, ballot, accepted, named),
+            Body::Promised(newer) => self.on_promised(newer),
+            Body::Accept(accepted) => self.on_accept(from, accepted),
+            Body::AcceptedBallot(ballot) => self.on_accepted(from, ballot),
+            // What follows is about the blocks of one network.
+            _ if !same => {}
+            Body::Digest(digest) => self.on_digest(from, &digest),
+            Body::Delta { runs, want } => self.on_delta(from, &runs, &want),
+            Body::Request(request) => self.on_request(from, request),
+            Body::Refused { seq, nonce, why } => self.on_refused(from, seq, nonce, why),
+            Body::Grant(grant) => self.on_grant(from, &grant),
+            Body::Confirm { id } => self.on_confirm(from, id),
+        }
+    }
+
+    /// A write ended.
+    pub(crate) fn handle_stored(&mut self, ticket: Ticket, result: Result<(), String>, now: Duration) {
+        self.clock(now);
+        let failed_before = self.journal.failure().is_some();
+        match self.journal.stored(ticket.0, result, self.now) {
+            Finished::Durable(effects) => {
+                for effect in effects {
+                    self.perform(effect);
+                }
+            }
+            Finished::Failed { batch, requests } => {
+                let why = self.journal.failure().unwrap_or_default().to_owned();
+                if !failed_before {
+                    self.notice(format!(
+                        "the address state cannot be written: {why}; no address is given until \
+                         it can"
+                    ));
+                }
+                self.undo(batch, requests, &why);
+            }
+            Finished::Unknown => {}
+        }
+        self.settle();
+    }
+
+    /// Time has passed.
+    pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        self.clock(now);
+        self.cool_down();
+        self.tick_join();
+        self.tick_gossip();
+        self.tick_grants();
+        self.expire_requests();
+        self.settle();
+    }
+
+    /// Sets the time; it never goes back.
+    pub(crate) fn clock(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    /// What every input ends with.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            while let Some(message) = self.inbox.pop_front() {
+                self.dispatch(self.me, message);
+            }
+            if core::mem::take(&mut self.wake) {
+                self.serve_all();
+            }
+            self.drive_asks();
+            if let Some((batch, changes)) = self.journal.flush(self.now) {
+                self.out.push_back(Output::Store { ticket: Ticket(batch), changes });
+            }
+            if self.inbox.is_empty() && !self.wake {
+                return;
+            }
+        }
+    }
+
+    /// The next output.
+    pub(crate) fn poll_output(&mut self) -> Option<Output<Id>> {
+        self.out.pop_front()
+    }
+
+    /// The next time something is to be done.
+    pub(crate) fn poll_timeout(&self) -> Option<(Duration, &'static str)> {
+        let cooled = self.areas.iter().filter_map(|area| area.space.next_cooled()).min();
+        [
+            (self.journal.next_flush(), "write the address state"),
+            (self.join.next(self.network.is_some()), "found or join an address network"),
+            (
+                (self.network.is_some() && !self.peers.is_empty()).then_some(self.next_gossip),
+                "compare block registers with a peer",
+            ),
+            (self.deadlines.front().map(|&(at, _)| at), "give up on a request for an address"),
+            (self.next_ask(), "ask a peer for blocks"),
+            (self.next_grant(), "send a grant again"),
+            (cooled, "end the reuse delay of an address"),
+        ]
+        .into_iter()
+        .filter_map(|(at, why)| Some((at?, why)))
+        .min()
+    }
+
+    /// This peer's network.
+    pub(crate) fn network_id(&self) -> Option<NetworkId> {
+        self.network.as_ref().map(|network| network.id)
+    }
+
+    /// A message with this peer's network in its head.
+    pub(crate) fn message(&self, body: Body) -> Message {
+        Message { network: self.network_id(), body }
+    }
+
+    /// Sends now.
+    pub(crate) fn send(&mut self, to: Id, body: Body) {
+        let message = self.message(body);
+        self.perform(Effect::Other(Packet::To(to, message)));
+    }
+
+    /// Sends once all that was put until now is durable.
+    pub(crate) fn send_durably(&mut self, to: Id, body: Body) {
+        let packet = Packet::To(to, self.message(body));
+        self.hold(self.journal.newest(), Effect::Other(packet));
+    }
+
+    /// Sends to all once all that was put until now is durable.
+    pub(crate) fn broadcast_durably(&mut self, body: Body) {
+        let packet = Packet::All(self.message(body));
+        self.hold(self.journal.newest(), Effect::Other(packet));
+    }
+
+    /// Lets an effect happen once a batch is durable.
+    pub(crate) fn hold(&mut self, batch: u64, effect: Effect<Packet>) {
+        if let Some(effect) = self.journal.after(batch, effect) {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect<Packet>) {
+        match effect {
+            Effect::Reply(request) => {
+                if let Some((index, offset)) = self.answering.remove(&request) {
+                    self.reply_with(request, index, offset);
+                }
+            }
+            Effect::Other(Packet::To(to, message)) if to == self.me.peer => {
+                self.inbox.push_back(message);
+            }
+            Effect::Other(Packet::To(to, message)) => self.out.push_back(Output::Send { to, bytes: message.encode() }),
+            Effect::Other(Packet::All(message)) => self.out.push_back(Output::Broadcast { bytes: message.encode() }),
+        }
+    }
+
+    /// Answers a request.
+    pub(crate) fn reply(&mut self, request: RequestId, result: Result<IpNet, AllocError>) {
+        self.out.push_back(Output::Reply { request, result });
+    }
+
+    /// Tells the operator.
+    pub(crate) fn notice(&mut self, text: String) {
+        self.out.push_back(Output::Notice(text));
+    }
+
+    /// Tells the operator of something that stays, once.
+    pub(crate) fn problem(&mut self, text: String) {
+        if self.problems.len() < MAX_NOTED && self.problems.insert(text.clone()) {
+            self.notice(text);
+        }
+    }
+
+    fn note_foreign(&mut self, theirs: NetworkId, peer: Id) {
+        if self.foreign.len() < MAX_NOTED && self.foreign.insert(theirs, peer).is_none() {
+            let ours = self.network_id().map(|id| id.to_string()).unwrap_or_default();
+            self.notice(format!(
+                "peer {peer} belongs to another address network ({theirs}; ours is {ours}): both \
+                 were founded apart and are not merged, so the same address may be in use in \
+                 both; remove the address state of one side and start it with --peer"
+            ));
+        }
+    }
+
+    fn note_unreadable(&mut self, peer: Id, why: &str) {
+        if self.unreadable.len() < MAX_NOTED && self.unreadable.insert(peer) {
+            self.notice(format!("an address message of peer {peer} is ignored, as are all others like it: {why}"));
+        }
+    }
+
+    /// Writes the parts of a ring that have blocks of `lo..hi`; see [`Journal::put`].
+    pub(crate) fn record(&mut self, index: usize, lo: u32, hi: u32) {
+        for change in self.ring_changes(index, lo, hi) {
+            self.journal.put(change);
+        }
+    }
+
+    /// As [`Self::record`] for what other peers can tell again; see [`Journal::put_lazily`].
+    pub(crate) fn record_lazily(&mut self, index: usize, lo: u32, hi: u32) {
+        for change in self.ring_changes(index, lo, hi) {
+            self.journal.put_lazily(change, self.now);
+        }
+    }
+
+    fn ring_changes(&self, index: usize, lo: u32, hi: u32) -> Vec<Change> {
+        let ring = &self.areas[index].ring;
+        ring.buckets_of(lo, hi)
+            .map(|bucket| {
+                let (from, to) = ring.bucket(bucket);
+                let runs: Vec<StoredRun> = ring.stored(from, to);
+                let key = Key::Ring {
+                    range: u16::try_from(index).unwrap_or(u16::MAX),
+                    bucket: u8::try_from(bucket).unwrap_or(u8::MAX),
+                };
+                store::put(key, &runs)
+            })
+            .collect()
+    }
+
+    /// A random duration below `most`.
+    pub(crate) fn jitter(&mut self, most: Duration) -> Duration {
+        let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX).max(1);
+        Duration::from_millis(self.rng.next_u64() % most)
+    }
+}

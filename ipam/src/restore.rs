@@ -1,0 +1,87 @@
+//! Coming back from durable state.
+
+use std::collections::BTreeMap;
+
+use crate::allocator::StateError;
+use crate::founding::Network;
+use crate::grant::Outstanding;
+use crate::machine::Machine;
+use crate::ring::RegRun;
+use crate::space::{Given, REUSE_DELAY};
+use crate::store::{self, Entry, Key, StoredAddress, StoredRun};
+
+impl Machine {
+    /// Takes over the state of earlier lives; returns whether there was none.
+    pub(crate) fn restore(&mut self, state: Vec<(Vec<u8>, Vec<u8>)>) -> Result<bool, StateError> {
+        let fresh = state.is_empty();
+        let state: BTreeMap<Vec<u8>, Vec<u8>> = state.into_iter().collect();
+        let mut born = None;
+        for (key, value) in &state {
+            let corrupt = |why: String| StateError::Corrupt { key: key.escape_ascii().to_string(), why };
+            match store::read(key, value)? {
+                Entry::Born(life) => born = Some(life),
+                Entry::Network(network) => self.restore_network(network)?,
+                Entry::Vote(acceptor) => self.join.acceptor = acceptor,
+                Entry::Ring { range, runs } => {
+                    self.restore_runs(usize::from(range), &runs).map_err(corrupt)?;
+                }
+                Entry::Address(address, stored) => {
+                    let (index, offset) = self.universe.find(address).ok_or_else(|| {
+                        StateError::Ranges(format!(
+                            "{address} is recorded, but is in none of the configured ranges ({}); \
+                             configure the ranges that were used before",
+                            self.universe.text()
+                        ))
+                    })?;
+                    self.restore_address(index, offset, stored);
+                }
+                Entry::Grant(id, stored) => {
+                    self.grants.insert(id, Outstanding::restored(stored, self.now));
+                }
+            }
+        }
+        if born.is_none() && !fresh {
+            return Err(StateError::Corrupt { key: "born".to_owned(), why: "it is missing".to_owned() });
+        }
+        match born {
+            Some(life) => self.born = life,
+            None => {
+                self.journal.put(store::put(Key::Born, &self.born));
+            }
+        }
+        Ok(fresh)
+    }
+
+    fn restore_network(&mut self, network: Network) -> Result<(), StateError> {
+        network.check(&self.universe).map_err(StateError::Ranges)?;
+        self.network = Some(network);
+        Ok(())
+    }
+
+    fn restore_runs(&mut self, index: usize, runs: &[StoredRun]) -> Result<(), String> {
+        let Some(area) = self.areas.get_mut(index) else {
+            return Err(format!("there is no range number {index}"));
+        };
+        for run in runs {
+            if run.lo >= run.hi || run.hi > area.ring.blocks() {
+                return Err(format!("there are no blocks {}..{}", run.lo, run.hi));
+            }
+            let reg_run = RegRun { lo: run.lo, hi: run.hi, reg: run.reg };
+            area.ring.write(reg_run, run.held);
+        }
+        Ok(())
+    }
+
+    fn restore_address(&mut self, index: usize, offset: u128, stored: StoredAddress) {
+        let area = &mut self.areas[index];
+        match stored {
+            StoredAddress::Given { owner, net } => {
+                self.owners.entry(owner.clone()).or_default().insert((index, offset));
+                let given = Given { owner, net: net.0, since: None, batch: 0 };
+                area.space.give(offset, given);
+            }
+            // How much of the delay is left is not known: all of it again.
+            StoredAddress::Freed => area.space.cool(offset, self.now + REUSE_DELAY),
+        }
+    }
+}

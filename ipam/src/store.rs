@@ -1,0 +1,305 @@
+//! The durable state: keys, and values with a checksum over both.
+//!
+//! ```text
+//!  key                                value = version 1 | CRC-32 of key and body | body (CBOR)
+//!  born                               first life of this state
+//!  network                            what the network was founded as
+//!  vote                               promises and acceptances of founding
+//!  ring  | range (2) | bucket (1)     registers of one part of a ring, and which are held
+//!  addr  | 4 or 6    | address (16)   an address: given, or freed lately
+//!  grant | id (8)                     a grant that is not confirmed yet
+//! ```
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use minicbor::{Decode, Encode};
+
+use crate::Change;
+use crate::allocator::StateError;
+use crate::founding::{Acceptor, Network};
+use crate::id::Owner;
+use crate::ring::Reg;
+use crate::wire::{Net, WireRun, from_cbor, to_cbor};
+
+const VERSION: u8 = 1;
+const HEAD: usize = 5;
+
+/// Name of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// First life of this state.
+    Born,
+    /// The network.
+    Network,
+    /// The acceptor of founding.
+    Vote,
+    /// A part of a ring.
+    Ring {
+        /// Number of the range.
+        range: u16,
+        /// Number of the bucket.
+        bucket: u8,
+    },
+    /// An address.
+    Address(IpAddr),
+    /// A grant under way.
+    Grant(u64),
+}
+
+/// A stored run of blocks `lo..hi`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct StoredRun {
+    /// First block.
+    #[n(0)]
+    pub(crate) lo: u32,
+    /// The block after the last.
+    #[n(1)]
+    pub(crate) hi: u32,
+    /// The register of each.
+    #[n(2)]
+    pub(crate) reg: Reg,
+    /// Whether this peer holds them.
+    #[n(3)]
+    pub(crate) held: bool,
+}
+
+/// What became of an address.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) enum StoredAddress {
+    /// Given.
+    #[n(0)]
+    Given {
+        /// Whose it is.
+        #[n(0)]
+        owner: String,
+        /// What was asked for.
+        #[n(1)]
+        net: Net,
+    },
+    /// Freed; cools down again after a restart.
+    #[n(1)]
+    Freed,
+}
+
+/// A grant under way.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct StoredGrant {
+    /// To whom.
+    #[n(0)]
+    pub(crate) to: Owner,
+    /// Nonce of the request.
+    #[n(1)]
+    pub(crate) nonce: u64,
+    /// What.
+    #[n(2)]
+    pub(crate) runs: Vec<WireRun>,
+}
+
+/// An entry that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// See [`Key::Born`].
+    Born(u64),
+    /// See [`Key::Network`].
+    Network(Network),
+    /// See [`Key::Vote`].
+    Vote(Acceptor),
+    /// See [`Key::Ring`].
+    Ring {
+        /// Number of the range.
+        range: u16,
+        /// The runs.
+        runs: Vec<StoredRun>,
+    },
+    /// See [`Key::Address`].
+    Address(IpAddr, StoredAddress),
+    /// See [`Key::Grant`].
+    Grant(u64, StoredGrant),
+}
+
+impl Key {
+    fn encode(self) -> Vec<u8> {
+        match self {
+            Self::Born => b"born".to_vec(),
+            Self::Network => b"network".to_vec(),
+            Self::Vote => b"vote".to_vec(),
+            Self::Ring { range, bucket } => {
+                let mut key = b"ring".to_vec();
+                key.extend(range.to_be_bytes());
+                key.push(bucket);
+                key
+            }
+            Self::Address(address) => {
+                let (family, bits) = match address {
+                    IpAddr::V4(v4) => (4, u128::from(v4.to_bits())),
+                    IpAddr::V6(v6) => (6, v6.to_bits()),
+                };
+                let mut key = b"addr".to_vec();
+                key.push(family);
+                key.extend(bits.to_be_bytes());
+                key
+            }
+            Self::Grant(id) => {
+                let mut key = b"grant".to_vec();
+                key.extend(id.to_be_bytes());
+                key
+            }
+        }
+    }
+
+    fn decode(key: &[u8]) -> Option<Self> {
+        match key {
+            b"born" => return Some(Self::Born),
+            b"network" => return Some(Self::Network),
+            b"vote" => return Some(Self::Vote),
+            _ => {}
+        }
+        if let Some(&[high, low, bucket]) = key.strip_prefix(b"ring") {
+            let range = u16::from_be_bytes([high, low]);
+            return Some(Self::Ring { range, bucket });
+        }
+        if let Some((family, bits)) = key.strip_prefix(b"addr").and_then(<[u8]>::split_first) {
+            let bits = u128::from_be_bytes(bits.try_into().ok()?);
+            return match family {
+                4 => Some(Self::Address(u32::try_from(bits).ok()?.to_be_bytes().into())),
+                6 => Some(Self::Address(Ipv6Addr::from_bits(bits).into())),
+                _ => None,
+            };
+        }
+        let id = key.strip_prefix(b"grant")?;
+        Some(Self::Grant(u64::from_be_bytes(id.try_into().ok()?)))
+    }
+}
+
+/// CRC-32 (IEEE 802.3), bit by bit: values are short and rare.
+fn crc32(parts: &[&[u8]]) -> u32 {
+    let mut crc = u32::MAX;
+    for &byte in parts.iter().copied().flatten() {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            let carry = crc & 1;
+            crc = (crc >> 1) ^ (0xedb8_8320 * carry);
+        }
+    }
+    !crc
+}
+
+/// The change that writes a value.
+pub(crate) fn put<T: Encode<()>>(key: Key, value: &T) -> Change {
+    let key = key.encode();
+    let body = to_cbor(value);
+    let mut bytes = vec![VERSION];
+    bytes.extend(crc32(&[&key, &body]).to_be_bytes());
+    bytes.extend(body);
+    Change { key, value: Some(bytes) }
+}
+
+/// The change that deletes a value.
+pub(crate) fn delete(key: Key) -> Change {
+    Change { key: key.encode(), value: None }
+}
+
+/// Reads an entry.
+///
+/// # Errors
+/// If this version did not write it so.
+pub(crate) fn read(key: &[u8], value: &[u8]) -> Result<Entry, StateError> {
+    let corrupt = |why: String| StateError::Corrupt { key: key.escape_ascii().to_string(), why };
+    let name = Key::decode(key).ok_or_else(|| corrupt("this version has no such key".into()))?;
+    let body = check(key, value).map_err(corrupt)?;
+    parse(name, body).map_err(corrupt)
+}
+
+fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], String> {
+    let Some((head, body)) = value.split_first_chunk::<HEAD>() else {
+        return Err(format!("{} bytes, too few", value.len()));
+    };
+    let [version, crc @ ..] = *head;
+    if version != VERSION {
+        return Err(format!("version {version}; this program reads {VERSION}"));
+    }
+    if u32::from_be_bytes(crc) != crc32(&[key, body]) {
+        return Err("its checksum is wrong".to_owned());
+    }
+    Ok(body)
+}
+
+fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
+    Ok(match name {
+        Key::Born => Entry::Born(from_cbor(body)?),
+        Key::Network => Entry::Network(from_cbor(body)?),
+        Key::Vote => Entry::Vote(from_cbor(body)?),
+        Key::Ring { range, .. } => Entry::Ring { range, runs: from_cbor(body)? },
+        Key::Address(address) => Entry::Address(address, from_cbor(body)?),
+        Key::Grant(id) => Entry::Grant(id, from_cbor(body)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_crc_32() {
+        assert_eq!(crc32(&[b"1234", b"56789"]), 0xcbf4_3926);
+    }
+
+    fn entry() -> (Vec<u8>, Vec<u8>) {
+        let given = StoredAddress::Given { owner: "c1".into(), net: Net("10.0.0.0/24".parse().unwrap()) };
+        let change = put(Key::Address("10.0.0.7".parse().unwrap()), &given);
+        (change.key, change.value.unwrap())
+    }
+
+    #[test]
+    fn a_damaged_value_is_refused_by_its_key() {
+        let (key, value) = entry();
+        assert!(read(&key, &value).is_ok());
+        for at in 0..value.len() * 8 {
+            let mut damaged = value.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            let error = read(&key, &damaged).expect_err("damaged");
+            assert!(error.to_string().contains("addr"), "{error}");
+        }
+        for len in 0..value.len() {
+            assert!(read(&key, &value[..len]).is_err());
+        }
+        let other = delete(Key::Address("10.0.0.8".parse().unwrap())).key;
+        assert!(read(&other, &value).is_err(), "a value belongs to its key");
+    }
+
+    proptest! {
+        #[test]
+        fn keys_read_back(
+            v4 in any::<u32>(), v6 in any::<u128>(), id in any::<u64>(),
+            range in any::<u16>(), bucket in any::<u8>(),
+        ) {
+            let keys = [
+                Key::Born, Key::Network, Key::Vote, Key::Grant(id), Key::Ring { range, bucket },
+                Key::Address(v4.to_be_bytes().into()), Key::Address(Ipv6Addr::from_bits(v6).into()),
+            ];
+            for key in keys {
+                prop_assert_eq!(Key::decode(&key.encode()), Some(key));
+            }
+        }
+
+        #[test]
+        fn arbitrary_state_is_read_or_refused(
+            prefix in prop_oneof![Just("born"), Just("network"), Just("vote"), Just("ring"),
+                Just("addr"), Just("grant"), Just("")],
+            rest in proptest::collection::vec(any::<u8>(), 0..20),
+            body in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut key = prefix.as_bytes().to_vec();
+            key.extend(rest);
+            let mut value = vec![VERSION];
+            value.extend(crc32(&[&key, &body]).to_be_bytes());
+            value.extend(body);
+            let _ = read(&key, &value);
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Messages between allocators, version 1 (frozen: new fields get new numbers, new meanings get
+//! a new version).
+//!
+//! ```text
+//!  0        1
+//!  +--------+--------------------------------------+
+//!  | 0x01   | CBOR: [network or null, body]        |   at most 512 KiB
+//!  +--------+--------------------------------------+
+//!             body = [kind, fields…]
+//! ```
+//!
+//! Ranges are named by their number in the sorted list of the network's ranges.
+
+use core::net::IpAddr;
+
+use ipnet::IpNet;
+use minicbor::decode::{self, Decoder};
+use minicbor::encode::{self, Encoder, Write};
+use minicbor::{Decode, Encode};
+
+use crate::founding::{Ballot, Network};
+use crate::id::{Id, NetworkId};
+use crate::ring::{Reg, RegRun};
+
+/// First byte of every message.
+const VERSION: u8 = 1;
+/// Longest message.
+pub(crate) const MAX_MESSAGE: usize = 512 * 1024;
+/// Most runs that are put into one message; a run takes at most 64 bytes.
+pub(crate) const MAX_RUNS: usize = 4096;
+
+/// A network with its prefix, as CBOR `[address bytes, prefix length]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Net(pub(crate) IpNet);
+
+impl<C> Encode<C> for Net {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.array(2)?;
+        match self.0.addr() {
+            IpAddr::V4(v4) => e.bytes(&v4.octets())?,
+            IpAddr::V6(v6) => e.bytes(&v6.octets())?,
+        };
+        e.u8(self.0.prefix_len())?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Net {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        let at = d.position();
+        let wrong = || decode::Error::message("not a network").at(at);
+        if d.array()? != Some(2) {
+            return Err(wrong());
+        }
+        let bytes = d.bytes()?;
+        let address = if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+            IpAddr::from(v4)
+        } else if let Ok(v6) = <[u8; 16]>::try_from(bytes) {
+            IpAddr::from(v6)
+        } else {
+            return Err(wrong());
+        };
+        IpNet::new(address, d.u8()?).map(Self).map_err(|_| wrong())
+    }
+}
+
+/// A run of registers in a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct WireRun {
+    /// Number of the range.
+    #[n(0)]
+    pub(crate) range: u16,
+    /// First block.
+    #[n(1)]
+    pub(crate) lo: u32,
+    /// The block after the last.
+    #[n(2)]
+    pub(crate) hi: u32,
+    /// The register of each.
+    #[n(3)]
+    pub(crate) reg: Reg,
+}
+
+impl WireRun {
+    /// A run of range `range`.
+    pub(crate) fn new(range: usize, run: RegRun) -> Self {
+        Self {
+            // There are at most 64 ranges.
+            range: u16::try_from(range).unwrap_or(u16::MAX),
+            lo: run.lo,
+            hi: run.hi,
+            reg: run.reg,
+        }
+    }
+
+    /// The number of the range, and the run in it.
+    pub(crate) fn parts(&self) -> (usize, RegRun) {
+        let run = RegRun { lo: self.lo, hi: self.hi, reg: self.reg };
+        (usize::from(self.range), run)
+    }
+}
+
+/// What an asker wants: blocks `lo..hi` of a range, or the one with a given address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Wanted {
+    /// Number of the range.
+    #[n(0)]
+    pub(crate) range: u16,
+    /// First block that would do.
+    #[n(1)]
+    pub(crate) lo: u32,
+    /// The block after the last that would do.
+    #[n(2)]
+    pub(crate) hi: u32,
+    /// The address that is wanted, as a network of one address.
+    #[n(3)]
+    pub(crate) address: Option<Net>,
+}
+
+/// A request for blocks (ipam I5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Request {
+    /// Drawn at the asker's start: grants to an earlier life are told apart by it.
+    #[n(0)]
+    pub(crate) nonce: u64,
+    /// Number of the request, for the refusal.
+    #[n(1)]
+    pub(crate) seq: u64,
+    /// Life of the asker.
+    #[n(2)]
+    pub(crate) incarnation: u64,
+    /// Which blocks.
+    #[n(3)]
+    pub(crate) wanted: Wanted,
+    /// How many blocks are needed now; 0 for a reserve.
+    #[n(4)]
+    pub(crate) need: u32,
+    /// How many empty blocks the asker has.
+    #[n(5)]
+    pub(crate) has: u32,
+}
+
+/// Why nothing is granted.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) enum Refusal {
+    /// No empty block to spare.
+    #[n(0)]
+    Nothing,
+    /// The wanted address is given.
+    #[n(1)]
+    InUse(#[n(0)] String),
+    /// The wanted address is free, but others of its block are given.
+    #[n(2)]
+    BlockInUse,
+    /// The blocks are not the asked peer's.
+    #[n(3)]
+    NotMine,
+}
+
+/// A grant (ipam I5): blocks given away to the receiver, durably, before this was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Grant {
+    /// Named in the confirmation.
+    #[n(0)]
+    pub(crate) id: u64,
+    /// The nonce of the request.
+    #[n(1)]
+    pub(crate) nonce: u64,
+    /// The registers as they are now; each names the receiver.
+    #[n(2)]
+    pub(crate) runs: Vec<WireRun>,
+}
+
+/// A part of a ring, by number of the range and of the bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Part {
+    /// Number of the range.
+    #[n(0)]
+    pub(crate) range: u16,
+    /// Number of the bucket.
+    #[n(1)]
+    pub(crate) bucket: u8,
+}
+
+/// The digest of a range.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct RangeDigest {
+    /// A hash for each bucket.
+    #[n(0)]
+    pub(crate) buckets: Vec<u64>,
+}
+
+/// A value accepted under a ballot.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Accepted {
+    /// The ballot.
+    #[n(0)]
+    pub(crate) ballot: Ballot,
+    /// The value.
+    #[n(1)]
+    pub(crate) network: Network,
+}
+
+/// What a message says.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) enum Body {
+    /// I am here and have no network yet.
+    #[n(0)]
+    Seeking {
+        /// How many peers the operator named to me.
+        #[n(0)]
+        named: u32,
+        /// My ranges.
+        #[n(1)]
+        ranges: Vec<Net>,
+    },
+    /// My registers, in one hash.
+    #[n(1)]
+    Here {
+        /// The hash.
+        #[n(0)]
+        root: u64,
+    },
+    /// Send me your network.
+    #[n(2)]
+    Fetch,
+    /// The network as it was founded.
+    #[n(3)]
+    Founded(#[n(0)] Network),
+    /// My registers, in 64 hashes a range.
+    #[n(4)]
+    Digest(#[n(0)] Vec<RangeDigest>),
+    /// Registers, and the parts of which I want the receiver's.
+    #[n(5)]
+    Delta {
+        /// The registers.
+        #[n(0)]
+        runs: Vec<WireRun>,
+        /// The parts.
+        #[n(1)]
+        want: Vec<Part>,
+    },
+    /// Founding, phase 1.
+    #[n(6)]
+    Prepare(#[n(0)] Ballot),
+    /// Answer to phase 1.
+    #[n(7)]
+    Promise {
+        /// The ballot promised to.
+        #[n(0)]
+        ballot: Ballot,
+        /// What was accepted before.
+        #[n(1)]
+        accepted: Option<Accepted>,
+        /// How many peers the operator named.
+        #[n(2)]
+        named: u32,
+    },
+    /// Refusal of either phase: something newer was promised.
+    #[n(8)]
+    Promised(#[n(0)] Ballot),
+    /// Founding, phase 2.
+    #[n(9)]
+    Accept(#[n(0)] Accepted),
+    /// Answer to phase 2.
+    #[n(10)]
+    AcceptedBallot(#[n(0)] Ballot),
+    /// Give me blocks.
+    #[n(11)]
+    Request(#[n(0)] Request),
+    /// Nothing for you.
+    #[n(12)]
+    Refused {
+        /// The request.
+        #[n(0)]
+        seq: u64,
+        /// Its nonce.
+        #[n(1)]
+        nonce: u64,
+        /// Why.
+        #[n(2)]
+        why: Refusal,
+    },
+    /// Blocks for you.
+    #[n(13)]
+    Grant(#[n(0)] Grant),
+    /// The grant is recorded here; do not send it again.
+    #[n(14)]
+    Confirm {
+        /// The grant.
+        #[n(0)]
+        id: u64,
+    },
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Message {
+    /// The sender's network, if it has one.
+    #[n(0)]
+    pub(crate) network: Option<NetworkId>,
+    /// What it says.
+    #[n(1)]
+    pub(crate) body: Body,
+}
+
+/// CBOR of a value. Writing to memory cannot fail, and no type here refuses to be encoded.
+pub(crate) fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let result = minicbor::encode(value, &mut bytes);
+    debug_assert!(result.is_ok(), "encoding to memory cannot fail");
+    bytes
+}
+
+/// The value of CBOR bytes, all of them.
+///
+/// # Errors
+/// If the bytes are not one value of this type.
+pub(crate) fn from_cbor<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, String> {
+    let mut decoder = Decoder::new(bytes);
+    let value = decoder.decode().map_err(|error| error.to_string())?;
+    if decoder.position() != bytes.len() {
+        return Err(format!("{} bytes too many", bytes.len() - decoder.position()));
+    }
+    Ok(value)
+}
+
+impl Message {
+    /// The bytes to send.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        bytes.extend(to_cbor(self));
+        bytes
+    }
+
+    /// Reads bytes from the network.
+    ///
+    /// # Errors
+    /// If they are no message of this version.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() > MAX_MESSAGE {
+            return Err(format!("{} bytes; at most {MAX_MESSAGE} are allowed", bytes.len()));
+        }
+        match bytes.split_first() {
+            None => Err("no bytes".to_owned()),
+            Some((&VERSION, rest)) => from_cbor(rest),
+            Some((version, _)) => Err(format!("version {version} of the address protocol; this peer speaks {VERSION}")),
+        }
+    }
+}
+
+/// Whoever is named by a peer id in a text.
+pub(crate) fn names<'a>(peers: impl Iterator<Item = &'a Id>) -> String {
+    let names: Vec<String> = peers.map(Id::to_string).collect();
+    names.join(", ")
+}

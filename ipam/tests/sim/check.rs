@@ -1,0 +1,141 @@
+//! What must hold, judged from outside: from answers alone.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipam::{AllocError, RequestId};
+use ipnet::IpNet;
+
+use super::Peer;
+
+/// Longest time that a request may stay without an answer.
+const ANSWER_WITHIN: Duration = Duration::from_millis(10_500);
+
+#[derive(Debug, Clone)]
+struct Asked {
+    peer: Peer,
+    owner: String,
+    at: Duration,
+}
+
+/// Who has which address, by what was answered.
+#[derive(Debug, Default)]
+pub struct Checker {
+    holders: BTreeMap<IpAddr, (Peer, String)>,
+    asked: BTreeMap<RequestId, Asked>,
+    pub given: u64,
+    pub refused: BTreeMap<&'static str, u64>,
+    pub violations: Vec<String>,
+}
+
+impl Checker {
+    pub fn violation(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    pub fn asked(&mut self, request: RequestId, peer: Peer, owner: &str, at: Duration) {
+        let owner = owner.to_owned();
+        self.asked.insert(request, Asked { peer, owner, at });
+    }
+
+    pub fn cancelled(&mut self, request: RequestId) {
+        self.asked.remove(&request);
+    }
+
+    /// The answers of a node that crashed will never come.
+    pub fn crashed(&mut self, peer: Peer) {
+        self.asked.retain(|_, asked| asked.peer != peer);
+    }
+
+    pub fn answered(&mut self, request: RequestId, result: &Result<IpNet, AllocError>, now: Duration) {
+        let Some(asked) = self.asked.remove(&request) else {
+            self.violation(format!("{request:?} was answered twice, or was not asked"));
+            return;
+        };
+        if now > asked.at + ANSWER_WITHIN {
+            self.violation(format!("{request:?} was answered after {:?}", now - asked.at));
+        }
+        match result {
+            Ok(net) => self.gave(asked, *net),
+            Err(error) => *self.refused.entry(kind(error)).or_default() += 1,
+        }
+    }
+
+    fn gave(&mut self, asked: Asked, net: IpNet) {
+        self.given += 1;
+        let holder = (asked.peer, asked.owner);
+        match self.holders.get(&net.addr()) {
+            Some(other) if *other != holder => {
+                let text = format!("DUPLICATE {}: {other:?} and {holder:?}", net.addr());
+                self.violation(text);
+            }
+            _ => {
+                self.holders.insert(net.addr(), holder);
+            }
+        }
+    }
+
+    pub fn freed(&mut self, peer: Peer, owner: &str, freed: &[IpNet]) {
+        for net in freed {
+            let holder = (peer, owner.to_owned());
+            if self.holders.get(&net.addr()) == Some(&holder) {
+                self.holders.remove(&net.addr());
+            }
+        }
+    }
+
+    /// Compares what a node that came back lists with what it gave; returns what nobody has:
+    /// recorded but never answered, or freed shortly before the crash.
+    pub fn after_start(&mut self, peer: Peer, listed: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
+        let mut lost = Vec::new();
+        for (address, (holder, owner)) in &self.holders {
+            let there = listed.iter().any(|(name, net)| name == owner && net.addr() == *address);
+            if *holder == peer && !there {
+                lost.push(format!("LOST {address} of {owner} at {peer:?}"));
+            }
+        }
+        self.violations.extend(lost);
+        let ghosts = listed.iter().filter(|(owner, net)| self.holders.get(&net.addr()) != Some(&(peer, owner.clone())));
+        ghosts.cloned().collect()
+    }
+
+    /// Nobody waits in vain.
+    pub fn overdue(&mut self, now: Duration) {
+        let overdue: Vec<String> = self
+            .asked
+            .iter()
+            .filter(|(_, asked)| now > asked.at + ANSWER_WITHIN)
+            .map(|(request, asked)| format!("UNANSWERED {request:?} {asked:?} at {now:?}"))
+            .collect();
+        self.violations.extend(overdue);
+    }
+
+    /// Addresses that somebody has, with the owner, of one node.
+    pub fn held_by(&self, peer: Peer) -> Vec<(IpAddr, String)> {
+        self.holders
+            .iter()
+            .filter(|(_, (holder, _))| *holder == peer)
+            .map(|(address, (_, owner))| (*address, owner.clone()))
+            .collect()
+    }
+
+    pub fn count(&self) -> usize {
+        self.holders.len()
+    }
+}
+
+fn kind(error: &AllocError) -> &'static str {
+    match error {
+        AllocError::Exhausted { .. } => "exhausted",
+        AllocError::OutOfRange { .. } => "out of range",
+        AllocError::Reserved { .. } => "reserved",
+        AllocError::InUse { .. } => "in use",
+        AllocError::TimedOut { .. } => "timed out",
+        AllocError::Storage(_) => "storage",
+        AllocError::NoRange(_) => "no range",
+        AllocError::HeldElsewhere { .. } => "held elsewhere",
+        AllocError::Withdrawn { .. } => "withdrawn",
+        _ => "other",
+    }
+}

@@ -1,0 +1,509 @@
+//! A world of allocators in virtual time: one queue of events, one seeded source of chance.
+//!
+//! ```text
+//!  allocator ─ Send ──► queue: lost, late, twice, out of order, cut by a partition ──► allocator
+//!            ─ Store ─► queue: durable later, failed, or cut off by a crash before or after
+//!            ─ Reply ─► checker: nobody else has the address
+//! ```
+
+#![allow(dead_code, reason = "each test program uses its own part of the world")]
+
+pub mod check;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipam::allocator::{Allocator, Config, PeerKey};
+use ipam::{AllocError, Output, RequestId, Ticket};
+use ipnet::IpNet;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use check::Checker;
+
+/// A peer, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer(pub u8);
+
+impl PeerKey for Peer {
+    fn to_bytes(self) -> [u8; 16] {
+        [self.0; 16]
+    }
+    fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes[0])
+    }
+}
+
+/// Durable state of a node.
+pub type Disk = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Chances of faults, in per mille, and delays.
+#[derive(Debug, Clone)]
+pub struct Faults {
+    pub loss: u64,
+    pub duplication: u64,
+    /// Most milliseconds that a message takes.
+    pub delay: u64,
+    /// Most milliseconds that a write takes.
+    pub write: u64,
+    /// A write fails.
+    pub write_error: u64,
+    /// A write crashes the node, before or after it is durable.
+    pub write_crash: u64,
+    /// A write is said to be durable but is not: what no disk may do.
+    pub write_lie: u64,
+}
+
+impl Faults {
+    /// A quick network and quick disks without faults.
+    pub fn none() -> Self {
+        Self { loss: 0, duplication: 0, delay: 5, write: 3, write_error: 0, write_crash: 0, write_lie: 0 }
+    }
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub peer: Peer,
+    pub named: usize,
+    pub life: u64,
+    pub disk: Disk,
+    pub allocator: Option<Allocator<Peer>>,
+    pub notices: Vec<String>,
+    pub messages_sent: u64,
+    pub bytes_sent: u64,
+    pub writes: u64,
+}
+
+#[derive(Debug)]
+enum Event {
+    Message { from: Peer, from_life: u64, to: Peer, bytes: Vec<u8> },
+    Written { node: usize, life: u64, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate },
+    Timer { node: usize, life: u64 },
+    Peers { node: usize },
+    Start { node: usize },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Durable,
+    Error,
+    CrashBefore,
+    CrashAfter,
+    Lie,
+}
+
+/// All nodes, the network between them, and what is to happen.
+pub struct World {
+    pub now: Duration,
+    pub nodes: Vec<Node>,
+    pub ranges: Vec<IpNet>,
+    pub faults: Faults,
+    pub rng: ChaCha8Rng,
+    pub check: Checker,
+    /// Nodes of different groups do not hear each other.
+    pub groups: Vec<u8>,
+    /// The last answer of each request, for tests that wait for one.
+    pub replies: BTreeMap<RequestId, Result<IpNet, AllocError>>,
+    pub trace: u64,
+    queue: BTreeMap<(Duration, u64), Event>,
+    timers: BTreeMap<usize, Duration>,
+    sequence: u64,
+    next_request: u64,
+}
+
+impl World {
+    /// Nodes that name so many peers each, all down.
+    pub fn new(seed: u64, named: &[usize], ranges: &[&str]) -> Self {
+        let nodes = named
+            .iter()
+            .enumerate()
+            .map(|(index, &named)| Node {
+                peer: Peer(index as u8 + 1),
+                named,
+                life: 0,
+                disk: Disk::new(),
+                allocator: None,
+                notices: Vec::new(),
+                messages_sent: 0,
+                bytes_sent: 0,
+                writes: 0,
+            })
+            .collect();
+        Self {
+            now: Duration::from_secs(1),
+            nodes,
+            ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+            faults: Faults::none(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            check: Checker::default(),
+            groups: vec![0; named.len()],
+            replies: BTreeMap::new(),
+            trace: 0xcbf2_9ce4_8422_2325,
+            queue: BTreeMap::new(),
+            timers: BTreeMap::new(),
+            sequence: 0,
+            next_request: 1,
+        }
+    }
+
+    pub fn below(&mut self, most: u64) -> u64 {
+        self.rng.next_u64() % most.max(1)
+    }
+
+    fn chance(&mut self, per_mille: u64) -> bool {
+        per_mille > 0 && self.below(1000) < per_mille
+    }
+
+    fn millis(&mut self, most: u64) -> Duration {
+        Duration::from_micros(self.below(most * 1000 + 1))
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn schedule(&mut self, at: Duration, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), event);
+    }
+
+    /// Starts a node that is down, with its disk.
+    pub fn start(&mut self, node: usize) {
+        if self.nodes[node].allocator.is_some() {
+            return;
+        }
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let it = &mut self.nodes[node];
+        it.life += 1;
+        let config = Config { me: it.peer, incarnation: it.life, ranges: self.ranges.clone(), named_peers: it.named };
+        let state = it.disk.clone().into_iter().collect();
+        let allocator = Allocator::new(config, state, seed, self.now).unwrap();
+        self.nodes[node].allocator = Some(allocator);
+        self.drain(node);
+        self.audit(node);
+        self.peers_changed();
+    }
+
+    pub fn start_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+    }
+
+    /// What a router does after a start: addresses that nobody has any more are freed.
+    fn audit(&mut self, node: usize) {
+        let it = &self.nodes[node];
+        let Some(allocator) = &it.allocator else {
+            return;
+        };
+        let listed: Vec<(String, IpNet)> =
+            allocator.summary().allocations.into_iter().map(|(owner, net, _)| (owner, net)).collect();
+        for (owner, net) in self.check.after_start(it.peer, &listed) {
+            self.free(node, &owner, Some(net.addr()));
+        }
+    }
+
+    /// Ends a node at once; its disk stays, and it comes back after a while.
+    pub fn crash(&mut self, node: usize, back_after: Duration) {
+        if self.nodes[node].allocator.take().is_none() {
+            return;
+        }
+        let peer = self.nodes[node].peer;
+        self.check.crashed(peer);
+        self.timers.remove(&node);
+        self.peers_changed();
+        let at = self.now + back_after;
+        self.schedule(at, Event::Start { node });
+    }
+
+    /// Cuts the network into groups.
+    pub fn partition(&mut self, groups: Vec<u8>) {
+        self.groups = groups;
+        self.peers_changed();
+    }
+
+    fn peers_changed(&mut self) {
+        for node in 0..self.nodes.len() {
+            let late = self.millis(800);
+            let at = self.now + late;
+            self.schedule(at, Event::Peers { node });
+        }
+    }
+
+    fn tell_peers(&mut self, node: usize) {
+        let group = self.groups[node];
+        let peers: Vec<(Peer, u64)> = (0..self.nodes.len())
+            .filter(|&other| other != node && self.groups[other] == group)
+            .filter(|&other| self.nodes[other].allocator.is_some())
+            .map(|other| (self.nodes[other].peer, self.nodes[other].life))
+            .collect();
+        let now = self.now;
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.handle_peers(&peers, now);
+            self.drain(node);
+        }
+    }
+
+    /// Asks for an address; `None` if the node is down.
+    pub fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
+        let request = self.request();
+        let (now, peer) = (self.now, self.nodes[node].peer);
+        let allocator = self.nodes[node].allocator.as_mut()?;
+        self.check.asked(request, peer, owner, now);
+        allocator.allocate(request, owner, range, now);
+        self.drain(node);
+        Some(request)
+    }
+
+    /// Asks for a given address; `None` if the node is down.
+    pub fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
+        let request = self.request();
+        let (now, peer) = (self.now, self.nodes[node].peer);
+        let allocator = self.nodes[node].allocator.as_mut()?;
+        self.check.asked(request, peer, owner, now);
+        allocator.claim(request, owner, address, now);
+        self.drain(node);
+        Some(request)
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    /// Gives addresses back.
+    pub fn free(&mut self, node: usize, owner: &str, address: Option<IpAddr>) {
+        let (now, peer) = (self.now, self.nodes[node].peer);
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            let freed = allocator.free(owner, address, now);
+            self.check.freed(peer, owner, &freed);
+            self.drain(node);
+        }
+    }
+
+    /// Gives up on a request.
+    pub fn cancel(&mut self, node: usize, request: RequestId) {
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.cancel(request);
+            self.check.cancelled(request);
+            self.drain(node);
+        }
+    }
+
+    fn drain(&mut self, node: usize) {
+        loop {
+            let Some(allocator) = &mut self.nodes[node].allocator else {
+                return;
+            };
+            let Some(output) = allocator.poll_output() else {
+                break;
+            };
+            self.perform(node, output);
+        }
+        self.arm(node);
+    }
+
+    fn arm(&mut self, node: usize) {
+        let it = &self.nodes[node];
+        let Some((at, _)) = it.allocator.as_ref().and_then(Allocator::poll_timeout) else {
+            return;
+        };
+        let at = at.max(self.now);
+        if self.timers.get(&node).is_none_or(|&armed| at < armed) {
+            self.timers.insert(node, at);
+            let life = it.life;
+            self.schedule(at, Event::Timer { node, life });
+        }
+    }
+
+    fn perform(&mut self, node: usize, output: Output<Peer>) {
+        match output {
+            Output::Send { to, bytes } => self.post(node, to, bytes),
+            Output::Broadcast { bytes } => {
+                for other in 0..self.nodes.len() {
+                    if other != node {
+                        let to = self.nodes[other].peer;
+                        self.post(node, to, bytes.clone());
+                    }
+                }
+            }
+            Output::Store { ticket, changes } => self.write(node, ticket, changes),
+            Output::Reply { request, result } => {
+                self.note(format!("{:?} {request:?} {result:?}", self.now).as_bytes());
+                self.check.answered(request, &result, self.now);
+                self.replies.insert(request, result);
+            }
+            Output::Notice(text) => {
+                self.note(text.as_bytes());
+                self.nodes[node].notices.push(text);
+            }
+        }
+    }
+
+    fn post(&mut self, node: usize, to: Peer, bytes: Vec<u8>) {
+        assert!(bytes.len() <= 512 * 1024, "a message of {} bytes", bytes.len());
+        self.note(&bytes);
+        let it = &mut self.nodes[node];
+        it.messages_sent += 1;
+        it.bytes_sent += bytes.len() as u64;
+        let (from, from_life) = (it.peer, it.life);
+        let copies = 1 + u32::from(self.chance(self.faults.duplication));
+        for _ in 0..copies {
+            if self.chance(self.faults.loss) {
+                continue;
+            }
+            let at = self.now + Duration::from_micros(50) + self.millis(self.faults.delay);
+            let bytes = bytes.clone();
+            let event = Event::Message { from, from_life, to, bytes };
+            self.schedule(at, event);
+        }
+    }
+
+    fn write(&mut self, node: usize, ticket: Ticket, changes: Vec<ipam::Change>) {
+        self.nodes[node].writes += 1;
+        let fate = if self.chance(self.faults.write_error) {
+            Fate::Error
+        } else if self.chance(self.faults.write_crash) {
+            [Fate::CrashBefore, Fate::CrashAfter][self.below(2) as usize]
+        } else if self.chance(self.faults.write_lie) {
+            Fate::Lie
+        } else {
+            Fate::Durable
+        };
+        let at = self.now + Duration::from_micros(50) + self.millis(self.faults.write);
+        let life = self.nodes[node].life;
+        let event = Event::Written { node, life, ticket, changes, fate };
+        self.schedule(at, event);
+    }
+
+    /// Lets the next event happen; false if it would be after `until`.
+    pub fn step(&mut self, until: Duration) -> bool {
+        let next = self.queue.first_key_value().map(|(&(at, _), _)| at);
+        if next.is_none_or(|at| at > until) {
+            self.now = until;
+            return false;
+        }
+        if let Some(((at, _), event)) = self.queue.pop_first() {
+            self.now = at;
+            self.happen(event);
+        }
+        true
+    }
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.step(until) {}
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Message { from, from_life, to, bytes } => {
+                let (source, node) = (usize::from(from.0) - 1, usize::from(to.0) - 1);
+                if self.groups[source] == self.groups[node]
+                    && let Some(allocator) = &mut self.nodes[node].allocator
+                {
+                    allocator.handle_message(from, from_life, &bytes, now);
+                    self.drain(node);
+                }
+            }
+            Event::Written { node, life, ticket, changes, fate }
+                if self.nodes[node].life == life && self.nodes[node].allocator.is_some() =>
+            {
+                self.written(node, ticket, changes, fate);
+            }
+            Event::Timer { node, life } if self.nodes[node].life == life => {
+                self.timers.remove(&node);
+                if let Some(allocator) = &mut self.nodes[node].allocator {
+                    allocator.handle_timeout(now);
+                    self.drain(node);
+                }
+            }
+            Event::Written { .. } | Event::Timer { .. } => {}
+            Event::Peers { node } => self.tell_peers(node),
+            Event::Start { node } => self.start(node),
+        }
+    }
+
+    fn written(&mut self, node: usize, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate) {
+        if matches!(fate, Fate::Durable | Fate::CrashAfter) {
+            for change in changes {
+                match change.value {
+                    Some(value) => self.nodes[node].disk.insert(change.key, value),
+                    None => self.nodes[node].disk.remove(&change.key),
+                };
+            }
+        }
+        match fate {
+            Fate::CrashBefore | Fate::CrashAfter => {
+                let pause = self.millis(3000);
+                self.crash(node, pause);
+            }
+            Fate::Durable | Fate::Lie | Fate::Error => {
+                let result = match fate {
+                    Fate::Error => Err("no space left on device".to_owned()),
+                    _ => Ok(()),
+                };
+                let now = self.now;
+                if let Some(allocator) = &mut self.nodes[node].allocator {
+                    allocator.handle_stored(ticket, result, now);
+                    self.drain(node);
+                }
+            }
+        }
+    }
+
+    /// Ends all faults, brings everyone back.
+    pub fn heal(&mut self) {
+        self.faults = Faults::none();
+        self.groups = vec![0; self.nodes.len()];
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+        self.peers_changed();
+    }
+
+    /// Waits for the answer to a request.
+    pub fn answer(&mut self, request: Option<RequestId>) -> Result<IpNet, AllocError> {
+        let request = request.expect("the node is up");
+        let until = self.now + Duration::from_secs(12);
+        while !self.replies.contains_key(&request) {
+            assert!(self.step(until), "a request was not answered in 12 s");
+        }
+        self.replies[&request].clone()
+    }
+
+    /// No block is held by two nodes of one network.
+    pub fn check_blocks(&mut self) {
+        let mut held: BTreeMap<Option<String>, Vec<(IpAddr, IpAddr, Peer)>> = BTreeMap::new();
+        for node in &self.nodes {
+            if let Some(allocator) = &node.allocator {
+                let list = held.entry(allocator.summary().network).or_default();
+                let blocks = allocator.held().into_iter();
+                list.extend(blocks.map(|(first, last)| (first, last, node.peer)));
+            }
+        }
+        for mut list in held.into_values() {
+            list.sort_unstable();
+            for pair in list.windows(2) {
+                if pair[0].1 >= pair[1].0 && pair[0].0.is_ipv4() == pair[1].0.is_ipv4() {
+                    self.check.violation(format!("two holders: {pair:?}"));
+                }
+            }
+        }
+    }
+
+    /// The networks that the nodes which are up belong to.
+    pub fn networks(&self) -> BTreeSet<Option<String>> {
+        let up = self.nodes.iter().filter_map(|node| node.allocator.as_ref());
+        up.map(|allocator| allocator.summary().network).collect()
+    }
+}
+
+/// Requests under way, oldest first.
+pub type Asked = VecDeque<(usize, RequestId)>;
