@@ -77,7 +77,7 @@ impl Link {
 
     fn finish(&self) {
         let reason = self.closed.get().map_or("", String::as_str);
-        self.connection.close(tls::CLOSE, reason.as_bytes());
+        close(&self.connection, reason);
     }
 
     /// Why the connection ended, for the event.
@@ -111,7 +111,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, hop: Hop,
         closed: OnceLock::new(),
     });
     let Some(conn) = shared.add(link.clone()) else {
-        connection.close(tls::CLOSE, b"this peer is shutting down");
+        close(&connection, "this peer is shutting down");
         return;
     };
     let connected = Connected { hop, dial, sign_key, exporter };
@@ -120,8 +120,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, hop: Hop,
         read(&shared, conn, &connection, receive).await;
         writer.abort();
     }
-    // Does nothing if it is closed already.
-    connection.close(tls::CLOSE, b"the stream broke");
+    close(&connection, "the stream broke");
     let reason = link.reason(&connection.closed().await);
     shared.remove(conn);
     let _ = shared.events.send(QuicEvent::Disconnected(conn, reason)).await;
@@ -129,7 +128,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, hop: Hop,
 
 /// A connection that came to nothing before anybody heard of it.
 async fn abandon(shared: &Shared, connection: &Connection, dial: Option<DialId>, reason: String) {
-    connection.close(tls::CLOSE, clean(&reason).as_bytes());
+    close(connection, &reason);
     if let Some(dial) = dial {
         let _ = shared.events.send(QuicEvent::DialFailed(dial, reason)).await;
     }
@@ -189,7 +188,7 @@ async fn read(shared: &Shared, conn: ConnId, connection: &Connection, mut stream
         }
         if length > MESSAGE_MAX {
             let reason = format!("a message of {length} bytes is over the limit of {MESSAGE_MAX}");
-            connection.close(tls::CLOSE, reason.as_bytes());
+            close(connection, &reason);
             return;
         }
         let Ok(Some(message)) = read_message(&mut stream, length).await else { return };
@@ -210,6 +209,13 @@ async fn read_message(stream: &mut RecvStream, length: usize) -> Result<Option<V
         }
     }
     Ok(Some(message))
+}
+
+/// Closes a connection that has not ended yet: a second close would hide the first one's reason.
+fn close(connection: &Connection, reason: &str) {
+    if connection.close_reason().is_none() {
+        connection.close(tls::CLOSE, clean(reason).as_bytes());
+    }
 }
 
 /// What ended a connection, in words for people.

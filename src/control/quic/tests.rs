@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use mesh_proto::control::MESSAGE_MAX;
@@ -10,7 +11,7 @@ use crate::data::bind_udp;
 struct Host {
     quic: Quic,
     events: mpsc::Receiver<QuicEvent>,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     socket: Arc<UdpSocket>,
     /// Stands for the data thread's output.
     arrivals: mpsc::Sender<(Hop, Vec<u8>)>,
@@ -170,7 +171,7 @@ async fn an_address_that_cannot_be_dialled_fails_at_once() {
 
 #[tokio::test]
 async fn garbage_neither_connects_nor_disturbs_a_connection() {
-    let (mut a, at_a, _, mut b, _, _) = pair().await;
+    let (a, at_a, _, mut b, _, _) = pair().await;
     let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut noise = 1_u64;
     for n in 0..5000_usize {
@@ -213,31 +214,91 @@ async fn a_queue_that_nobody_reads_is_bounded_and_closed_as_too_slow() {
 }
 
 #[tokio::test]
-async fn an_announced_length_over_the_limit_ends_the_connection() {
+async fn a_message_over_the_limit_is_not_sent() {
     let (mut a, at_a, _, mut b, _, _) = pair().await;
-    let too_long = vec![0; MESSAGE_MAX + 1];
-    a.quic.send(at_a, too_long);
+    a.quic.send(at_a, vec![0; MESSAGE_MAX + 1]);
     assert!(a.disconnected().await.contains("over the limit"));
     assert!(b.disconnected().await.contains("over the limit"));
 }
 
-#[tokio::test]
-async fn a_stranger_with_another_protocol_is_refused() {
-    let mut b = Host::start(2);
+/// A dialler that does as it likes.
+async fn dial_by_hand(to: SocketAddr) -> quinn::Connection {
     let tls = tls::configure(&[3; 32]).unwrap();
-    let mut client =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let endpoint = Endpoint::new(tls.endpoint, None, socket, Arc::new(TokioRuntime)).unwrap();
+    endpoint.connect_with(ClientConfig::new(tls.client), to, "weft").unwrap().await.unwrap()
+}
+
+#[tokio::test]
+async fn an_announced_length_over_the_limit_ends_the_connection() {
+    let mut b = Host::start(2);
+    let stranger = dial_by_hand(b.address).await;
+    let (mut send, _receive) = stranger.open_bi().await.unwrap();
+    send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
+    b.connected().await;
+    assert!(connection::explain(&stranger.closed().await).contains("over the limit"));
+    b.disconnected().await;
+}
+
+#[tokio::test]
+async fn a_dialler_that_opens_no_stream_is_let_go_unheard() {
+    let mut b = Host::start(2);
+    let stranger = dial_by_hand(b.address).await;
+    assert_eq!(connection::explain(&stranger.closed().await), "no stream was opened");
+    assert!(b.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_within_a_message_ends_the_connection() {
+    let mut b = Host::start(2);
+    let stranger = dial_by_hand(b.address).await;
+    let (mut send, _receive) = stranger.open_bi().await.unwrap();
+    send.write_all(&[0, 0, 0, 9, 1]).await.unwrap();
+    send.finish().unwrap();
+    b.connected().await;
+    assert_eq!(connection::explain(&stranger.closed().await), "the stream broke");
+    b.disconnected().await;
+}
+
+#[tokio::test]
+async fn a_stranger_without_a_raw_key_or_with_another_protocol_is_refused() {
+    let mut b = Host::start(2);
+    for protocol in ["weft", "h3"] {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut client = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-    client.alpn_protocols = vec![b"h3".to_vec()];
-    let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let endpoint = Endpoint::new(tls.endpoint, None, socket, Arc::new(TokioRuntime)).unwrap();
-    let connecting = endpoint.connect_with(ClientConfig::new(Arc::new(client)), b.address, "weft").unwrap();
-    assert!(timeout(HANDSHAKE, connecting).await.unwrap().is_err());
+        client.alpn_protocols = vec![protocol.into()];
+        let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::new(quinn::EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).unwrap();
+        let connecting = endpoint.connect_with(ClientConfig::new(Arc::new(client)), b.address, "weft").unwrap();
+        assert!(timeout(HANDSHAKE, connecting).await.unwrap().is_err());
+    }
     assert!(b.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_flood_of_handshakes_from_forged_addresses_does_not_keep_a_peer_out() {
+    let (mut a, mut b) = (Host::start(1), Host::start(2));
+    let stranger = Host::start(3);
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for port in 0..200 {
+        stranger.quic.dial(DialId(port.into()), Hop::Direct(silent.local_addr().unwrap()));
+        let mut first = [0; 2048];
+        let (len, _) = silent.recv_from(&mut first).await.unwrap();
+        let forged = ([192, 0, 2, 9], 10_000 + port).into();
+        b.arrivals.send((Hop::Direct(forged), first[..len].to_vec())).await.unwrap();
+    }
+    while b.quic.shared.pending.load(Ordering::Relaxed) < PENDING_UNPROVEN {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    a.quic.dial(DialId(1), Hop::Direct(b.address));
+    a.connected().await;
+    b.connected().await;
+    assert!(b.quic.shared.pending.load(Ordering::Relaxed) <= PENDING_UNPROVEN);
 }
 
 #[tokio::test]
