@@ -1,11 +1,41 @@
 //! The forwarder: switch, sessions and paths behind one surface.
+//!
+//! ```text
+//!  commands.rs   tables, keys                     ─┐
+//!  switch.rs     frames: learn, unicast, flood     ├─► send.rs: route, fill, cut, seal ─► Sink
+//!  receive.rs    datagrams: relay, open, records  ─┘
+//!  timers.rs     probes, path MTU, rekey
+//! ```
+//!
+//! One thread owns it; nothing in it is shared, and after warm-up nothing is allocated for a
+//! frame or a datagram.
 
+mod commands;
+mod receive;
+mod send;
+mod switch;
+mod timers;
+
+use core::cmp::Reverse;
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::collections::{BinaryHeap, VecDeque};
 
 use super::Sink;
+use super::cipher::Policy;
+use super::counters::Counters;
+use super::fragment::Assembler;
+use super::limits::{EVENTS_MAX, PAYLOAD_BASE};
+use super::macs::Macs;
+use super::peer::{Peer, canonical};
+use super::stage::{Stages, Waiting, buffer};
+use super::table::Table;
 use crate::handover::{Command, DataEvent};
-use crate::id::PeerId;
+use crate::id::{Incarnation, PeerId};
+use crate::wire::datagram::ShortId;
+
+/// Largest UDP payload that IP can carry, less what a relay adds.
+const PAYLOAD_CAP: u16 = 65_000;
 
 /// What a [`Forwarder`] needs to know for its whole life.
 #[derive(Debug, Clone)]
@@ -23,52 +53,154 @@ pub struct ForwarderConfig {
 
 /// Everything between the TAP and the UDP socket, for one data thread.
 #[derive(Debug)]
-pub struct Forwarder {}
+pub struct Forwarder {
+    policy: Policy,
+    payload_max: u16,
+    me: PeerId,
+    incarnation: Incarnation,
+    /// Number of the next flood that begins here.
+    sequence: u64,
+    /// To whom those go.
+    children: Vec<u32>,
+    peers: Vec<Peer>,
+    by_id: Table<ShortId, u32>,
+    by_addr: Table<SocketAddr, u32>,
+    by_index: Table<u32, u32>,
+    macs: Macs,
+    stages: Stages,
+    waiting: Waiting,
+    assembler: Assembler,
+    /// Where datagrams are made that do not wait for company.
+    scratch: Box<[u8]>,
+    timers: BinaryHeap<Reverse<(Duration, u32)>>,
+    events: VecDeque<DataEvent>,
+    counters: Counters,
+    random: u64,
+}
 
 impl Forwarder {
     /// A forwarder without peers. `seed` feeds jitter only.
     #[must_use]
     pub fn new(config: ForwarderConfig, seed: u64, now: Duration) -> Self {
-        let _ = (config, seed, now);
-        Self {}
+        let payload_max = config.payload_max.clamp(PAYLOAD_BASE, PAYLOAD_CAP);
+        let _ = now;
+        Self {
+            policy: if config.sealed { Policy::Sealed } else { Policy::Open },
+            payload_max,
+            me: PeerId([0; 16]),
+            incarnation: Incarnation(0),
+            sequence: 0,
+            children: Vec::new(),
+            peers: Vec::new(),
+            by_id: Table::new(64, seed),
+            by_addr: Table::new(64, seed),
+            by_index: Table::new(64, seed),
+            macs: Macs::new(config.macs_max, config.mac_age, seed),
+            stages: Stages::new(payload_max.into()),
+            waiting: Waiting::default(),
+            assembler: Assembler::new(),
+            scratch: buffer(payload_max.into()),
+            timers: BinaryHeap::with_capacity(256),
+            events: VecDeque::with_capacity(256),
+            counters: Counters::default(),
+            random: seed,
+        }
     }
+
     /// Takes a decision of control.
     pub fn handle_command(&mut self, command: Command, now: Duration, sink: &mut impl Sink) {
-        let _ = (command, now, sink);
+        match command {
+            Command::Tables(tables) => self.set_tables(&tables, now, sink),
+            Command::Install(keys) => self.install(&keys, now, sink),
+            Command::Remove(peer) => self.remove(peer),
+            Command::Probe(peer) => self.probe_now(peer, now, sink),
+        }
     }
+
     /// A frame from the TAP.
     pub fn handle_frame(&mut self, frame: &[u8], now: Duration, sink: &mut impl Sink) {
-        let _ = (frame, now, sink);
+        self.switch_local(frame, now, sink);
     }
+
     /// A datagram from the underlay. It is opened in place.
-    pub fn handle_datagram(
-        &mut self,
-        from: SocketAddr,
-        bytes: &mut [u8],
-        now: Duration,
-        sink: &mut impl Sink,
-    ) {
-        let _ = (from, bytes, now, sink);
+    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &mut [u8], now: Duration, sink: &mut impl Sink) {
+        self.receive(canonical(from), bytes, now, sink);
     }
+
     /// A QUIC datagram for a peer that is reached through relays only.
     pub fn relay_quic(&mut self, to: PeerId, bytes: &[u8], now: Duration, sink: &mut impl Sink) {
-        let _ = (to, bytes, now, sink);
+        self.send_relayed_quic(to, bytes, now, sink);
     }
+
+    /// The socket refused, for its size, to send a datagram of `size` bytes of payload to `to`
+    /// (EMSGSIZE of the send itself, not what an ICMP message says, for those can be forged).
+    pub fn note_too_large(&mut self, to: SocketAddr, size: usize, now: Duration) {
+        self.refused(canonical(to), size, now);
+    }
+
     /// The batch is over: send what waits for company.
     pub fn flush(&mut self, now: Duration, sink: &mut impl Sink) {
-        let _ = (now, sink);
+        self.flush_stages(now, sink);
     }
+
     /// The time that [`Self::poll_timeout`] named has come (earlier or later is harmless).
     pub fn handle_timeout(&mut self, now: Duration, sink: &mut impl Sink) {
-        let _ = (now, sink);
+        self.run_timers(now, sink);
     }
-    /// When to call [`Self::handle_timeout`], and why.
+
+    /// When to call [`Self::handle_timeout`], and why. Costs a look at the top of a heap.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Duration, &'static str)> {
-        None
+        let timer = self.next_timer();
+        let flush = self.stages.since.map(|at| (at, "unsent records: flush"));
+        match (timer, flush) {
+            (Some(timer), Some(flush)) => Some(if flush.0 <= timer.0 { flush } else { timer }),
+            (timer, flush) => timer.or(flush),
+        }
     }
+
     /// What control should know; drain until `None`.
     pub fn poll_event(&mut self) -> Option<DataEvent> {
-        None
+        self.events.pop_front()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many MAC addresses are known.
+    #[must_use]
+    pub const fn macs_known(&self) -> usize {
+        self.macs.len()
+    }
+
+    fn event(&mut self, event: DataEvent) {
+        if self.events.len() < EVENTS_MAX {
+            self.events.push_back(event);
+        } else {
+            self.counters.events_lost += 1;
+        }
+    }
+
+    /// The slot of a peer.
+    fn slot(&self, id: PeerId) -> Option<u32> {
+        let slot = self.by_id.get(&id.into())?;
+        (self.peers[slot as usize].id == id).then_some(slot)
+    }
+
+    /// The slot of a peer that is in the tables.
+    fn listed(&self, id: PeerId) -> Option<u32> {
+        self.slot(id).filter(|&slot| self.peers[slot as usize].listed)
+    }
+
+    /// A random number for jitter (SplitMix64).
+    const fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = self.random;
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 }

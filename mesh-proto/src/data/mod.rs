@@ -7,8 +7,20 @@
 //!                          └─ ours ─► open ─► replay ─► switch ─► Sink::frame ─► TAP
 //! ```
 
+pub mod counters;
 pub mod forwarder;
 pub mod limits;
+pub mod macs;
+pub mod table;
+pub mod window;
+
+mod cipher;
+mod fragment;
+mod mtu;
+mod path;
+mod peer;
+mod session;
+mod stage;
 
 use core::net::SocketAddr;
 

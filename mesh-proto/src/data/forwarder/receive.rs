@@ -1,0 +1,212 @@
+//! From datagrams to frames: relay, open, take the records.
+
+use core::net::SocketAddr;
+use core::time::Duration;
+
+use super::Forwarder;
+use crate::data::counters::DropReason;
+use crate::data::fragment::Outcome;
+use crate::data::limits::MOVED_EVERY;
+use crate::data::session::{OpenError, Opened};
+use crate::data::{Hop, Sink};
+use crate::handover::DataEvent;
+use crate::id::Incarnation;
+use crate::wire::datagram::{Datagram, RELAY_HEADER, RelayHeader, SLEEVE_HEADER, ShortId, SleeveHeader};
+use crate::wire::record::{Fragment, Record, Records};
+
+/// How a datagram came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// From this address.
+    Direct(SocketAddr),
+    /// Through a relay.
+    Relayed,
+}
+
+impl Forwarder {
+    pub(super) fn receive(&mut self, from: SocketAddr, bytes: &mut [u8], now: Duration, sink: &mut impl Sink) {
+        match Datagram::parse(bytes) {
+            Ok(Datagram::Quic) => sink.quic(Hop::Direct(from), bytes),
+            Ok(Datagram::Sleeve(header)) => {
+                self.counters.datagrams_in += 1;
+                let body = &mut bytes[SLEEVE_HEADER..];
+                self.open(&header, body, Arrival::Direct(from), now, sink);
+            }
+            Ok(Datagram::Relay(header)) => {
+                self.counters.datagrams_in += 1;
+                self.receive_relay(from, &header, bytes, now, sink);
+            }
+            Err(_) => {
+                self.counters.datagrams_in += 1;
+                self.counters.drop(DropReason::Malformed);
+            }
+        }
+    }
+
+    /// A RELAY datagram: for us, or to be passed on (sleeve S4).
+    fn receive_relay(
+        &mut self,
+        from: SocketAddr,
+        header: &RelayHeader,
+        bytes: &mut [u8],
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        if header.destination != ShortId::from(self.me) {
+            return self.pass(from, header, bytes, sink);
+        }
+        let inner = &mut bytes[RELAY_HEADER..];
+        match Datagram::parse(inner) {
+            Ok(Datagram::Sleeve(header)) => {
+                let body = &mut inner[SLEEVE_HEADER..];
+                self.open(&header, body, Arrival::Relayed, now, sink);
+            }
+            Ok(Datagram::Quic) => {
+                // Nothing but the neighbour that it came from speaks for it.
+                if self.by_addr.get(&from).is_none() {
+                    return self.counters.drop(DropReason::RelayFromStranger);
+                }
+                let Some(source) = self.by_id.get(&header.source) else {
+                    return self.counters.drop(DropReason::RelayUnknownPeer);
+                };
+                sink.quic(Hop::Relayed(self.peers[source as usize].id), inner);
+            }
+            Ok(Datagram::Relay(_)) | Err(_) => self.counters.drop(DropReason::Malformed),
+        }
+    }
+
+    fn pass(&mut self, from: SocketAddr, header: &RelayHeader, bytes: &mut [u8], sink: &mut impl Sink) {
+        let Some(neighbour) = self.by_addr.get(&from) else {
+            return self.counters.drop(DropReason::RelayFromStranger);
+        };
+        let destination = self.by_id.get(&header.destination);
+        let listed = |&slot: &u32| self.peers[slot as usize].listed;
+        let Some(destination) = destination.filter(listed) else {
+            return self.counters.drop(DropReason::RelayUnknownPeer);
+        };
+        if header.hops <= 1 {
+            return self.counters.drop(DropReason::HopLimit);
+        }
+        let Some(route) = self.route(destination, Some(neighbour)) else {
+            let back = self.route(destination, None).is_some();
+            let reason = if back { DropReason::RelayBack } else { DropReason::NoRoute };
+            return self.counters.drop(reason);
+        };
+        let onward = RelayHeader { hops: header.hops - 1, ..*header };
+        bytes[..RELAY_HEADER].copy_from_slice(&onward.bytes());
+        self.counters.relayed += 1;
+        self.counters.datagrams_out += 1;
+        // Somebody else's datagram, as it came: it was never open here.
+        sink.datagram(route.addr(), bytes);
+    }
+
+    fn open(&mut self, header: &SleeveHeader, body: &mut [u8], arrival: Arrival, now: Duration, sink: &mut impl Sink) {
+        let Some(slot) = self.by_index.get(&header.receiver) else {
+            return self.counters.drop(DropReason::UnknownSession);
+        };
+        let Some(link) = self.peers[slot as usize].link.as_mut() else {
+            return self.counters.drop(DropReason::UnknownSession);
+        };
+        let (records, opened) = match link.sessions.open(header, body, now) {
+            Ok(ok) => ok,
+            Err(OpenError::Unknown) => return self.counters.drop(DropReason::UnknownSession),
+            Err(OpenError::Seal) => return self.counters.drop(DropReason::BadSeal),
+            Err(OpenError::Replayed) => {
+                self.counters.replayed += 1;
+                return;
+            }
+        };
+        self.note_opened(slot, &opened, arrival, now, sink);
+        for record in Records::new(records) {
+            match record {
+                Ok(record) => self.take(slot, &opened, record, arrival, now, sink),
+                Err(_) => self.counters.drop(DropReason::BadRecord),
+            }
+        }
+    }
+
+    /// What an authentic datagram tells by its coming alone.
+    fn note_opened(&mut self, slot: u32, opened: &Opened, arrival: Arrival, now: Duration, sink: &mut impl Sink) {
+        if let Some(index) = opened.ended {
+            self.by_index.remove(&index);
+        }
+        if let Arrival::Direct(from) = arrival
+            && opened.newest
+            && self.peers[slot as usize].direct.is_some_and(|old| old != from)
+        {
+            self.peer_moved(slot, from, now);
+        }
+        if opened.may_send {
+            if let Some(path) = self.path_mut(slot) {
+                path.hurry(now);
+            }
+            self.send_waiting(slot, now, sink);
+            self.poll_peer(slot, now, sink);
+        }
+    }
+
+    /// The peer speaks from another address now (sleeve S28).
+    fn peer_moved(&mut self, slot: u32, to: SocketAddr, now: Duration) {
+        self.set_direct(slot, Some(to));
+        if let Some(path) = self.path_mut(slot) {
+            path.hurry(now);
+        }
+        self.schedule(slot, now);
+        let peer = &mut self.peers[slot as usize];
+        if peer.moved_at.is_none_or(|at| now >= at + MOVED_EVERY) {
+            peer.moved_at = Some(now);
+            let peer = peer.id;
+            self.event(DataEvent::Moved { peer, to });
+        }
+    }
+
+    fn take(
+        &mut self,
+        slot: u32,
+        opened: &Opened,
+        record: Record<'_>,
+        arrival: Arrival,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        match record {
+            Record::Frame(frame) => self.take_frame(slot, opened.incarnation, frame, now, sink),
+            Record::Flood(flood) => self.take_flood(slot, &flood, now, sink),
+            Record::Probe(probe) => self.send_echo(slot, probe, arrival, now, sink),
+            Record::Echo(probe) => self.take_echo(slot, probe, arrival, now, sink),
+            Record::Fragment(piece) => {
+                self.take_fragment(slot, opened.incarnation, &piece, now, sink);
+            }
+            Record::Unknown(_) => self.counters.drop(DropReason::UnknownRecord),
+        }
+    }
+
+    fn take_fragment(
+        &mut self,
+        slot: u32,
+        life: Incarnation,
+        piece: &Fragment<'_>,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        self.counters.fragments_in += 1;
+        let outcome = self.assembler.add(slot, piece, now);
+        let given_up = self.assembler.take_given_up();
+        match outcome {
+            Outcome::Partial => self.counters.drop_many(DropReason::Incomplete, given_up),
+            Outcome::Bad => self.counters.drop(DropReason::BadFragment),
+            Outcome::Whole(at) => {
+                self.counters.reassembled += 1;
+                let (buffer, length) = self.assembler.take(at);
+                match Records::new(&buffer[..length]).next() {
+                    Some(Ok(Record::Frame(frame))) => {
+                        self.take_frame(slot, life, frame, now, sink);
+                    }
+                    Some(Ok(Record::Flood(flood))) => self.take_flood(slot, &flood, now, sink),
+                    _ => self.counters.drop(DropReason::BadRecord),
+                }
+                self.assembler.give_back(at, buffer);
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The switch: where a frame goes by its addresses.
+
+use core::time::Duration;
+
+use super::Forwarder;
+use crate::data::Sink;
+use crate::data::counters::DropReason;
+use crate::data::limits::FLOOD_HOPS;
+use crate::data::macs::{Mac, Owner};
+use crate::data::peer::Floods;
+use crate::data::window::Seen;
+use crate::id::Incarnation;
+use crate::wire::record::{FRAME_MAX, Flood, frame_header};
+
+/// Destination and source of a frame; none if it is shorter than its header.
+fn addresses(frame: &[u8]) -> Option<(Mac, Mac)> {
+    let (to, rest) = frame.split_first_chunk::<6>()?;
+    let (from, rest) = rest.split_first_chunk::<6>()?;
+    (rest.len() >= 2).then_some((Mac(*to), Mac(*from)))
+}
+
+impl Forwarder {
+    /// A frame of this host (sleeve S15).
+    pub(super) fn switch_local(&mut self, frame: &[u8], now: Duration, sink: &mut impl Sink) {
+        self.counters.frames_in += 1;
+        self.counters.bytes_in += frame.len() as u64;
+        let Some((to, from)) = addresses(frame) else {
+            return self.counters.drop(DropReason::Runt);
+        };
+        if frame.len() > FRAME_MAX {
+            return self.counters.drop(DropReason::Giant);
+        }
+        if to.is_link_local() {
+            return self.counters.drop(DropReason::LinkLocal);
+        }
+        self.learn(from, Owner::Local, self.incarnation, now);
+        if to.is_group() {
+            return self.flood(frame, now, sink);
+        }
+        match self.macs.lookup(to, now) {
+            Some(Owner::Local) => self.counters.drop(DropReason::Local),
+            Some(Owner::Peer(slot)) => {
+                self.send_record(slot, &frame_header(frame.len()), frame, now, sink);
+            }
+            None => self.flood(frame, now, sink),
+        }
+    }
+
+    /// Sends a frame of this host to everybody (sleeve S16).
+    fn flood(&mut self, frame: &[u8], now: Duration, sink: &mut impl Sink) {
+        self.counters.floods += 1;
+        let flood =
+            Flood { origin: self.me, incarnation: self.incarnation, sequence: self.sequence, hops: FLOOD_HOPS, frame };
+        self.sequence += 1;
+        let header = flood.header();
+        for i in 0..self.children.len() {
+            self.send_record(self.children[i], &header, frame, now, sink);
+        }
+    }
+
+    /// A frame that the peer in `slot` sent to us alone.
+    pub(super) fn take_frame(
+        &mut self,
+        slot: u32,
+        life: Incarnation,
+        frame: &[u8],
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        self.deliver(frame, Owner::Peer(slot), life, now, sink);
+    }
+
+    /// A flood that the peer in `sender` passed to us: once is enough (sleeve S17, S18).
+    pub(super) fn take_flood(&mut self, sender: u32, flood: &Flood<'_>, now: Duration, sink: &mut impl Sink) {
+        let Some(origin) = self.listed(flood.origin) else {
+            return self.counters.drop(DropReason::FloodUnknownOrigin);
+        };
+        let seen = &mut self.peers[origin as usize].floods;
+        let seen = seen.get_or_insert_default();
+        if flood.incarnation < seen.incarnation {
+            return self.counters.drop(DropReason::FloodStale);
+        }
+        if flood.incarnation > seen.incarnation {
+            **seen = Floods { incarnation: flood.incarnation, ..Floods::default() };
+        }
+        match seen.window.see(flood.sequence) {
+            Seen::Duplicate => self.counters.flood_duplicates += 1,
+            Seen::TooOld => self.counters.drop(DropReason::FloodStale),
+            Seen::Newest | Seen::New => {
+                self.deliver(flood.frame, Owner::Peer(origin), flood.incarnation, now, sink);
+                self.pass_on(origin, sender, flood, now, sink);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, origin: u32, sender: u32, flood: &Flood<'_>, now: Duration, sink: &mut impl Sink) {
+        let count = self.peers[origin as usize].children.len();
+        if count > 0 && flood.hops <= 1 {
+            return self.counters.drop(DropReason::HopLimit);
+        }
+        let header = Flood { hops: flood.hops.saturating_sub(1), ..*flood }.header();
+        for i in 0..count {
+            let child = self.peers[origin as usize].children[i];
+            if child != sender && child != origin {
+                self.send_record(child, &header, flood.frame, now, sink);
+            }
+        }
+    }
+
+    fn deliver(&mut self, frame: &[u8], owner: Owner, life: Incarnation, now: Duration, sink: &mut impl Sink) {
+        let Some((to, from)) = addresses(frame) else {
+            return self.counters.drop(DropReason::Runt);
+        };
+        if to.is_link_local() {
+            return self.counters.drop(DropReason::LinkLocal);
+        }
+        self.learn(from, owner, life, now);
+        self.counters.frames_out += 1;
+        self.counters.bytes_out += frame.len() as u64;
+        sink.frame(frame);
+    }
+
+    fn learn(&mut self, from: Mac, owner: Owner, life: Incarnation, now: Duration) {
+        self.macs.learn(from, owner, life, now);
+        self.counters.macs_evicted = self.macs.evicted();
+    }
+}
