@@ -138,3 +138,110 @@ impl Sender {
         self.used = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::bind_udp;
+    use crate::data::udp::for_socket;
+
+    fn socket(address: &str) -> UdpSocket {
+        bind_udp(address.parse().unwrap()).unwrap()
+    }
+
+    fn send_all(sender: &mut Sender, socket: &UdpSocket) -> Vec<(io::ErrorKind, SocketAddr, usize)> {
+        let mut refused = Vec::new();
+        loop {
+            match sender.flush_once(socket) {
+                Flushed::All => return refused,
+                Flushed::Refused(error, to, len) => refused.push((error.kind(), to, len)),
+                Flushed::Busy => panic!("loopback is never busy"),
+            }
+        }
+    }
+
+    fn take_all(receiver: &mut Receiver, socket: &UdpSocket) -> Vec<Option<(SocketAddr, Vec<u8>)>> {
+        let mut all = Vec::new();
+        while let Ok(count) = receiver.receive(socket) {
+            assert!(count > 0);
+            all.extend((0..count).map(|n| receiver.datagram(n).map(|(from, bytes)| (from, bytes.to_vec()))));
+        }
+        all
+    }
+
+    #[test]
+    fn batches_arrive_whole_in_order_and_with_their_sender() {
+        let (from, to) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+        let target = to.local_addr().unwrap();
+        let (mut sender, mut receiver) = (Sender::new(), Receiver::new(1500));
+        let datagrams: Vec<Vec<u8>> = (0..100).map(|n| vec![n; usize::from(n) * 70]).collect();
+        for bytes in &datagrams {
+            if !sender.fits(bytes.len()) {
+                assert!(send_all(&mut sender, &from).is_empty());
+            }
+            assert!(sender.push(target, bytes));
+        }
+        assert!(send_all(&mut sender, &from).is_empty());
+        let expected: Vec<_> = datagrams.into_iter().map(|bytes| Some((from.local_addr().unwrap(), bytes))).collect();
+        assert!(take_all(&mut receiver, &to) == expected);
+    }
+
+    #[test]
+    fn a_dual_stack_socket_reaches_both_families_and_shows_ipv4_as_ipv4() {
+        let dual = socket("[::]:0");
+        let port = dual.local_addr().unwrap().port();
+        let mut receiver = Receiver::new(1500);
+        let mut sender = Sender::new();
+        for (name, target) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")] {
+            let other = socket(name);
+            let target = SocketAddr::new(target.parse().unwrap(), port);
+            other.send_to(b"there", target).unwrap();
+            let got = take_all(&mut receiver, &dual);
+            let from = other.local_addr().unwrap();
+            assert_eq!(got, [Some((from, b"there".to_vec()))]);
+            sender.push(for_socket(from, true).unwrap(), b"back");
+            assert!(send_all(&mut sender, &dual).is_empty());
+            assert_eq!(take_all(&mut receiver, &other), [Some((target, b"back".to_vec()))]);
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_the_kernel_refuses_does_not_hold_up_the_others() {
+        let (from, to) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+        let target = to.local_addr().unwrap();
+        let (mut sender, mut receiver) = (Sender::new(), Receiver::new(1500));
+        let forbidden: SocketAddr = "255.255.255.255:9".parse().unwrap();
+        sender.push(target, b"before");
+        sender.push(forbidden, b"broadcast needs a permission");
+        sender.push(target, b"after");
+        assert_eq!(send_all(&mut sender, &from), [(io::ErrorKind::PermissionDenied, forbidden, 28)]);
+        let got = take_all(&mut receiver, &to);
+        let texts: Vec<_> = got.iter().flatten().map(|(_, bytes)| &bytes[..]).collect();
+        assert_eq!(texts, [&b"before"[..], b"after"]);
+    }
+
+    #[test]
+    fn the_largest_datagram_passes_and_a_larger_one_is_refused() {
+        let (from, to) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+        let target = to.local_addr().unwrap();
+        let (mut sender, mut receiver) = (Sender::new(), Receiver::new(usize::from(u16::MAX)));
+        assert!(sender.push(target, &[1; DATAGRAM_MAX]));
+        assert!(send_all(&mut sender, &from).is_empty());
+        assert!(sender.push(target, &[1; DATAGRAM_MAX + 1]));
+        assert_eq!(send_all(&mut sender, &from).len(), 1);
+        assert!(!sender.push(target, &[1; ARENA + 1]));
+        let got = take_all(&mut receiver, &to);
+        assert!(got == [Some((from.local_addr().unwrap(), vec![1; DATAGRAM_MAX]))]);
+    }
+
+    #[test]
+    fn a_datagram_larger_than_its_slot_is_seen_as_such_and_the_next_is_whole() {
+        let (from, to) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+        let target = to.local_addr().unwrap();
+        let mut receiver = Receiver::new(1500);
+        from.send_to(&[1; SLOT_MIN + SLOT_SKEW + 1], target).unwrap();
+        from.send_to(&[2; SLOT_MIN], target).unwrap();
+        let got = take_all(&mut receiver, &to);
+        assert!(got == [None, Some((from.local_addr().unwrap(), vec![2; SLOT_MIN]))]);
+    }
+}

@@ -45,6 +45,10 @@ pub struct Report {
     pub io: IoCounters,
     /// Whether the TAP is gone (the interface was deleted): the router has to be started again.
     pub tap_lost: bool,
+    /// Turns of the thread's loop: how often it woke up.
+    pub turns: u64,
+    /// Commands of control that are in force.
+    pub commands: u64,
     /// Turns of the thread's loop that panicked: each a bug that cost a batch of frames.
     pub panics: u64,
 }

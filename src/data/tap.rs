@@ -58,3 +58,48 @@ fn explain_interface(error: &io::Error, name: &str) -> io::Error {
     };
     io::Error::new(error.kind(), format!("TAP `{name}`: {advice} ({error})"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(errno: i32, explain: impl Fn(&io::Error) -> io::Error) -> String {
+        explain(&io::Error::from_raw_os_error(errno)).to_string()
+    }
+
+    #[test]
+    fn each_error_says_what_to_do() {
+        assert!(text(libc::ENOENT, explain_open).contains("modprobe tun"));
+        assert!(text(libc::EACCES, explain_open).contains("run as root"));
+        let interface = |error: &io::Error| explain_interface(error, "weft-tap");
+        assert!(text(libc::EPERM, interface).contains("CAP_NET_ADMIN"));
+        assert!(text(libc::EBUSY, interface).contains("another router"));
+        assert!(text(libc::EINVAL, interface).contains("weft-tap"));
+    }
+
+    /// In a network namespace of its own, where this user may make one.
+    #[test]
+    #[expect(deprecated, reason = "its successor is unsafe for flags that are not used here")]
+    fn a_tap_opens_once_and_refuses_a_second_router_and_bad_names() {
+        std::thread::spawn(|| {
+            if let Err(error) = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET) {
+                assert_eq!(error, rustix::io::Errno::PERM);
+                let error = open_tap("weft-tap").expect_err("an ordinary user makes no interface");
+                assert!(error.to_string().contains("root") || error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+                return;
+            }
+            let tap = open_tap("weft-tap").unwrap();
+            assert_eq!(rustix::io::read(&tap, &mut [0; 64]), Err(rustix::io::Errno::AGAIN));
+            let error = open_tap("weft-tap").unwrap_err();
+            assert!(error.to_string().contains("another router"), "{error}");
+            for name in ["", "a-name-that-is-too-long", "lo", "nul\0"] {
+                let error = open_tap(name).unwrap_err();
+                assert!(error.to_string().contains("usable name"), "{error}");
+            }
+            drop(tap);
+            open_tap("weft-tap").unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -96,3 +96,53 @@ pub(crate) fn send_one(socket: &UdpSocket, socket_is_ipv6: bool, to: SocketAddr,
     let to = for_socket(to, socket_is_ipv6).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
     socket.send_to(bytes, to).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn one_peer_has_one_address_however_the_kernel_wrote_it() {
+        assert_eq!(canonical(address("[::ffff:192.0.2.1]:5")), address("192.0.2.1:5"));
+        assert_eq!(canonical(address("192.0.2.1:5")), address("192.0.2.1:5"));
+        let labelled = SocketAddrV6::new("2001:db8::1".parse().unwrap(), 5, 7, 0);
+        assert_eq!(canonical(labelled.into()), address("[2001:db8::1]:5"));
+        assert_eq!(canonical(address("[fe80::1%4]:5")), address("[fe80::1%4]:5"));
+    }
+
+    #[test]
+    fn an_address_is_written_as_the_socket_takes_it() {
+        assert_eq!(for_socket(address("192.0.2.1:5"), true), Some(address("[::ffff:192.0.2.1]:5")));
+        assert_eq!(for_socket(address("192.0.2.1:5"), false), Some(address("192.0.2.1:5")));
+        assert_eq!(for_socket(address("[::1]:5"), true), Some(address("[::1]:5")));
+        assert_eq!(for_socket(address("[::1]:5"), false), None);
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_what_to_do() {
+        let first = bind_udp(address("127.0.0.1:0")).unwrap();
+        let taken = first.local_addr().unwrap();
+        let error = bind_udp(taken).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&taken.to_string()), "{error}");
+        assert!(error.to_string().contains("--port"), "{error}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_named_with_what_to_do() {
+        for foreign in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let error = bind_udp(address(foreign)).unwrap_err();
+            assert!(error.to_string().contains("--listen"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_socket_does_not_block() {
+        let socket = bind_udp(address("[::]:0")).unwrap();
+        assert_eq!(socket.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}

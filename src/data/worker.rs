@@ -79,6 +79,8 @@ pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)
         more_inputs: false,
         events_kept: false,
         tap_lost: false,
+        turns: 0,
+        commands: 0,
         panics: 0,
         quiet: Quiet::default(),
     };
@@ -146,6 +148,8 @@ struct Thread {
     more_inputs: bool,
     events_kept: bool,
     tap_lost: bool,
+    turns: u64,
+    commands: u64,
     panics: u64,
     quiet: Quiet,
 }
@@ -165,6 +169,7 @@ impl Thread {
 
     fn turn(&mut self) {
         let ready = self.wait();
+        self.turns += 1;
         let now = self.clock.now();
         if ready.wake || self.more_inputs {
             self.inputs(now);
@@ -237,6 +242,7 @@ impl Thread {
         let mut left = INPUTS;
         for command in self.inbox.commands.try_iter().take(INPUTS) {
             self.forwarder.handle_command(command, now, &mut self.outbox);
+            self.commands += 1;
             left -= 1;
         }
         self.more_inputs = left == 0;
@@ -247,7 +253,13 @@ impl Thread {
         }
         self.more_inputs |= left == 0;
         for answer in self.inbox.reports.try_iter().take(INPUTS) {
-            let report = Report { io: self.outbox.counters, tap_lost: self.tap_lost, panics: self.panics };
+            let report = Report {
+                io: self.outbox.counters,
+                tap_lost: self.tap_lost,
+                turns: self.turns,
+                commands: self.commands,
+                panics: self.panics,
+            };
             // Err: whoever asked has gone.
             let _ = answer.send(report);
         }
@@ -319,3 +331,6 @@ impl Thread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
