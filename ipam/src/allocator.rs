@@ -143,6 +143,13 @@ impl<P: PeerKey> Allocator<P> {
         self.machine.readiness()
     }
 
+    /// The first eight digits of the id of the address network, once there is one. Peers with
+    /// different ids were founded apart.
+    #[must_use]
+    pub fn network(&self) -> Option<String> {
+        self.machine.network_text()
+    }
+
     /// Who owns how much, for `weft ipam`.
     pub fn summary(&self) -> Summary<P> {
         let (peers, spare) = (self.machine.owned_by_peers(), self.machine.counts());

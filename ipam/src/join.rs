@@ -15,7 +15,8 @@ use rand_core::RngCore;
 
 use crate::founding::{Acceptor, Ballot, Network, Proposal, majority};
 use crate::id::{Id, NetworkId, Owner};
-use crate::machine::Machine;
+use crate::journal::Effect;
+use crate::machine::{Machine, Packet};
 use crate::ring::Holder;
 use crate::store::{self, Key};
 use crate::wire::{Accepted, Body, Net, names};
@@ -26,6 +27,8 @@ const SEEK_PERIOD: Duration = Duration::from_secs(1);
 const SEEKER_LIFE: Duration = Duration::from_millis(3500);
 /// How long after the last new peer founding may begin.
 const QUIET: Duration = Duration::from_secs(2);
+/// How long after the last new peer a peer that says nothing of a network is waited for.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How much later the next peer in the order of ids begins, if the first did not.
 const RANK_PAUSE: Duration = Duration::from_millis(700);
 /// How long an attempt may take.
@@ -52,6 +55,9 @@ pub(crate) struct Join {
     last_met: Duration,
     next_seek: Duration,
     next_fetch: Duration,
+    /// When it is this peer's turn to propose, if nobody else does.
+    turn: Option<Duration>,
+    /// When it will.
     propose_at: Option<Duration>,
     proposal: Option<(Proposal, Duration)>,
     round: u64,
@@ -67,6 +73,7 @@ impl Join {
             last_met: now,
             next_seek: now,
             next_fetch: now,
+            turn: None,
             propose_at: None,
             proposal: None,
             round: 0,
@@ -191,28 +198,35 @@ impl Machine {
             self.join.proposal = None;
             self.put_off();
         }
+        self.join.propose_at = None;
         if self.join.missing() > 0 || self.join.seekers.is_empty() {
-            self.join.propose_at = None;
+            self.join.turn = None;
             return;
         }
         if self.join.proposal.is_some() {
             return;
         }
-        let at = *self.join.propose_at.get_or_insert_with(|| {
-            let before = self.join.seekers.keys().filter(|&&peer| peer < self.me.peer).count();
-            let rank = u32::try_from(before).unwrap_or(u32::MAX).min(10);
-            now.max(self.join.last_met + QUIET) + RANK_PAUSE * rank
-        });
-        if now >= at.max(self.join.last_met + QUIET) {
+        let before = self.join.seekers.keys().filter(|&&peer| peer < self.me.peer).count();
+        let rank = u32::try_from(before).unwrap_or(u32::MAX).min(10);
+        let turn = *self.join.turn.get_or_insert(now + RANK_PAUSE * rank);
+        let at = turn.max(self.join.last_met + self.patience());
+        if now >= at {
             self.propose();
         } else {
-            self.join.propose_at = Some(at.max(self.join.last_met + QUIET));
+            self.join.propose_at = Some(at);
         }
+    }
+
+    /// How long after the last new peer founding may begin: a reachable peer that has not said
+    /// whether it has a network may have one.
+    fn patience(&self) -> Duration {
+        let silent = self.peers.keys().any(|peer| !self.join.seekers.contains_key(peer));
+        if silent { SILENCE } else { QUIET }
     }
 
     fn put_off(&mut self) {
         let pause = Duration::from_millis(300) + self.jitter(Duration::from_millis(1500));
-        self.join.propose_at = Some(self.now + pause);
+        self.join.turn = Some(self.now + pause);
     }
 
     fn propose(&mut self) {
@@ -221,16 +235,13 @@ impl Machine {
         let ballot = Ballot { round: self.join.round, proposer: self.me.peer, incarnation: self.me.incarnation };
         let proposal = Proposal::new(ballot, self.join.population());
         self.join.proposal = Some((proposal, self.now + ATTEMPT));
-        self.join.propose_at = None;
-        self.to_founders(&Body::Prepare(ballot));
+        self.ask_founders(&Body::Prepare(ballot));
     }
 
-    /// To all seekers and to this peer itself.
-    fn to_founders(&mut self, body: &Body) {
-        let peers: Vec<Id> = self.join.seekers.keys().copied().collect();
-        for peer in peers {
-            self.send(peer, body.clone());
-        }
+    /// To everyone: whoever has a network says so instead of taking part.
+    fn ask_founders(&mut self, body: &Body) {
+        let message = self.message(body.clone());
+        self.perform(Effect::Other(Packet::All(message)));
         self.send(self.me.peer, body.clone());
     }
 
@@ -263,8 +274,8 @@ impl Machine {
 
     /// Sends something that only makes sense once the network is durable here.
     fn tell_network(&mut self, to: Id, body: Body) {
-        let packet = crate::machine::Packet::To(to, self.message(body));
-        self.hold(self.network_batch, crate::journal::Effect::Other(packet));
+        let packet = Packet::To(to, self.message(body));
+        self.hold(self.network_batch, Effect::Other(packet));
     }
 
     /// A seeker found us.
@@ -330,7 +341,7 @@ impl Machine {
             Network::found(id, universe, founders)
         });
         if let Some(value) = value {
-            self.to_founders(&Body::Accept(value));
+            self.ask_founders(&Body::Accept(value));
         }
     }
 

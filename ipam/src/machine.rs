@@ -331,7 +331,8 @@ impl Machine {
         }
     }
 
-    fn perform(&mut self, effect: Effect<Packet>) {
+    /// Lets an effect happen now.
+    pub(crate) fn perform(&mut self, effect: Effect<Packet>) {
         match effect {
             Effect::Reply(request) => {
                 if let Some((index, offset)) = self.answering.remove(&request) {

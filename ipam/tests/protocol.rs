@@ -13,7 +13,7 @@ fn secs(secs: u64) -> Duration {
 }
 
 fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
+    text.parse().expect("a network")
 }
 
 fn settle(world: &World) {

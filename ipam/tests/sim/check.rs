@@ -21,34 +21,34 @@ struct Asked {
 
 /// Who has which address, by what was answered.
 #[derive(Debug, Default)]
-pub struct Checker {
+pub(crate) struct Checker {
     holders: BTreeMap<IpAddr, (Peer, String)>,
     asked: BTreeMap<RequestId, Asked>,
-    pub given: u64,
-    pub refused: BTreeMap<&'static str, u64>,
-    pub violations: Vec<String>,
+    pub(crate) given: u64,
+    pub(crate) refused: BTreeMap<&'static str, u64>,
+    pub(crate) violations: Vec<String>,
 }
 
 impl Checker {
-    pub fn violation(&mut self, text: String) {
+    pub(crate) fn violation(&mut self, text: String) {
         self.violations.push(text);
     }
 
-    pub fn asked(&mut self, request: RequestId, peer: Peer, owner: &str, at: Duration) {
+    pub(crate) fn asked(&mut self, request: RequestId, peer: Peer, owner: &str, at: Duration) {
         let owner = owner.to_owned();
         self.asked.insert(request, Asked { peer, owner, at });
     }
 
-    pub fn cancelled(&mut self, request: RequestId) {
+    pub(crate) fn cancelled(&mut self, request: RequestId) {
         self.asked.remove(&request);
     }
 
     /// The answers of a node that crashed will never come.
-    pub fn crashed(&mut self, peer: Peer) {
+    pub(crate) fn crashed(&mut self, peer: Peer) {
         self.asked.retain(|_, asked| asked.peer != peer);
     }
 
-    pub fn answered(&mut self, request: RequestId, result: &Result<IpNet, AllocError>, now: Duration) {
+    pub(crate) fn answered(&mut self, request: RequestId, result: &Result<IpNet, AllocError>, now: Duration) {
         let Some(asked) = self.asked.remove(&request) else {
             self.violation(format!("{request:?} was answered twice, or was not asked"));
             return;
@@ -76,7 +76,7 @@ impl Checker {
         }
     }
 
-    pub fn freed(&mut self, peer: Peer, owner: &str, freed: &[IpNet]) {
+    pub(crate) fn freed(&mut self, peer: Peer, owner: &str, freed: &[IpNet]) {
         for net in freed {
             let holder = (peer, owner.to_owned());
             if self.holders.get(&net.addr()) == Some(&holder) {
@@ -87,7 +87,7 @@ impl Checker {
 
     /// Compares what a node that came back lists with what it gave; returns what nobody has:
     /// recorded but never answered, or freed shortly before the crash.
-    pub fn after_start(&mut self, peer: Peer, listed: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
+    pub(crate) fn after_start(&mut self, peer: Peer, listed: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
         let mut lost = Vec::new();
         for (address, (holder, owner)) in &self.holders {
             let there = listed.iter().any(|(name, net)| name == owner && net.addr() == *address);
@@ -101,7 +101,7 @@ impl Checker {
     }
 
     /// Nobody waits in vain.
-    pub fn overdue(&mut self, now: Duration) {
+    pub(crate) fn overdue(&mut self, now: Duration) {
         let overdue: Vec<String> = self
             .asked
             .iter()
@@ -112,7 +112,7 @@ impl Checker {
     }
 
     /// Addresses that somebody has, with the owner, of one node.
-    pub fn held_by(&self, peer: Peer) -> Vec<(IpAddr, String)> {
+    pub(crate) fn held_by(&self, peer: Peer) -> Vec<(IpAddr, String)> {
         self.holders
             .iter()
             .filter(|(_, (holder, _))| *holder == peer)
@@ -120,7 +120,7 @@ impl Checker {
             .collect()
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.holders.len()
     }
 }

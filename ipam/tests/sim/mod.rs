@@ -8,7 +8,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of the world")]
 
-pub mod check;
+pub(crate) mod check;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ use check::Checker;
 
 /// A peer, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Peer(pub u8);
+pub(crate) struct Peer(pub(crate) u8);
 
 impl PeerKey for Peer {
     fn to_bytes(self) -> [u8; 16] {
@@ -36,43 +36,43 @@ impl PeerKey for Peer {
 }
 
 /// Durable state of a node.
-pub type Disk = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Disk = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Chances of faults, in per mille, and delays.
 #[derive(Debug, Clone)]
-pub struct Faults {
-    pub loss: u64,
-    pub duplication: u64,
+pub(crate) struct Faults {
+    pub(crate) loss: u64,
+    pub(crate) duplication: u64,
     /// Most milliseconds that a message takes.
-    pub delay: u64,
+    pub(crate) delay: u64,
     /// Most milliseconds that a write takes.
-    pub write: u64,
+    pub(crate) write: u64,
     /// A write fails.
-    pub write_error: u64,
+    pub(crate) write_error: u64,
     /// A write crashes the node, before or after it is durable.
-    pub write_crash: u64,
+    pub(crate) write_crash: u64,
     /// A write is said to be durable but is not: what no disk may do.
-    pub write_lie: u64,
+    pub(crate) write_lie: u64,
 }
 
 impl Faults {
     /// A quick network and quick disks without faults.
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { loss: 0, duplication: 0, delay: 5, write: 3, write_error: 0, write_crash: 0, write_lie: 0 }
     }
 }
 
 #[derive(Debug)]
-pub struct Node {
-    pub peer: Peer,
-    pub named: usize,
-    pub life: u64,
-    pub disk: Disk,
-    pub allocator: Option<Allocator<Peer>>,
-    pub notices: Vec<String>,
-    pub messages_sent: u64,
-    pub bytes_sent: u64,
-    pub writes: u64,
+pub(crate) struct Node {
+    pub(crate) peer: Peer,
+    pub(crate) named: usize,
+    pub(crate) life: u64,
+    pub(crate) disk: Disk,
+    pub(crate) allocator: Option<Allocator<Peer>>,
+    pub(crate) notices: Vec<String>,
+    pub(crate) messages_sent: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) writes: u64,
 }
 
 #[derive(Debug)]
@@ -94,18 +94,18 @@ enum Fate {
 }
 
 /// All nodes, the network between them, and what is to happen.
-pub struct World {
-    pub now: Duration,
-    pub nodes: Vec<Node>,
-    pub ranges: Vec<IpNet>,
-    pub faults: Faults,
-    pub rng: ChaCha8Rng,
-    pub check: Checker,
+pub(crate) struct World {
+    pub(crate) now: Duration,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) ranges: Vec<IpNet>,
+    pub(crate) faults: Faults,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) check: Checker,
     /// Nodes of different groups do not hear each other.
-    pub groups: Vec<u8>,
+    pub(crate) groups: Vec<u8>,
     /// The last answer of each request, for tests that wait for one.
-    pub replies: BTreeMap<RequestId, Result<IpNet, AllocError>>,
-    pub trace: u64,
+    pub(crate) replies: BTreeMap<RequestId, Result<IpNet, AllocError>>,
+    pub(crate) trace: u64,
     queue: BTreeMap<(Duration, u64), Event>,
     timers: BTreeMap<usize, Duration>,
     sequence: u64,
@@ -114,7 +114,7 @@ pub struct World {
 
 impl World {
     /// Nodes that name so many peers each, all down.
-    pub fn new(seed: u64, named: &[usize], ranges: &[&str]) -> Self {
+    pub(crate) fn new(seed: u64, named: &[usize], ranges: &[&str]) -> Self {
         let nodes = named
             .iter()
             .enumerate()
@@ -133,7 +133,7 @@ impl World {
         Self {
             now: Duration::from_secs(1),
             nodes,
-            ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+            ranges: ranges.iter().map(|text| text.parse().expect("a range")).collect(),
             faults: Faults::none(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             check: Checker::default(),
@@ -147,7 +147,7 @@ impl World {
         }
     }
 
-    pub fn below(&mut self, most: u64) -> u64 {
+    pub(crate) fn below(&mut self, most: u64) -> u64 {
         self.rng.next_u64() % most.max(1)
     }
 
@@ -171,7 +171,7 @@ impl World {
     }
 
     /// Starts a node that is down, with its disk.
-    pub fn start(&mut self, node: usize) {
+    pub(crate) fn start(&mut self, node: usize) {
         if self.nodes[node].allocator.is_some() {
             return;
         }
@@ -181,14 +181,14 @@ impl World {
         it.life += 1;
         let config = Config { me: it.peer, incarnation: it.life, ranges: self.ranges.clone(), named_peers: it.named };
         let state = it.disk.clone().into_iter().collect();
-        let allocator = Allocator::new(config, state, seed, self.now).unwrap();
+        let allocator = Allocator::new(config, state, seed, self.now).expect("its own disk is readable");
         self.nodes[node].allocator = Some(allocator);
         self.drain(node);
         self.audit(node);
         self.peers_changed();
     }
 
-    pub fn start_all(&mut self) {
+    pub(crate) fn start_all(&mut self) {
         for node in 0..self.nodes.len() {
             self.start(node);
         }
@@ -208,7 +208,7 @@ impl World {
     }
 
     /// Ends a node at once; its disk stays, and it comes back after a while.
-    pub fn crash(&mut self, node: usize, back_after: Duration) {
+    pub(crate) fn crash(&mut self, node: usize, back_after: Duration) {
         if self.nodes[node].allocator.take().is_none() {
             return;
         }
@@ -221,7 +221,7 @@ impl World {
     }
 
     /// Cuts the network into groups.
-    pub fn partition(&mut self, groups: Vec<u8>) {
+    pub(crate) fn partition(&mut self, groups: Vec<u8>) {
         self.groups = groups;
         self.peers_changed();
     }
@@ -249,7 +249,7 @@ impl World {
     }
 
     /// Asks for an address; `None` if the node is down.
-    pub fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
+    pub(crate) fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
         let request = self.request();
         let (now, peer) = (self.now, self.nodes[node].peer);
         let allocator = self.nodes[node].allocator.as_mut()?;
@@ -260,7 +260,7 @@ impl World {
     }
 
     /// Asks for a given address; `None` if the node is down.
-    pub fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
+    pub(crate) fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
         let request = self.request();
         let (now, peer) = (self.now, self.nodes[node].peer);
         let allocator = self.nodes[node].allocator.as_mut()?;
@@ -276,7 +276,7 @@ impl World {
     }
 
     /// Gives addresses back.
-    pub fn free(&mut self, node: usize, owner: &str, address: Option<IpAddr>) {
+    pub(crate) fn free(&mut self, node: usize, owner: &str, address: Option<IpAddr>) {
         let (now, peer) = (self.now, self.nodes[node].peer);
         if let Some(allocator) = &mut self.nodes[node].allocator {
             let freed = allocator.free(owner, address, now);
@@ -286,7 +286,7 @@ impl World {
     }
 
     /// Gives up on a request.
-    pub fn cancel(&mut self, node: usize, request: RequestId) {
+    pub(crate) fn cancel(&mut self, node: usize, request: RequestId) {
         if let Some(allocator) = &mut self.nodes[node].allocator {
             allocator.cancel(request);
             self.check.cancelled(request);
@@ -381,7 +381,7 @@ impl World {
     }
 
     /// Lets the next event happen; false if it would be after `until`.
-    pub fn step(&mut self, until: Duration) -> bool {
+    pub(crate) fn step(&mut self, until: Duration) -> bool {
         let next = self.queue.first_key_value().map(|(&(at, _), _)| at);
         if next.is_none_or(|at| at > until) {
             self.now = until;
@@ -395,7 +395,7 @@ impl World {
     }
 
     /// Lets time pass.
-    pub fn run_for(&mut self, time: Duration) {
+    pub(crate) fn run_for(&mut self, time: Duration) {
         let until = self.now + time;
         while self.step(until) {}
     }
@@ -459,7 +459,7 @@ impl World {
     }
 
     /// Ends all faults, brings everyone back.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.faults = Faults::none();
         self.groups = vec![0; self.nodes.len()];
         for node in 0..self.nodes.len() {
@@ -469,7 +469,7 @@ impl World {
     }
 
     /// Waits for the answer to a request.
-    pub fn answer(&mut self, request: Option<RequestId>) -> Result<IpNet, AllocError> {
+    pub(crate) fn answer(&mut self, request: Option<RequestId>) -> Result<IpNet, AllocError> {
         let request = request.expect("the node is up");
         let until = self.now + Duration::from_secs(12);
         while !self.replies.contains_key(&request) {
@@ -479,11 +479,11 @@ impl World {
     }
 
     /// No block is held by two nodes of one network.
-    pub fn check_blocks(&mut self) {
+    pub(crate) fn check_blocks(&mut self) {
         let mut held: BTreeMap<Option<String>, Vec<(IpAddr, IpAddr, Peer)>> = BTreeMap::new();
         for node in &self.nodes {
             if let Some(allocator) = &node.allocator {
-                let list = held.entry(allocator.summary().network).or_default();
+                let list = held.entry(allocator.network()).or_default();
                 let blocks = allocator.held().into_iter();
                 list.extend(blocks.map(|(first, last)| (first, last, node.peer)));
             }
@@ -499,11 +499,11 @@ impl World {
     }
 
     /// The networks that the nodes which are up belong to.
-    pub fn networks(&self) -> BTreeSet<Option<String>> {
+    pub(crate) fn networks(&self) -> BTreeSet<Option<String>> {
         let up = self.nodes.iter().filter_map(|node| node.allocator.as_ref());
-        up.map(|allocator| allocator.summary().network).collect()
+        up.map(|allocator| allocator.network()).collect()
     }
 }
 
 /// Requests under way, oldest first.
-pub type Asked = VecDeque<(usize, RequestId)>;
+pub(crate) type Asked = VecDeque<(usize, RequestId)>;

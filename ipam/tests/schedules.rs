@@ -1,0 +1,328 @@
+//! Random schedules of requests and faults, then quiet; judged by what was answered.
+//!
+//! `WEFT_IPAM_SCHEDULES=100000` runs more, `WEFT_IPAM_SEED=…` runs one again.
+
+mod sim;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rand_core::RngCore;
+use sim::{Asked, Faults, World};
+
+const SMALL: [&[&str]; 5] = [
+    &["10.0.0.0/28"],
+    &["10.0.0.0/27", "fd00::/124"],
+    &["10.0.0.0/24"],
+    &["10.32.0.0/12", "fd00::/64"],
+    &["10.5.0.0/16", "10.0.0.0/29"],
+];
+
+/// How a schedule begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Birth {
+    /// The first peer founds alone; no partition and no crash until all have joined.
+    Alone,
+    /// All name all; faults from the first moment.
+    Together,
+}
+
+/// What a schedule did.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Outcome {
+    given: u64,
+    refused: BTreeMap<&'static str, u64>,
+    crashes: u64,
+    trace: u64,
+    violations: Vec<String>,
+}
+
+struct Schedule {
+    world: World,
+    birth: Birth,
+    asked: Asked,
+    partitions: bool,
+    crashes: bool,
+    crashed: u64,
+}
+
+impl Schedule {
+    fn new(seed: u64, lies: bool) -> Self {
+        let mut world = World::new(seed, &[0; 7], &[]);
+        let count = 3 + world.below(5) as usize;
+        let birth = [Birth::Alone, Birth::Together][world.below(2) as usize];
+        let mut named = vec![count - 1; count];
+        if birth == Birth::Alone {
+            named[0] = 0;
+        }
+        let ranges = SMALL[world.below(5) as usize];
+        let mut world = World::new(seed, &named, ranges);
+        // Each kind of fault is absent from half of the schedules.
+        let mut sometimes = |most: u64| {
+            let some = world.rng.next_u64() % (most + 1);
+            if world.rng.next_u64() % 2 == 0 { 0 } else { some }
+        };
+        let faults = Faults {
+            loss: sometimes(300),
+            duplication: sometimes(200),
+            delay: 1 + sometimes(1500),
+            write: 1 + sometimes(300),
+            write_error: sometimes(60),
+            write_crash: sometimes(60),
+            write_lie: if lies { 50 } else { 0 },
+        };
+        let (partitions, crashes) = (sometimes(1) == 1, sometimes(1) == 1);
+        world.faults = faults;
+        Self { world, birth, asked: Asked::new(), partitions, crashes, crashed: 0 }
+    }
+
+    fn begin(&mut self) {
+        let lie = core::mem::take(&mut self.world.faults.write_lie);
+        if self.birth == Birth::Alone {
+            let faults = self.world.faults.clone();
+            self.world.faults.write_crash = 0;
+            self.world.faults.loss = faults.loss.min(100);
+            self.world.start_all();
+            for _ in 0..60 {
+                self.world.run_for(Duration::from_secs(1));
+                if self.world.networks().len() == 1 {
+                    break;
+                }
+            }
+            self.world.faults = faults;
+        } else {
+            for node in 0..self.world.nodes.len() {
+                self.world.start(node);
+                let pause = self.world.below(1500);
+                self.world.run_for(Duration::from_millis(pause));
+            }
+        }
+        if lie > 0 {
+            self.world.run_for(Duration::from_secs(60));
+            self.world.faults.write_lie = lie;
+            self.crashes = true;
+        }
+    }
+
+    fn disturb(&mut self, steps: u64) {
+        for _ in 0..steps {
+            self.act();
+            let pause = self.world.below(400);
+            self.world.run_for(Duration::from_millis(pause));
+            self.world.check_blocks();
+            if !self.world.check.violations.is_empty() {
+                return;
+            }
+        }
+        let now = self.world.now;
+        self.world.check.overdue(now);
+    }
+
+    fn act(&mut self) {
+        let node = self.world.below(self.world.nodes.len() as u64) as usize;
+        let owner = format!("c{}", self.world.below(40));
+        let range = self.range();
+        match self.world.below(100) {
+            0..50 => {
+                let net = self.part_of(range);
+                let asked = self.world.allocate(node, &owner, net);
+                self.asked.extend(asked.map(|request| (node, request)));
+            }
+            50..60 => {
+                let address = self.address_of(range);
+                let asked = self.world.claim(node, &owner, address);
+                self.asked.extend(asked.map(|request| (node, request)));
+            }
+            60..80 => self.world.free(node, &owner, None),
+            80..84 => {
+                if let Some((node, request)) = self.asked.pop_back() {
+                    self.world.cancel(node, request);
+                }
+            }
+            84..92 if self.partitions => {
+                let groups = (0..self.world.nodes.len()).map(|_| self.world.below(2) as u8).collect();
+                self.world.partition(groups);
+            }
+            92..95 => {
+                let groups = vec![0; self.world.nodes.len()];
+                self.world.partition(groups);
+            }
+            95..98 if self.crashes => {
+                self.crashed += 1;
+                let pause = Duration::from_millis(self.world.below(4000));
+                self.world.crash(node, pause);
+            }
+            _ => {
+                let pause = self.world.below(35_000);
+                self.world.run_for(Duration::from_millis(pause));
+            }
+        }
+    }
+
+    fn range(&mut self) -> IpNet {
+        let at = self.world.below(self.world.ranges.len() as u64) as usize;
+        self.world.ranges[at]
+    }
+
+    fn part_of(&mut self, range: IpNet) -> IpNet {
+        if self.world.below(5) > 0 {
+            return range;
+        }
+        let longer = range.prefix_len() + self.world.below(3) as u8;
+        IpNet::new(self.address_of(range), longer).expect("a longer prefix").trunc()
+    }
+
+    fn address_of(&mut self, range: IpNet) -> std::net::IpAddr {
+        let host_bits = range.max_prefix_len() - range.prefix_len();
+        let most = 1u64.checked_shl(u32::from(host_bits)).unwrap_or(u64::MAX);
+        let at = self.world.below(most.min(200_000));
+        match range.addr() {
+            std::net::IpAddr::V4(v4) => std::net::Ipv4Addr::from_bits(v4.to_bits() + at as u32).into(),
+            std::net::IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() + u128::from(at)).into(),
+        }
+    }
+
+    /// After all faults have ended: everyone agrees, nothing is lost, whoever asks gets.
+    fn recover(&mut self) {
+        self.world.heal();
+        self.world.run_for(Duration::from_secs(90));
+        let now = self.world.now;
+        self.world.check.overdue(now);
+        self.world.check_blocks();
+        self.agree();
+        for node in 0..self.world.nodes.len() {
+            self.nothing_lost(node);
+            for range in self.world.ranges.clone() {
+                self.gets_an_address(node, range);
+            }
+        }
+        self.world.run_for(Duration::from_secs(1));
+        self.world.check_blocks();
+    }
+
+    fn agree(&mut self) {
+        let networks = self.world.networks();
+        if networks.len() != 1 {
+            self.world.check.violation(format!("APART {networks:?}"));
+        }
+        let mut views: Vec<_> = Vec::new();
+        for node in &self.world.nodes {
+            let summary = node.allocator.as_ref().map(|allocator| allocator.summary());
+            let mut peers = summary.map(|summary| summary.peers).unwrap_or_default();
+            peers.retain(|&(_, owned)| owned > 0);
+            peers.sort_unstable();
+            views.push(peers);
+        }
+        views.dedup();
+        if views.len() > 1 {
+            self.world.check.violation(format!("DISAGREE {views:?}"));
+        }
+    }
+
+    fn nothing_lost(&mut self, node: usize) {
+        let peer = self.world.nodes[node].peer;
+        for (address, owner) in self.world.check.held_by(peer) {
+            let allocator = self.world.nodes[node].allocator.as_ref();
+            let found = allocator.map(|allocator| allocator.lookup(&owner));
+            let there = found.unwrap_or_default().iter().any(|net| net.addr() == address);
+            if !there {
+                let text = format!("LOST {address} of {owner} at {peer:?} at the end");
+                self.world.check.violation(text);
+            }
+        }
+    }
+
+    fn gets_an_address(&mut self, node: usize, range: IpNet) {
+        let free = self.free_anywhere(range);
+        let request = self.world.allocate(node, "last", range);
+        let answer = self.world.answer(request);
+        if answer.is_err() && free {
+            let text = format!("STUCK {:?} in {range}: {answer:?}", self.world.nodes[node].peer);
+            self.world.check.violation(text);
+        }
+    }
+
+    /// Whether an address is free for anyone: blocks of these ranges are single addresses, or
+    /// far too many to run out of.
+    fn free_anywhere(&self, range: IpNet) -> bool {
+        let host_bits = range.max_prefix_len() - range.prefix_len();
+        if host_bits > 14 {
+            return true;
+        }
+        let reserved = if range.addr().is_ipv4() { 2 } else { 1 };
+        let used: usize = self
+            .world
+            .nodes
+            .iter()
+            .filter_map(|node| node.allocator.as_ref())
+            .flat_map(|allocator| allocator.summary().allocations)
+            .filter(|(_, net, _)| range.contains(&net.addr()))
+            .count();
+        used < (1 << host_bits) - reserved
+    }
+
+    fn run(mut self, steps: u64) -> Outcome {
+        self.begin();
+        self.disturb(steps);
+        if self.world.check.violations.is_empty() {
+            self.recover();
+        }
+        Outcome {
+            given: self.world.check.given,
+            refused: self.world.check.refused,
+            crashes: self.crashed,
+            trace: self.world.trace,
+            violations: self.world.check.violations,
+        }
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+const STEPS: u64 = 120;
+
+#[test]
+fn no_address_is_given_twice_or_lost_and_all_are_answered_once_healed() {
+    let one = setting("WEFT_IPAM_SEED");
+    let first = one.unwrap_or(1);
+    let count = one.map_or(setting("WEFT_IPAM_SCHEDULES").unwrap_or(1000), |_| 1);
+    let mut total = Outcome::default();
+    for seed in first..first + count {
+        let outcome = Schedule::new(seed, false).run(STEPS);
+        assert!(
+            outcome.violations.is_empty(),
+            "seed {seed}: {:#?}\nrun it again with\n  WEFT_IPAM_SEED={seed} cargo test -p ipam \
+             --test schedules no_address -- --nocapture",
+            outcome.violations
+        );
+        total.given += outcome.given;
+        for (why, count) in outcome.refused {
+            *total.refused.entry(why).or_default() += count;
+        }
+        total.crashes += outcome.crashes;
+    }
+    println!("{count} schedules: {total:?}");
+}
+
+#[test]
+fn the_same_seed_makes_the_same_trace() {
+    for seed in 1..20 {
+        let one = Schedule::new(seed, false).run(STEPS);
+        assert_eq!(one, Schedule::new(seed, false).run(STEPS), "seed {seed}");
+    }
+}
+
+#[test]
+fn disks_that_lie_make_duplicates_which_shows_that_the_checker_sees_them() {
+    let duplicates = (1..300)
+        .filter(|&seed| {
+            let outcome = Schedule::new(seed, true).run(STEPS);
+            let seen = |what| outcome.violations.iter().any(|text| text.contains(what));
+            seen("DUPLICATE") || seen("two holders")
+        })
+        .count();
+    assert!(duplicates > 0);
+}
