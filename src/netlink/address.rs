@@ -14,7 +14,7 @@ use rtnetlink::{
 };
 
 use super::{
-    Link, Netlink,
+    Link, Mac, Netlink,
     error::{Context as _, Result, tolerate},
 };
 
@@ -179,6 +179,16 @@ impl Netlink {
         let request = self.handle.route().del(route_message(link, route));
         tolerate(request.execute().await, &[libc::ESRCH, libc::ENODEV])
             .context(&format!("{} ({})", link.name, route.destination), "remove the route")
+    }
+
+    /// Tells the kernel for good which hardware address a neighbour has, so that it never asks.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn set_neighbour(&self, link: &Link, address: IpAddr, mac: Mac) -> Result<()> {
+        let request = self.handle.neighbours().add(link.index, address).link_layer_address(&mac);
+        let result = request.replace().execute().await;
+        result.context(&format!("{} ({address})", link.name), "set the neighbour")
     }
 
     /// The addresses at which other hosts may reach this one: of all interfaces that are up,

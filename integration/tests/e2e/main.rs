@@ -1,0 +1,108 @@
+//! End-to-end tests: real routers as processes, real kernels' namespaces, real traffic.
+//!
+//! ```text
+//!   cargo test -p integration --test e2e                 all, one after the other
+//!   cargo test -p integration --test e2e -- ring         those whose name has "ring" in it
+//!   cargo test -p integration --test e2e -- --list
+//! ```
+//!
+//! The harness is our own because a user namespace must be entered before the process has
+//! threads, and because the routers are this same binary, started again with [`ROUTER`] set.
+
+#![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
+
+mod broadcast;
+mod cli;
+mod connect;
+mod frames;
+mod lab;
+mod mesh;
+mod mtu;
+mod netlink;
+mod restart;
+mod secrets;
+mod underlay;
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// In the environment of a process that shall be `weft` and not the harness.
+pub(crate) const ROUTER: &str = "WEFT_E2E_ROUTER";
+
+/// A test with its name and the time after which it has failed.
+pub(crate) type Case = (&'static str, u64, fn());
+
+fn main() -> ExitCode {
+    if std::env::var_os(ROUTER).is_some() {
+        end_with_the_parent();
+        return weft::cli::main();
+    }
+    let mut arguments = Arguments::from_args();
+    // Before any thread exists.
+    if !arguments.list
+        && !weft::lab::is_root()
+        && let Err(error) = weft::lab::enter_user_namespace()
+    {
+        eprintln!("error: the end-to-end tests need network namespaces: {error}");
+        return ExitCode::FAILURE;
+    }
+    // One at a time unless told otherwise: they measure times.
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
+    let groups: [(&str, &[Case]); 10] = [
+        ("netlink", netlink::CASES),
+        ("lab", lab::CASES),
+        ("cli", cli::CASES),
+        ("connect", connect::CASES),
+        ("underlay", underlay::CASES),
+        ("broadcast", broadcast::CASES),
+        ("frames", frames::CASES),
+        ("mtu", mtu::CASES),
+        ("secrets", secrets::CASES),
+        ("restart", restart::CASES),
+    ];
+    let trials = groups.iter().flat_map(|(group, cases)| {
+        cases
+            .iter()
+            .map(move |&(name, seconds, body)| Trial::test(format!("{group}::{name}"), move || bounded(seconds, body)))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// Runs a test on a thread of its own for at most its time.
+fn bounded(seconds: u64, body: fn()) -> Result<(), Failed> {
+    let (done, result) = mpsc::channel();
+    thread::Builder::new().name("trial".into()).spawn(move || {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+            panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_else(|| "panicked".to_owned())
+        });
+        // The harness may have given up on this test.
+        let _ = done.send(outcome);
+    })?;
+    match result.recv_timeout(Duration::from_secs(seconds)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(message)) => Err(message.into()),
+        Err(_) => Err(format!("not finished after {seconds} s").into()),
+    }
+}
+
+/// A router must not outlive a harness that was killed.
+fn end_with_the_parent() {
+    let parent = rustix::process::getppid();
+    thread::spawn(move || {
+        while rustix::process::getppid() == parent {
+            thread::sleep(Duration::from_millis(200));
+        }
+        std::process::exit(1);
+    });
+}
