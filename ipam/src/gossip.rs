@@ -25,7 +25,7 @@ impl Machine {
         let mut hash = Hash::default();
         for area in &self.areas {
             for bucket in area.ring.digest() {
-                hash.bytes(&bucket.to_be_bytes());
+                hash.word(bucket);
             }
         }
         hash.finish()

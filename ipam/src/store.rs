@@ -174,17 +174,29 @@ impl Key {
     }
 }
 
-/// CRC-32 (IEEE 802.3), bit by bit: values are short and rare.
-fn crc32(parts: &[&[u8]]) -> u32 {
-    let mut crc = u32::MAX;
-    for &byte in parts.iter().copied().flatten() {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            let carry = crc & 1;
-            crc = (crc >> 1) ^ (0xedb8_8320 * carry);
+/// CRC-32 (IEEE 802.3) of each byte.
+const CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
+            bit += 1;
         }
+        table[byte] = crc;
+        byte += 1;
     }
-    !crc
+    table
+};
+
+fn crc32(parts: &[&[u8]]) -> u32 {
+    let bytes = parts.iter().copied().flatten();
+    !bytes.fold(u32::MAX, |crc, &byte| {
+        let [low, ..] = (crc ^ u32::from(byte)).to_le_bytes();
+        (crc >> 8) ^ CRC_TABLE[usize::from(low)]
+    })
 }
 
 /// The change that writes a value.
