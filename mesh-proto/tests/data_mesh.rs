@@ -148,7 +148,7 @@ fn disagreeing_trees_give_no_frame_twice_and_no_storm() {
         assert_eq!(net.frames[host], [sent.clone()]);
     }
     assert!(net.frames[0].is_empty());
-    let floods = net.capture[before..].iter().filter(|w| w.bytes.len() > 100);
+    let floods = net.capture[before..].iter().filter(|w| w.bytes.len() == 129);
     assert_eq!(floods.count(), 4 + 4 * 3);
 }
 

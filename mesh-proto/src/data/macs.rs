@@ -147,6 +147,9 @@ impl Macs {
         if mac.is_group() || mac == Mac([0; 6]) {
             return;
         }
+        if let Owner::Peer(slot) = owner {
+            self.reserve_owner(slot);
+        }
         let Some(at) = self.table.get(&mac) else {
             self.add(mac, owner, life, now);
             return;
@@ -177,9 +180,6 @@ impl Macs {
     }
 
     fn add(&mut self, mac: Mac, owner: Owner, incarnation: Incarnation, now: Duration) {
-        if let Owner::Peer(slot) = owner {
-            self.reserve_owner(slot);
-        }
         if self.table.len() >= self.max {
             self.evict(owner);
         }

@@ -194,9 +194,8 @@ impl Mtu {
             Some((sent + self.wait(), "path MTU confirmation"))
         } else {
             // Runs only while frames flow: nothing is due on an idle way.
-            let used = self.used?;
-            let awake = self.confirm_at < used + MTU_CONFIRM_EVERY * 2;
-            awake.then_some((self.confirm_at, "path MTU confirmation"))
+            let awake = |used| self.confirm_at < used + MTU_CONFIRM_EVERY * 2;
+            self.used.is_some_and(awake).then_some((self.confirm_at, "path MTU confirmation"))
         };
         match (round, confirm) {
             (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
@@ -263,10 +262,10 @@ impl Mtu {
             self.raise_at = now + MTU_RAISE_EVERY;
             return;
         }
-        // Evenly spread, the largest always among them.
+        // Evenly spread, the smallest and the largest among them.
         let picks = count.min(MTU_BURST);
-        for n in 1..=picks {
-            let i = open[n * count / picks - 1];
+        for n in 0..picks {
+            let i = open[n * (count - 1) / (picks - 1).max(1)];
             self.tries[i] += 1;
             self.round_top = SIZES[i].min(top);
             burst.push(self.round_top);
