@@ -1,5 +1,7 @@
 //! What the data thread tells about itself.
 
+use mesh_proto::data::counters::Counters;
+
 /// Counters of the thread's own IO since its start. The forwarder counts fates of frames; these
 /// count what happened between the kernel and the forwarder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +45,10 @@ pub struct IoCounters {
 pub struct Report {
     /// The thread's own counters.
     pub io: IoCounters,
+    /// What became of frames and datagrams.
+    pub forwarder: Counters,
+    /// MAC addresses that are known.
+    pub macs: usize,
     /// Whether the TAP is gone (the interface was deleted): the router has to be started again.
     pub tap_lost: bool,
     /// Turns of the thread's loop: how often it woke up.

@@ -183,6 +183,9 @@ impl Thread {
         }
         self.forwarder.flush(now, &mut self.outbox);
         self.outbox.flush();
+        while let Some((to, size)) = self.outbox.next_too_large() {
+            self.forwarder.note_too_large(to, size, now);
+        }
         while let Some(event) = self.forwarder.poll_event() {
             self.events.send(event);
         }
@@ -255,6 +258,8 @@ impl Thread {
         for answer in self.inbox.reports.try_iter().take(INPUTS) {
             let report = Report {
                 io: self.outbox.counters,
+                forwarder: *self.forwarder.counters(),
+                macs: self.forwarder.macs_known(),
                 tap_lost: self.tap_lost,
                 turns: self.turns,
                 commands: self.commands,

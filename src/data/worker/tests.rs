@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use mesh_proto::data::Hop;
 use mesh_proto::data::forwarder::ForwarderConfig;
-use mesh_proto::handover::Command;
-use mesh_proto::id::PeerId;
+use mesh_proto::handover::{Command, DataEvent, PeerPath, SessionKey, SessionKeys, Suite, Tables};
+use mesh_proto::id::{Incarnation, PeerId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
@@ -137,4 +139,133 @@ async fn an_idle_thread_sleeps() {
     let after = host.handle.report().await.unwrap();
     // Without peers there is not even a timer: only the second report wakes it.
     assert_eq!(after.turns - before.turns, 1);
+}
+
+const A: PeerId = PeerId([0xa; 16]);
+const B: PeerId = PeerId([0xb; 16]);
+
+/// What the control side of `me` would decide once it has a link with `other` at `at`.
+fn link(me: PeerId, other: PeerId, at: SocketAddr) -> [Command; 2] {
+    let incarnation = Incarnation(1);
+    let path = PeerPath { incarnation, direct: Some(at), relays: Vec::new() };
+    let tables = Tables {
+        me,
+        incarnation,
+        peers: BTreeMap::from([(other, path)]),
+        trees: BTreeMap::from([(me, vec![other]), (other, Vec::new())]),
+    };
+    let first = me < other;
+    let key = |byte: u8| SessionKey([byte; 32].into());
+    let (send, receive) = if first { (key(1), key(2)) } else { (key(2), key(1)) };
+    let (local_index, remote_index) = if first { (1, 2) } else { (2, 1) };
+    let keys = SessionKeys {
+        peer: other,
+        incarnation,
+        suite: Suite::Aes256Gcm,
+        local_index,
+        remote_index,
+        send,
+        receive,
+        initiator: first,
+    };
+    [Command::Tables(Arc::new(tables)), Command::Install(Box::new(keys))]
+}
+
+fn linked_pair() -> (Host, Host) {
+    let (a, b) = (start(), start());
+    let address = |host: &Host| host.socket.local_addr().unwrap();
+    link(A, B, address(&b)).into_iter().for_each(|command| a.handle.command(command));
+    link(B, A, address(&a)).into_iter().for_each(|command| b.handle.command(command));
+    (a, b)
+}
+
+/// A frame of `len` bytes from one locally administered address to another, or to everybody.
+fn frame(to: u8, from: u8, len: usize) -> Vec<u8> {
+    let to = if to == 0xff { [0xff; 6] } else { [2, 0, 0, 0, 0, to] };
+    let mut frame = [&to[..], &[2, 0, 0, 0, 0, from], &[0x88, 0xb5]].concat();
+    frame.extend((frame.len()..len).map(|n| n.to_le_bytes()[0]));
+    frame
+}
+
+async fn next_frame(host: &Host) -> Vec<u8> {
+    let began = Instant::now();
+    let mut buffer = vec![0; FRAME_MAX];
+    loop {
+        match rustix::io::read(&host.bridge, &mut *buffer) {
+            Ok(len) => return buffer[..len].to_vec(),
+            Err(error) => assert_eq!(error, Errno::AGAIN),
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "no frame came");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn frames_of_every_size_cross_two_threads_unchanged_and_sealed() {
+    let (a, b) = linked_pair();
+    let hello = frame(0xff, 1, 60);
+    rustix::io::write(&a.bridge, &hello).unwrap();
+    assert_eq!(next_frame(&b).await, hello);
+    for len in [14, 15, 60, 1200, 1499, 1500, 1514, 4000, 9014, 65_000] {
+        let there = frame(1, 2, len);
+        rustix::io::write(&b.bridge, &there).unwrap();
+        assert!(next_frame(&a).await == there, "{len} bytes there");
+        let back = frame(2, 1, len);
+        rustix::io::write(&a.bridge, &back).unwrap();
+        assert!(next_frame(&b).await == back, "{len} bytes back");
+    }
+    let report = a.handle.report().await.unwrap();
+    assert_eq!((report.forwarder.frames_in, report.forwarder.frames_out), (11, 10));
+    assert_eq!(report.forwarder.floods, 1);
+    assert_eq!(report.panics, 0);
+}
+
+#[tokio::test]
+async fn a_linked_pair_tells_that_the_path_works_and_hardly_wakes_when_idle() {
+    let (mut a, _b) = linked_pair();
+    let began = Instant::now();
+    loop {
+        let event = tokio::time::timeout(Duration::from_secs(5), a.outputs.events.recv()).await.unwrap();
+        match event.unwrap() {
+            DataEvent::PathUp { peer, rtt } => {
+                assert_eq!(peer, B);
+                assert!(rtt < Duration::from_secs(1));
+                break;
+            }
+            _ => assert!(began.elapsed() < Duration::from_secs(5)),
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = a.handle.report().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let turns = a.handle.report().await.unwrap().turns - before.turns;
+    assert!(turns <= 20, "woken {turns} times in a second");
+}
+
+#[tokio::test]
+async fn noise_from_anywhere_delivers_nothing_and_disturbs_nothing() {
+    let (a, b) = linked_pair();
+    rustix::io::write(&a.bridge, &frame(0xff, 1, 60)).unwrap();
+    next_frame(&b).await;
+    // From a stranger, and from the very address of the other end.
+    let listener = bind_udp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut noise = 7_u64;
+    for n in 0..2000_usize {
+        let mut bytes: Vec<u8> = (0..20 + n % 200)
+            .map(|_| {
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                noise.to_be_bytes()[0]
+            })
+            .collect();
+        bytes[0] &= !0x40;
+        a.socket.send_to(&bytes, b.socket.local_addr().unwrap()).unwrap();
+        listener.send_to(&bytes, b.socket.local_addr().unwrap()).unwrap();
+        if n % 50 == 0 {
+            b.handle.report().await.unwrap();
+        }
+    }
+    let report = until(&b.handle, |report| report.io.udp_received >= 4000).await;
+    assert_eq!((report.forwarder.frames_out, report.panics), (1, 0));
+    rustix::io::write(&a.bridge, &frame(0xff, 1, 61)).unwrap();
+    assert_eq!(next_frame(&b).await, frame(0xff, 1, 61));
 }
