@@ -6,7 +6,13 @@
 //!            ipam::Allocator                                                    per change
 //! ```
 
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod control;
 pub mod data;
+pub mod lab;
+pub mod logging;
+pub mod metrics;
 pub mod netlink;
+pub mod router;

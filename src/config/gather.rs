@@ -88,10 +88,10 @@ pub type Gathered = BTreeMap<&'static str, Given>;
 /// # Errors
 /// Every key of the file that is unknown or of an impossible type, or the file's syntax.
 pub fn gather(
-    flags: Gathered,
+    flags: BTreeMap<&'static str, Given>,
     environment: impl Fn(&str) -> Option<String>,
     file: Option<(&Path, &str)>,
-) -> Result<Gathered, Problems> {
+) -> Result<BTreeMap<&'static str, Given>, Problems> {
     let mut merged = match file {
         Some((path, text)) => from_file(path, text)?,
         None => Gathered::new(),

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use mesh_proto::handover::Suite;
 
-pub use gather::{Given, KEYS, Key, Source, gather};
+pub use gather::{Gathered, Given, KEYS, Key, Source, gather};
 pub use parse::{default_v6_range, host_port};
 
 /// UDP port of control and sleeve, unless told otherwise.

@@ -23,8 +23,8 @@ const MTU_MIN: u16 = 576;
 const MTU_MIN_V6: u16 = 1280;
 /// Largest MTU that a TAP takes.
 const MTU_MAX: u16 = 65_521;
-/// `sun_path` of a unix socket, less its terminating zero.
-const SOCKET_PATH_MAX: usize = 107;
+/// `sun_path` of a unix socket has 108 bytes; a name beside it is longer while it is made.
+const SOCKET_PATH_MAX: usize = 96;
 
 /// Reads one key after the other and keeps the mistakes.
 struct Reader<'a> {
@@ -157,8 +157,8 @@ pub fn host_port(text: &str) -> Result<(String, Option<u16>), String> {
         Some((host, digits)) => (host, Some(port(digits)?)),
         None => (text, None),
     };
-    let digits_only = host.chars().all(|c| c.is_ascii_digit() || c == '.')
-        && host.parse::<std::net::Ipv4Addr>().is_err();
+    let digits_only =
+        host.chars().all(|c| c.is_ascii_digit() || c == '.') && host.parse::<std::net::Ipv4Addr>().is_err();
     let host_chars = host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     if host.is_empty() || host.len() > 253 || !host_chars || digits_only || host.starts_with('-') {
         return Err(format!("`{host}` is neither a host name nor an IP address"));

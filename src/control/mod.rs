@@ -1,3 +1,11 @@
-//! The control path's IO.
+//! The control path's IO, and what the router does for its users.
 
+pub mod api;
+pub mod attach;
+pub mod docker;
+pub mod events;
+pub mod http;
+pub mod identity;
 pub mod quic;
+pub mod secret;
+pub mod store;

@@ -1,0 +1,238 @@
+//! The command `weft`.
+//!
+//! Exit code 0: fine. 1: an error, or not well. 2: wrong usage.
+
+mod client;
+mod edit;
+mod read;
+mod table;
+mod up;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use self::client::Client;
+use crate::config::DEFAULT_SOCKET;
+use crate::control::secret;
+
+/// Not well, or an error.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+const USAGE: u8 = 2;
+
+/// A mesh overlay network for containers.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, about, max_term_width = 100, subcommand_required = true)]
+#[command(after_help = "Exit code 0: fine. 1: an error, or not well. 2: wrong usage.")]
+pub struct Cli {
+    /// The router's API socket [env: WEFT_SOCKET] [default: /run/weft/weft.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a router on this host
+    Up(Box<up::UpArgs>),
+    /// Stop the router and remove its bridge and everything attached to it
+    Down,
+    /// Dial these peers from now on
+    Connect(edit::PeersArgs),
+    /// Dial these peers no more, and close the links to them
+    Forget(edit::PeersArgs),
+    /// Connect a container to the network; prints one CIDR a line
+    Attach(edit::AttachArgs),
+    /// Disconnect a container, or take some of its addresses away
+    Detach(edit::DetachArgs),
+    /// Give this host addresses in the network; prints one CIDR a line
+    Expose(edit::ExposeArgs),
+    /// Take this host's addresses away
+    Hide(edit::HideArgs),
+    /// Tell whether all is well; exits with 1 if it is not
+    Status(read::StatusArgs),
+    /// List the other peers
+    Peers(read::ReadArgs),
+    /// List what is attached to this host
+    Ps(read::ReadArgs),
+    /// Show who owns how much of the address space, and what this host gave
+    Ipam(read::ReadArgs),
+    /// Show what happened lately
+    Events(read::EventsArgs),
+    /// Print a script that completes commands in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version(read::ReadArgs),
+}
+
+/// How the answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs; the fields are documented in docs/api.md
+    Json,
+}
+
+/// Runs the command line of this process. The first thing that a `main` does: the secret is taken
+/// out of the environment before there is a second thread.
+#[must_use]
+pub fn main() -> ExitCode {
+    let secret = secret::take_variable();
+    run(std::env::args_os(), secret)
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Zeroizing<Vec<u8>>>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to change the code.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    let result = match cli.command {
+        Command::Up(args) => return up::run(&args, cli.socket, secret),
+        Command::Completions { shell } => completions(shell),
+        command => client_command(command, cli.socket),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let client = Client::new(socket_path(socket));
+    runtime.block_on(async {
+        match command {
+            Command::Down => edit::down(&client).await,
+            Command::Connect(args) => edit::connect(&client, &args).await,
+            Command::Forget(args) => edit::forget(&client, &args).await,
+            Command::Attach(args) => edit::attach(&client, &args).await,
+            Command::Detach(args) => edit::detach(&client, &args).await,
+            Command::Expose(args) => edit::expose(&client, &args).await,
+            Command::Hide(args) => edit::hide(&client, &args).await,
+            Command::Status(args) => read::status(&client, &args).await,
+            Command::Peers(args) => read::peers(&client, &args).await,
+            Command::Ps(args) => read::ps(&client, &args).await,
+            Command::Ipam(args) => read::ipam(&client, &args).await,
+            Command::Events(args) => read::events(&client, &args).await,
+            Command::Version(args) => read::version(&args),
+            Command::Up(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+        }
+    })
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    print(&String::from_utf8_lossy(&script));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn socket_path(flag: Option<String>) -> PathBuf {
+    flag.or_else(|| std::env::var("WEFT_SOCKET").ok().filter(|path| !path.is_empty()))
+        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
+}
+
+/// Writes to standard output. A reader that has gone away (`weft peers | head`) is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Writes an error to standard error, each line marked.
+fn complain(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    for line in text.lines() {
+        let _ = writeln!(stderr, "weft: {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::KEYS;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_key_of_the_configuration_is_a_flag_of_up_and_the_other_way_round() {
+        let command = Cli::command();
+        let up = command.find_subcommand("up").expect("there");
+        let mut flags: Vec<String> = up
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .filter(|flag| !matches!(*flag, "config" | "help" | "version"))
+            .map(str::to_owned)
+            .chain(["socket".to_owned()])
+            .collect();
+        flags.sort();
+        flags.dedup();
+        let mut keys: Vec<String> = KEYS.iter().map(|key| key.name.to_owned()).collect();
+        keys.sort();
+        assert_eq!(flags, keys);
+    }
+
+    #[test]
+    fn the_contract_of_the_command_line_is_accepted() {
+        for line in [
+            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --detach --network n --cipher auto --log-level info --log-format json --config /c",
+            "weft down",
+            "weft connect a b",
+            "weft forget a",
+            "weft attach /run/netns/a 10.32.0.1 fd00::1",
+            "weft detach docker:a",
+            "weft expose",
+            "weft hide 10.32.0.1",
+            "weft status --wait -o json",
+            "weft status --wait=5",
+            "weft peers -o json --socket /x",
+            "weft --socket /x ps -o json",
+            "weft ipam -o json",
+            "weft events --follow -o json",
+            "weft completions bash",
+            "weft version -o json",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_two() {
+        for line in [
+            "weft",
+            "weft frobnicate",
+            "weft attach",
+            "weft connect",
+            "weft up --ui 127.0.0.1:1",
+            "weft up --no-fast-path",
+            "weft status -o yaml",
+            "weft status --wait=soon",
+            "weft completions tcl",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+        assert_eq!(parse("weft --help").expect_err("help").exit_code(), 0);
+        assert_eq!(parse("weft --version").expect_err("version").exit_code(), 0);
+    }
+}

@@ -1,0 +1,92 @@
+//! Errors of the API: a status code that programs can act on and a text that people can.
+
+use axum::Json;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use ipam::AllocError;
+use serde::de::DeserializeOwned;
+
+use super::BODY_MAX;
+use super::types::ErrorBody;
+use crate::control::attach::AttachError;
+use crate::router::Stopped;
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// The code.
+    pub status: StatusCode,
+    /// What was wrong, where, and what to do.
+    pub error: String,
+}
+
+impl ApiError {
+    /// A refusal with a code and a text.
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+
+    /// The request itself is wrong.
+    pub fn bad(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(ErrorBody { error: self.error })).into_response()
+    }
+}
+
+impl From<Stopped> for ApiError {
+    fn from(stopped: Stopped) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, stopped.to_string())
+    }
+}
+
+impl From<AttachError> for ApiError {
+    fn from(error: AttachError) -> Self {
+        let status = match &error {
+            AttachError::Invalid(_) => StatusCode::BAD_REQUEST,
+            AttachError::NotFound(_) => StatusCode::NOT_FOUND,
+            AttachError::Unusable(_) => StatusCode::CONFLICT,
+            AttachError::Address(error) => match error {
+                AllocError::OutOfRange { .. } | AllocError::Reserved { .. } | AllocError::NoRange(_) => {
+                    StatusCode::BAD_REQUEST
+                }
+                AllocError::InUse { .. } | AllocError::Exhausted { .. } => StatusCode::CONFLICT,
+                AllocError::TimedOut { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            AttachError::Kernel(_) | AttachError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            AttachError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// The body of a request: JSON, with no field that the API does not know. An empty body is `{}`.
+#[derive(Debug)]
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|rejection| {
+            let status = rejection.status();
+            let why = if status == StatusCode::PAYLOAD_TOO_LARGE {
+                format!("the body is longer than {BODY_MAX} bytes")
+            } else {
+                format!("the body did not come whole: {}", rejection.body_text())
+            };
+            ApiError::new(status, why)
+        })?;
+        let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
+        match serde_json::from_slice(text) {
+            Ok(value) => Ok(Self(value)),
+            Err(error) => Err(ApiError::bad(format!("the body is not what is expected: {error}"))),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! One function a route.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{Method, StatusCode, Uri};
+
+use super::error::Body;
+use super::types::{
+    Addresses, AddressesRequest, Attachment, DownRequest, EventList, EventsQuery, Ipam, Peer, PeersRequest, Released,
+    Status, Stopping, TargetRequest, Targets,
+};
+use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
+use crate::config::host_port;
+use crate::control::attach::{AttachError, Record, mac_text};
+
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// Most peers of one request.
+const PEERS_MAX: usize = 256;
+/// Longest wait for events.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+pub(super) async fn status(State(api): State<Api>) -> Answer<Status> {
+    let snapshot = api.router.snapshot().await?;
+    let report = api.data.report().await;
+    Ok(Json(view::status(&api.info, &snapshot, report.as_ref())))
+}
+
+pub(super) async fn peers(state: State<Api>) -> Answer<Vec<Peer>> {
+    Ok(Json(status(state).await?.0.peers))
+}
+
+pub(super) async fn ps(State(api): State<Api>) -> Json<Vec<Attachment>> {
+    Json(api.attachments.list().iter().map(attachment).collect())
+}
+
+pub(super) async fn ipam(State(api): State<Api>) -> Answer<Ipam> {
+    let snapshot = api.router.snapshot().await?;
+    let summary = api.router.ipam().await?;
+    Ok(Json(view::ipam(&api.info, &snapshot, &summary)))
+}
+
+pub(super) async fn events(
+    State(api): State<Api>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Answer<EventList> {
+    let Query(query) = query.map_err(|rejection| ApiError::bad(rejection.body_text()))?;
+    if query.wait > 0 {
+        let wait = Duration::from_secs(query.wait).min(WAIT_MAX);
+        // Elapsed: then the list is empty.
+        let _ = tokio::time::timeout(wait, api.events.wait_after(query.after)).await;
+    }
+    Ok(Json(EventList { events: api.events.after(query.after) }))
+}
+
+pub(super) async fn connect(State(api): State<Api>, Body(request): Body<PeersRequest>) -> Answer<Targets> {
+    let peers = check_peers(request.peers)?;
+    Ok(Json(Targets { targets: api.router.connect(peers).await? }))
+}
+
+pub(super) async fn forget(State(api): State<Api>, Body(request): Body<PeersRequest>) -> Answer<Targets> {
+    let peers = check_peers(request.peers)?;
+    match api.router.forget(peers).await? {
+        Ok(targets) => Ok(Json(Targets { targets })),
+        Err(unknown) => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!(
+                "not a peer that this router was told to connect to: {}; `weft status -o json` lists the targets",
+                unknown.join(", ")
+            ),
+        )),
+    }
+}
+
+pub(super) async fn attach(State(api): State<Api>, Body(request): Body<TargetRequest>) -> Answer<Attachment> {
+    let attachments = api.attachments;
+    let work = async move { attachments.attach(&request.target, &request.addresses).await };
+    Ok(Json(attachment(&to_the_end(work).await?)))
+}
+
+pub(super) async fn detach(State(api): State<Api>, Body(request): Body<TargetRequest>) -> Answer<Released> {
+    let attachments = api.attachments;
+    let work = async move { attachments.detach(&request.target, &request.addresses).await };
+    Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
+}
+
+pub(super) async fn expose(State(api): State<Api>, Body(request): Body<AddressesRequest>) -> Answer<Addresses> {
+    let attachments = api.attachments;
+    let work = async move { attachments.expose(&request.addresses).await };
+    Ok(Json(Addresses { addresses: texts(&to_the_end(work).await?) }))
+}
+
+pub(super) async fn hide(State(api): State<Api>, Body(request): Body<AddressesRequest>) -> Answer<Released> {
+    let attachments = api.attachments;
+    let work = async move { attachments.hide(&request.addresses).await };
+    Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
+}
+
+pub(super) async fn down(State(api): State<Api>, Body(DownRequest {}): Body<DownRequest>) -> Answer<Stopping> {
+    let attachments = api.attachments;
+    let removed = to_the_end(async move { Ok(attachments.remove_all().await) }).await?;
+    api.stop.send_replace(Stop::Remove);
+    Ok(Json(Stopping { pid: std::process::id(), removed }))
+}
+
+pub(super) async fn unknown_path(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no {path} in this API; docs/openapi.json describes it"))
+}
+
+pub(super) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{method} is not for {}; what reads is GET, what changes is POST", uri.path()),
+    )
+}
+
+/// Runs a change to its end, even if whoever asked for it goes away: a change that stops half-way
+/// would leave an address without an interface.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, AttachError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, tokio::spawn(work)).await {
+        Ok(Ok(result)) => Ok(result?),
+        Ok(Err(panicked)) => {
+            tracing::error!(%panicked, "a request failed in a way that nobody foresaw");
+            let text = "the request failed in a way that nobody foresaw; the log has more";
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text))
+        }
+        Err(_) => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not done within {} s; it goes on, ask again to see what came of it", REQUEST_TIMEOUT.as_secs()),
+        )),
+    }
+}
+
+fn check_peers(peers: Vec<String>) -> Result<Vec<String>, ApiError> {
+    if peers.is_empty() {
+        return Err(ApiError::bad("`peers` is empty: name at least one, as HOST[:PORT]"));
+    }
+    if peers.len() > PEERS_MAX {
+        return Err(ApiError::bad(format!("at most {PEERS_MAX} peers at once")));
+    }
+    for peer in &peers {
+        host_port(peer).map_err(|why| {
+            let shown: String = peer.chars().filter(|c| !c.is_control()).take(80).collect();
+            ApiError::bad(format!("peer `{shown}`: {why}; expected HOST, HOST:PORT or [IPv6]:PORT"))
+        })?;
+    }
+    Ok(peers)
+}
+
+fn attachment(record: &Record) -> Attachment {
+    Attachment {
+        target: record.target.clone(),
+        interface: record.interface.clone(),
+        mac: mac_text(record.mac),
+        addresses: record.address_texts(),
+    }
+}
+
+fn texts(addresses: &[ipnet::IpNet]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,293 @@
+//! What the API says and hears: the contract of `weft … -o json` and of `docs/openapi.json`.
+//!
+//! Fields are added, never renamed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the router.
+    pub version: String,
+    /// This peer.
+    pub peer: Me,
+    /// Name of the network.
+    pub network: String,
+    /// Whether containers can be attached and addresses given.
+    pub ready: bool,
+    /// `ok`, or `degraded` if there are problems, or `starting` if the router is not ready.
+    pub verdict: String,
+    /// What is wrong and what to do, one line each.
+    pub problems: Vec<String>,
+    /// What protects user frames: a cipher's name, or `none`.
+    pub encryption: String,
+    /// MTU of the overlay, in bytes.
+    pub mtu: u16,
+    /// Ranges of the network.
+    pub range: Vec<String>,
+    /// Name of the bridge.
+    pub bridge: String,
+    /// UDP port of control and sleeve.
+    pub port: u16,
+    /// Addresses at which this peer says it can be dialled.
+    pub endpoints: Vec<String>,
+    /// Process id of the router.
+    pub pid: u32,
+    /// When the router started (RFC 3339).
+    pub since: String,
+    /// Peers that the operator named.
+    pub targets: Vec<Target>,
+    /// The other peers.
+    pub peers: Vec<Peer>,
+    /// What went through this router since it started.
+    pub counters: Counters,
+}
+
+/// This peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Me {
+    /// Its id, 32 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Instance of its data directory, 16 hexadecimal digits.
+    pub instance: String,
+    /// Number of this start.
+    pub incarnation: u64,
+}
+
+/// A peer that the operator named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// As it was written.
+    pub target: String,
+    /// What the name stands for, as far as it is known.
+    pub addresses: Vec<String>,
+    /// Whether there is a link to one of the addresses.
+    pub connected: bool,
+    /// The last thing that went wrong, or empty.
+    pub reason: String,
+}
+
+/// Another peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id, 32 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Instance of its data directory, 16 hexadecimal digits.
+    pub instance: String,
+    /// Number of its start.
+    pub incarnation: u64,
+    /// `established`, `connecting`, `retrying` or `removed`.
+    pub state: String,
+    /// How frames reach it: `sleeve`, `relay`, or null if they do not.
+    pub carrier: Option<String>,
+    /// Id of the neighbour that relays to it.
+    pub via: Option<String>,
+    /// Name of the neighbour that relays to it.
+    pub via_name: Option<String>,
+    /// Whether user frames to it are encrypted.
+    pub encrypted: bool,
+    /// The cipher of the session, or null without one.
+    pub cipher: Option<String>,
+    /// Its address, if there is a link.
+    pub endpoint: Option<String>,
+    /// Largest UDP payload, in bytes, that the path to it carries whole.
+    pub mtu: Option<u16>,
+    /// Smoothed round trip of the link, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Share of probes lost lately, 0 to 1.
+    pub loss: Option<f64>,
+    /// When the state last changed (RFC 3339).
+    pub since: String,
+    /// Why the state is what it is.
+    pub reason: String,
+    /// Ids of the peers it has links with.
+    pub links: Vec<String>,
+}
+
+/// What went through a router since it started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Frames that came from containers of this host.
+    pub frames_in: u64,
+    /// Frames that were delivered to containers of this host.
+    pub frames_out: u64,
+    /// Bytes of `frames_in`.
+    pub bytes_in: u64,
+    /// Bytes of `frames_out`.
+    pub bytes_out: u64,
+    /// Datagrams passed on for others.
+    pub relayed: u64,
+    /// Datagrams that came a second time, dropped.
+    pub replayed: u64,
+    /// Unsealed frames and sessions that were refused because the network has a secret.
+    pub unsealed: u64,
+    /// Drops by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// UDP datagrams sent by the data path.
+    pub datagrams_out: u64,
+    /// UDP datagrams received.
+    pub datagrams_in: u64,
+    /// Messages of the control plane sent.
+    pub messages_out: u64,
+    /// Messages of the control plane received.
+    pub messages_in: u64,
+    /// Bytes of `messages_out`.
+    pub message_bytes_out: u64,
+    /// Bytes of `messages_in`.
+    pub message_bytes_in: u64,
+}
+
+/// `GET /v1/ipam`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipam {
+    /// Ranges of the network.
+    pub range: Vec<String>,
+    /// Whether addresses can be given.
+    pub ready: bool,
+    /// What is waited for, if they cannot.
+    pub waiting_for: Option<String>,
+    /// Addresses that this peer owns.
+    pub owned: u64,
+    /// Of these, those that can be given.
+    pub free: u64,
+    /// Of these, those that are given.
+    pub used: u64,
+    /// Who owns how much.
+    pub peers: Vec<IpamPeer>,
+    /// What this peer gave.
+    pub allocations: Vec<Allocation>,
+}
+
+/// Share of one peer in the address space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamPeer {
+    /// Its id.
+    pub id: String,
+    /// Its name, or the id where the name is not known.
+    pub name: String,
+    /// Addresses that it owns.
+    pub owned: u64,
+    /// Of these, those that can be given; known of this peer only.
+    pub free: Option<u64>,
+    /// Whether it can be reached.
+    pub reachable: bool,
+}
+
+/// One address that was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// Whom to: `docker:ID`, `netns:INODE@BOOT`, `weft:expose`.
+    pub owner: String,
+    /// The address with the prefix length of its range.
+    pub address: String,
+    /// When (RFC 3339); null if before the router started.
+    pub since: Option<String>,
+}
+
+/// One entry of `GET /v1/ps`, and the answer to `POST /v1/attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// As it was attached.
+    pub target: String,
+    /// Name of the interface inside.
+    pub interface: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// Its addresses, each with the prefix length of its range.
+    pub addresses: Vec<String>,
+}
+
+/// Body of `POST /v1/connect` and `POST /v1/forget`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeersRequest {
+    /// Peers, as `HOST[:PORT]`.
+    pub peers: Vec<String>,
+}
+
+/// Answer to `POST /v1/connect` and `POST /v1/forget`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Targets {
+    /// The peers that are dialled from now on.
+    pub targets: Vec<String>,
+}
+
+/// Body of `POST /v1/attach` and `POST /v1/detach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetRequest {
+    /// Path of a network namespace, process id, `docker:NAME` or name of a Docker container.
+    pub target: String,
+    /// Addresses; none means one of each range (attach) or all (detach).
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// Body of `POST /v1/expose` and `POST /v1/hide`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressesRequest {
+    /// Addresses; none means one of each range (expose) or all (hide).
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// Answer to `POST /v1/expose`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Addresses of this host, each with the prefix length of its range.
+    pub addresses: Vec<String>,
+}
+
+/// Answer to `POST /v1/detach` and `POST /v1/hide`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// Addresses that were given back.
+    pub released: Vec<String>,
+}
+
+/// Body of `POST /v1/down`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DownRequest {}
+
+/// Answer to `POST /v1/down`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// Process id of the router that stops.
+    pub pid: u32,
+    /// What was taken away on the way, one line each.
+    pub removed: Vec<String>,
+}
+
+/// Answer to `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<crate::control::events::Record>,
+}
+
+/// Query of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Only those after this number.
+    #[serde(default)]
+    pub after: u64,
+    /// Wait at most so many seconds (60 at most) until there is one.
+    #[serde(default)]
+    pub wait: u64,
+}
+
+/// Every error of the API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was wrong, where, and what to do.
+    pub error: String,
+}

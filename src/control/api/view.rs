@@ -1,0 +1,247 @@
+//! From what the machines know to what the API says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipam::allocator::Summary;
+use mesh_proto::control::node::PeerState;
+use mesh_proto::handover::Suite;
+use mesh_proto::id::PeerId;
+
+use super::types::{Allocation, Counters, Ipam, IpamPeer, Me, Peer, Status, Target};
+use crate::clock::Clock;
+use crate::data::Report;
+use crate::logging::rfc3339;
+use crate::router::{Peer as PeerKey, PeerView, Snapshot};
+
+/// What does not change while a router runs.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// This peer.
+    pub id: PeerId,
+    /// Its name.
+    pub name: String,
+    /// Instance of its data directory.
+    pub instance: u64,
+    /// Number of this start.
+    pub incarnation: u64,
+    /// Name of the network.
+    pub network: String,
+    /// Whether the network has a secret.
+    pub sealed: bool,
+    /// The suites that are offered, best first.
+    pub suites: Vec<Suite>,
+    /// MTU of the overlay.
+    pub mtu: u16,
+    /// Name of the bridge.
+    pub bridge: String,
+    /// UDP port.
+    pub port: u16,
+    /// The process' clock; began with the router.
+    pub clock: Clock,
+}
+
+impl Info {
+    fn at(&self, now: std::time::Duration) -> String {
+        rfc3339(self.clock.wall(now))
+    }
+}
+
+/// The answer to `GET /v1/status`.
+#[must_use]
+pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Status {
+    let names = names(snapshot);
+    let peers: Vec<_> = snapshot
+        .peers
+        .iter()
+        .filter(|peer| peer.info.state != PeerState::Me)
+        .map(|view| peer(info, view, &names))
+        .collect();
+    let ready = snapshot.readiness.is_ok() && report.is_some_and(|report| !report.tap_lost);
+    let problems = problems(snapshot, report, &peers);
+    let verdict = match (ready, problems.is_empty()) {
+        (true, true) => "ok",
+        (true, false) => "degraded",
+        (false, _) => "starting",
+    };
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        peer: Me {
+            id: info.id.to_string(),
+            name: info.name.clone(),
+            instance: format!("{:016x}", info.instance),
+            incarnation: info.incarnation,
+        },
+        network: info.network.clone(),
+        ready,
+        verdict: verdict.to_owned(),
+        problems,
+        encryption: encryption(info).to_owned(),
+        mtu: info.mtu,
+        range: snapshot.ranges.iter().map(ToString::to_string).collect(),
+        bridge: info.bridge.clone(),
+        port: info.port,
+        endpoints: snapshot.endpoints.iter().map(ToString::to_string).collect(),
+        pid: std::process::id(),
+        since: info.at(std::time::Duration::ZERO),
+        targets: snapshot
+            .targets
+            .iter()
+            .map(|view| Target {
+                target: view.target.clone(),
+                addresses: view.addresses.iter().map(ToString::to_string).collect(),
+                connected: view.connected,
+                reason: view.reason.clone(),
+            })
+            .collect(),
+        peers,
+        counters: counters(snapshot, report),
+    }
+}
+
+fn encryption(info: &Info) -> &'static str {
+    match info.suites.first() {
+        Some(suite) if info.sealed => suite.name(),
+        _ => Suite::Plain.name(),
+    }
+}
+
+fn names(snapshot: &Snapshot) -> BTreeMap<PeerId, &str> {
+    snapshot.peers.iter().map(|view| (view.info.id, view.info.name.as_str())).collect()
+}
+
+fn peer(info: &Info, view: &PeerView, names: &BTreeMap<PeerId, &str>) -> Peer {
+    let peer = &view.info;
+    let established = peer.state == PeerState::Established;
+    let carrier = match (established, peer.direct, peer.via) {
+        (false, _, _) | (true, None, None) => None,
+        (true, _, Some(_)) => Some("relay"),
+        (true, Some(_), None) => Some("sleeve"),
+    };
+    let linked = peer.direct.is_some();
+    Peer {
+        id: peer.id.to_string(),
+        name: peer.name.clone(),
+        instance: format!("{:016x}", peer.instance),
+        incarnation: peer.incarnation.0,
+        state: state(peer.state).to_owned(),
+        carrier: carrier.map(str::to_owned),
+        via: peer.via.filter(|_| established).map(|via| via.to_string()),
+        via_name: peer.via.filter(|_| established).and_then(|via| names.get(&via).map(|&name| name.to_owned())),
+        encrypted: info.sealed,
+        cipher: view.suite.filter(|suite| *suite != Suite::Plain).map(|s| s.name().to_owned()),
+        endpoint: peer.direct.map(|address| address.to_string()),
+        mtu: view.payload.filter(|_| linked),
+        rtt_us: view.rtt.filter(|_| linked).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        loss: view.loss.filter(|_| linked),
+        since: info.at(peer.since),
+        reason: peer.reason.clone(),
+        links: peer.links.iter().map(ToString::to_string).collect(),
+    }
+}
+
+const fn state(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Me => "me",
+        PeerState::Established => "established",
+        PeerState::Connecting => "connecting",
+        PeerState::Retrying => "retrying",
+        PeerState::Removed => "removed",
+    }
+}
+
+/// What an operator should know or do, the gravest first.
+fn problems(snapshot: &Snapshot, report: Option<&Report>, peers: &[Peer]) -> Vec<String> {
+    let mut problems = Vec::new();
+    match report {
+        None => problems.push("the data thread does not answer: restart the router".to_owned()),
+        Some(report) if report.tap_lost => {
+            problems.push("the TAP was deleted, no frame passes: restart the router".to_owned());
+        }
+        Some(_) => {}
+    }
+    if let Err(waiting) = &snapshot.readiness {
+        problems.push(format!("addresses cannot be given yet: {waiting}"));
+    }
+    problems.extend(snapshot.problems.iter().cloned());
+    for target in snapshot.targets.iter().filter(|target| !target.connected) {
+        problems.push(format!("peer {} is not connected: {}", target.target, target.reason));
+    }
+    for peer in peers.iter().filter(|peer| peer.state == "retrying") {
+        problems.push(format!("peer {} cannot be reached: {}", peer.name, peer.reason));
+    }
+    problems
+}
+
+fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
+    let messages = snapshot.messages;
+    let mut counters = Counters {
+        messages_out: messages.sent,
+        messages_in: messages.received,
+        message_bytes_out: messages.sent_bytes,
+        message_bytes_in: messages.received_bytes,
+        ..Counters::default()
+    };
+    let Some(report) = report else {
+        return counters;
+    };
+    let (io, fates) = (&report.io, &report.forwarder);
+    counters.frames_in = fates.frames_in;
+    counters.bytes_in = fates.bytes_in;
+    counters.frames_out = fates.frames_out;
+    counters.bytes_out = fates.bytes_out;
+    counters.datagrams_in = fates.datagrams_in;
+    counters.datagrams_out = fates.datagrams_out;
+    counters.relayed = fates.relayed;
+    counters.replayed = fates.replayed;
+    counters.unsealed = fates.unsealed;
+    let drops = fates.drops().map(|(reason, count)| (reason.label(), count));
+    let io_drops = [
+        ("tap_write_failed", io.tap_write_failed),
+        ("tap_read_failed", io.tap_read_failed),
+        ("udp_truncated", io.udp_truncated),
+        ("udp_receive_failed", io.udp_receive_failed),
+        ("udp_send_busy", io.udp_send_busy),
+        ("udp_too_large", io.udp_too_large),
+        ("udp_send_failed", io.udp_send_failed),
+        ("quic_queue_full", io.quic_queue_full),
+    ];
+    counters.dropped = drops.chain(io_drops).map(|(reason, count)| (reason.to_owned(), count)).collect();
+    counters
+}
+
+/// The answer to `GET /v1/ipam`.
+#[must_use]
+pub fn ipam(info: &Info, snapshot: &Snapshot, summary: &Summary<PeerKey>) -> Ipam {
+    let names = names(snapshot);
+    let reachable: BTreeSet<PeerId> = snapshot
+        .peers
+        .iter()
+        .filter(|view| matches!(view.info.state, PeerState::Established | PeerState::Me))
+        .map(|view| view.info.id)
+        .collect();
+    let share = |&(PeerKey(id), owned): &(PeerKey, u64)| IpamPeer {
+        id: id.to_string(),
+        name: names.get(&id).map_or_else(|| id.to_string(), |&name| name.to_owned()),
+        owned,
+        free: (id == info.id).then_some(summary.free),
+        reachable: id == info.id || reachable.contains(&id),
+    };
+    Ipam {
+        range: summary.ranges.iter().map(ToString::to_string).collect(),
+        ready: snapshot.readiness.is_ok(),
+        waiting_for: snapshot.readiness.clone().err(),
+        owned: summary.owned,
+        free: summary.free,
+        used: summary.used,
+        peers: summary.peers.iter().map(share).collect(),
+        allocations: summary
+            .allocations
+            .iter()
+            .map(|(owner, address, at)| Allocation {
+                owner: owner.clone(),
+                address: address.to_string(),
+                since: at.map(|at| info.at(at)),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,504 @@
+//! Attaching containers and exposing the host: addresses from the mesh, interfaces from the
+//! kernel, a record in the store, all three or none.
+//!
+//! ```text
+//!  attach TARGET ─► find namespace ─► addresses (IPAM) ─► veth pair ─► record ─► answer
+//!                                          │                 │            │
+//!                        on failure: ◄─ free ◄──────── unplug ◄───────────┘
+//! ```
+//!
+//! Requests about one owner wait for each other; those about others do not.
+
+mod record;
+mod restore;
+mod target;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+
+use ipam::AllocError;
+use ipnet::IpNet;
+use tokio::sync::Mutex;
+
+pub use record::{Record, mac_text};
+pub use target::{FindError, Found, InvalidTarget, Target};
+
+use crate::control::store::{Edit, Store, Table};
+use crate::netlink::container::{self, Plug};
+use crate::netlink::{NetNs, Netlink, NetlinkError, Route};
+use crate::router::{Handle, Stopped};
+
+/// Owner of the host's own addresses.
+pub const EXPOSE: &str = "weft:expose";
+/// Most addresses of one request.
+const ADDRESSES_MAX: usize = 64;
+
+/// What is attached to this router. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Attachments {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    router: Handle,
+    store: Store,
+    netlink: Netlink,
+    host: NetNs,
+    bridge: String,
+    mtu: u16,
+    ranges: Vec<IpNet>,
+    records: StdMutex<BTreeMap<String, Record>>,
+    /// One lock for each owner that a request is about.
+    busy: StdMutex<BTreeMap<String, Arc<Mutex<()>>>>,
+}
+
+/// What attachments are made with.
+#[derive(Debug)]
+pub struct AttachConfig {
+    /// The router that gives addresses.
+    pub router: Handle,
+    /// Where records are kept.
+    pub store: Store,
+    /// The host's network.
+    pub netlink: Netlink,
+    /// Name of the bridge.
+    pub bridge: String,
+    /// MTU of the overlay.
+    pub mtu: u16,
+    /// Ranges of the network.
+    pub ranges: Vec<IpNet>,
+}
+
+/// Why something was not attached, detached, exposed or hidden. Nothing was changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The target is not there, or not attached.
+    #[error("{0}")]
+    NotFound(String),
+    /// The target is there but cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// There is no such address to be had.
+    #[error(transparent)]
+    Address(#[from] AllocError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] NetlinkError),
+    /// The record could not be written.
+    #[error("what is attached could not be written to the data directory: {0}")]
+    Storage(String),
+    /// The router is stopping.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+impl From<InvalidTarget> for AttachError {
+    fn from(error: InvalidTarget) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<FindError> for AttachError {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Gone(text) => Self::NotFound(text),
+            FindError::Unusable(text) => Self::Unusable(text),
+        }
+    }
+}
+
+/// An address that a request names: an IP address, or one with its range's prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wanted(IpAddr);
+
+impl Attachments {
+    /// Nothing is attached yet; see [`Self::restore`].
+    ///
+    /// # Errors
+    /// If the router's own namespace cannot be named (`/proc` is not mounted).
+    pub fn new(config: AttachConfig) -> Result<Self, NetlinkError> {
+        let inner = Inner {
+            router: config.router,
+            store: config.store,
+            netlink: config.netlink,
+            host: NetNs::current()?,
+            bridge: config.bridge,
+            mtu: config.mtu,
+            ranges: config.ranges,
+            records: StdMutex::default(),
+            busy: StdMutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What is attached, in the order of the owners; the host's own addresses are not in it.
+    #[must_use]
+    pub fn list(&self) -> Vec<Record> {
+        self.records().values().filter(|record| record.owner != EXPOSE).cloned().collect()
+    }
+
+    /// Attaches a target, or gives it more addresses. Without addresses: one of each range, or
+    /// those that it has already.
+    ///
+    /// # Errors
+    /// If the target or an address cannot be had, or the kernel refuses; then nothing is changed.
+    pub async fn attach(&self, target: &str, addresses: &[String]) -> Result<Record, AttachError> {
+        let target: Target = target.parse()?;
+        let wanted = self.wanted(addresses)?;
+        let found = target.find(&self.inner.host).await?;
+        let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
+        let owner = self.owner_of(&host_interface).unwrap_or(found.owner);
+        let lock = self.lock(&owner);
+        let _busy = lock.lock().await;
+        let before = self.record(&owner);
+        let (all, fresh) = self.take_addresses(&owner, before.as_ref(), &wanted).await?;
+        let record = Record {
+            target: before.as_ref().map_or_else(|| target.to_string(), |old| old.target.clone()),
+            interface: container::INTERFACE.to_owned(),
+            mac: before.as_ref().map_or_else(|| container::container_mac(first(&all)), |r| r.mac),
+            addresses: all,
+            host_interface,
+            owner: owner.clone(),
+        };
+        let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await;
+        if let Err(error) = attached {
+            self.give_back(&owner, &fresh).await;
+            return Err(error);
+        }
+        if before.as_ref() != Some(&record) {
+            tracing::info!(target = %record.target, addresses = ?record.address_texts(), "attached");
+        }
+        Ok(record)
+    }
+
+    /// Detaches a target, or takes some of its addresses away; the answer is what was released.
+    ///
+    /// # Errors
+    /// If it is not attached, does not have an address, or the kernel refuses.
+    pub async fn detach(&self, target: &str, addresses: &[String]) -> Result<Vec<IpNet>, AttachError> {
+        let target: Target = target.parse()?;
+        let wanted = self.wanted(addresses)?;
+        let found = target.find(&self.inner.host).await.ok();
+        let owner = self
+            .owner_for_detach(&target, found.as_ref())
+            .ok_or_else(|| AttachError::NotFound(format!("`{target}` is not attached; `weft ps` lists what is")))?;
+        let lock = self.lock(&owner);
+        let _busy = lock.lock().await;
+        let Some(record) = self.record(&owner) else {
+            return Err(AttachError::NotFound(format!("`{target}` is not attached")));
+        };
+        let released = pick(&record.addresses, &wanted)
+            .map_err(|address| AttachError::NotFound(format!("`{target}` does not have {address}")))?;
+        if released.len() == record.addresses.len() {
+            container::unplug(&self.inner.netlink, &record.host_interface).await?;
+            self.keep(&owner, None).await?;
+        } else {
+            if let Some(found) = found {
+                container::remove_addresses(&found.namespace, &record.interface, &released).await?;
+            }
+            let mut left = record.clone();
+            left.addresses.retain(|address| !released.contains(address));
+            self.keep(&owner, Some(left)).await?;
+        }
+        self.give_back(&owner, &released).await;
+        tracing::info!(target = %record.target, released = ?texts(&released), "detached");
+        Ok(released)
+    }
+
+    /// Gives the host itself addresses in the network; the answer is all that it has.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub async fn expose(&self, addresses: &[String]) -> Result<Vec<IpNet>, AttachError> {
+        let wanted = self.wanted(addresses)?;
+        let lock = self.lock(EXPOSE);
+        let _busy = lock.lock().await;
+        let before = self.record(EXPOSE);
+        let (all, fresh) = self.take_addresses(EXPOSE, before.as_ref(), &wanted).await?;
+        let record = Record {
+            target: "host".to_owned(),
+            interface: self.inner.bridge.clone(),
+            mac: [0; 6],
+            addresses: all.clone(),
+            host_interface: self.inner.bridge.clone(),
+            owner: EXPOSE.to_owned(),
+        };
+        let exposed = match self.put_on_bridge(&all).await {
+            Ok(()) => self.keep(EXPOSE, Some(record)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = exposed {
+            self.take_off_bridge(&fresh).await;
+            self.give_back(EXPOSE, &fresh).await;
+            return Err(error);
+        }
+        Ok(all)
+    }
+
+    /// Takes the host's addresses away, all or some; the answer is what was released.
+    ///
+    /// # Errors
+    /// If the host does not have an address, or the record cannot be written.
+    pub async fn hide(&self, addresses: &[String]) -> Result<Vec<IpNet>, AttachError> {
+        let wanted = self.wanted(addresses)?;
+        let lock = self.lock(EXPOSE);
+        let _busy = lock.lock().await;
+        let Some(mut record) = self.record(EXPOSE) else {
+            return match wanted.first() {
+                None => Ok(Vec::new()),
+                Some(Wanted(address)) => Err(AttachError::NotFound(format!("the host does not have {address}"))),
+            };
+        };
+        let released = pick(&record.addresses, &wanted)
+            .map_err(|address| AttachError::NotFound(format!("the host does not have {address}")))?;
+        self.take_off_bridge(&released).await;
+        record.addresses.retain(|address| !released.contains(address));
+        self.keep(EXPOSE, (!record.addresses.is_empty()).then_some(record)).await?;
+        self.give_back(EXPOSE, &released).await;
+        Ok(released)
+    }
+
+    /// Addresses for an owner: those it has, and those it wants (or one of each range, if it has
+    /// none and wants none). The second list is what is new. On failure nothing is.
+    async fn take_addresses(
+        &self,
+        owner: &str,
+        before: Option<&Record>,
+        wanted: &[Wanted],
+    ) -> Result<(Vec<IpNet>, Vec<IpNet>), AttachError> {
+        let router = &self.inner.router;
+        let had = router.lookup(owner).await?;
+        let mut all = before.map(|record| record.addresses.clone()).unwrap_or_default();
+        let mut fresh = Vec::new();
+        // By range, or by address.
+        let asked: Vec<Result<IpNet, IpAddr>> = if all.is_empty() && wanted.is_empty() {
+            self.inner.ranges.iter().copied().map(Ok).collect()
+        } else {
+            wanted.iter().map(|Wanted(address)| Err(*address)).collect()
+        };
+        for ask in asked {
+            let result = match ask {
+                Ok(range) => router.allocate(owner, range).await,
+                Err(address) => router.claim(owner, address).await,
+            };
+            let error = match result {
+                Ok(Ok(address)) => {
+                    if !had.contains(&address) {
+                        fresh.push(address);
+                    }
+                    if !all.contains(&address) {
+                        all.push(address);
+                    }
+                    continue;
+                }
+                Ok(Err(error)) => error.into(),
+                Err(stopped) => stopped.into(),
+            };
+            self.give_back(owner, &fresh).await;
+            return Err(error);
+        }
+        Ok((all, fresh))
+    }
+
+    async fn give_back(&self, owner: &str, addresses: &[IpNet]) {
+        for address in addresses {
+            // A router that stops frees nothing; the owner's addresses are audited at its start.
+            let _ = self.inner.router.free(owner, Some(address.addr())).await;
+        }
+    }
+
+    async fn plug_and_keep(
+        &self,
+        namespace: &NetNs,
+        record: &Record,
+        before: Option<&Record>,
+    ) -> Result<(), AttachError> {
+        let plugged = self.plug(namespace, record).await?;
+        if before == Some(record) {
+            return Ok(());
+        }
+        let kept = self.keep(&record.owner, Some(record.clone())).await;
+        if kept.is_err() && !plugged {
+            let undone = container::unplug(&self.inner.netlink, &record.host_interface).await;
+            if let Err(error) = undone {
+                tracing::warn!(%error, "an interface was left behind; it goes at the next start");
+            }
+        }
+        kept
+    }
+
+    /// Connects a namespace as its record says; true if it was there already.
+    async fn plug(&self, namespace: &NetNs, record: &Record) -> Result<bool, AttachError> {
+        let v4 = record.addresses.iter().any(|address| address.addr().is_ipv4());
+        let routes: &[Route] = if v4 { &[Route::MULTICAST_V4] } else { &[] };
+        let plug = Plug {
+            namespace,
+            bridge: &self.inner.bridge,
+            interface: &record.interface,
+            mac: record.mac,
+            mtu: u32::from(self.inner.mtu),
+            addresses: &record.addresses,
+            routes,
+        };
+        Ok(container::plug(&self.inner.netlink, &plug).await?.adopted)
+    }
+
+    async fn put_on_bridge(&self, addresses: &[IpNet]) -> Result<(), AttachError> {
+        let bridge = self.inner.netlink.need_link(&self.inner.bridge).await?;
+        for address in addresses {
+            self.inner.netlink.add_address(&bridge, *address).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_off_bridge(&self, addresses: &[IpNet]) {
+        let netlink = &self.inner.netlink;
+        let taken = async {
+            let bridge = netlink.need_link(&self.inner.bridge).await?;
+            for address in addresses {
+                netlink.del_address(&bridge, *address).await?;
+            }
+            Ok::<_, NetlinkError>(())
+        };
+        if let Err(error) = taken.await {
+            tracing::warn!(%error, "an address stays on the bridge");
+        }
+    }
+
+    /// Writes a record, or its absence, to disk and then to memory.
+    async fn keep(&self, owner: &str, record: Option<Record>) -> Result<(), AttachError> {
+        let edit = match &record {
+            Some(record) => {
+                let value = serde_json::to_vec(record).map_err(|error| AttachError::Storage(error.to_string()))?;
+                Edit::set(Table::Attachments, owner, value)
+            }
+            None => Edit::delete(Table::Attachments, owner),
+        };
+        self.inner.store.write_and_wait(vec![edit]).await.map_err(AttachError::Storage)?;
+        match record {
+            Some(record) => self.records().insert(owner.to_owned(), record),
+            None => self.records().remove(owner),
+        };
+        Ok(())
+    }
+
+    fn wanted(&self, addresses: &[String]) -> Result<Vec<Wanted>, AttachError> {
+        if addresses.len() > ADDRESSES_MAX {
+            return Err(AttachError::Invalid(format!("at most {ADDRESSES_MAX} addresses at once")));
+        }
+        let mut wanted = Vec::new();
+        for text in addresses {
+            let address = Wanted(parse_address(text, &self.inner.ranges)?);
+            if !wanted.contains(&address) {
+                wanted.push(address);
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn owner_for_detach(&self, target: &Target, found: Option<&Found>) -> Option<String> {
+        let by_namespace = found.and_then(|found| {
+            let host = container::host_interface(&found.namespace, container::INTERFACE);
+            self.owner_of(&host).or_else(|| self.record(&found.owner).map(|record| record.owner))
+        });
+        // The target may have gone meanwhile; its name is still known.
+        by_namespace.or_else(|| {
+            let text = target.to_string();
+            self.records().values().find(|r| r.target == text).map(|r| r.owner.clone())
+        })
+    }
+
+    /// Who has the interface of that name: two names of one namespace are one attachment.
+    fn owner_of(&self, host_interface: &str) -> Option<String> {
+        let records = self.records();
+        let record = records.values().find(|record| record.host_interface == host_interface);
+        record.map(|record| record.owner.clone())
+    }
+
+    fn record(&self, owner: &str) -> Option<Record> {
+        self.records().get(owner).cloned()
+    }
+
+    fn records(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Record>> {
+        self.inner.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self, owner: &str) -> Arc<Mutex<()>> {
+        let mut busy = self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locks that only the map holds are free: nobody waits for them.
+        busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+        busy.entry(owner.to_owned()).or_default().clone()
+    }
+}
+
+/// Reads `ADDRESS` or `ADDRESS/LENGTH`, where the length must be that of the range.
+fn parse_address(text: &str, ranges: &[IpNet]) -> Result<IpAddr, AttachError> {
+    let text = text.trim();
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address);
+    }
+    let net: IpNet = text.parse().map_err(|_| {
+        let shown: String = text.chars().filter(|c| !c.is_control()).take(60).collect();
+        AttachError::Invalid(format!(
+            "`{shown}` is not an IP address; give one such as 10.32.0.5, or none to get a free one"
+        ))
+    })?;
+    match ranges.iter().find(|range| range.contains(&net.addr())) {
+        Some(range) if range.prefix_len() != net.prefix_len() => Err(AttachError::Invalid(format!(
+            "{net} must have the prefix length of its range {range}: leave it out or write {}/{}",
+            net.addr(),
+            range.prefix_len()
+        ))),
+        _ => Ok(net.addr()),
+    }
+}
+
+/// Those wanted, or all if none are; the error is one that is not among them.
+fn pick(have: &[IpNet], wanted: &[Wanted]) -> Result<Vec<IpNet>, IpAddr> {
+    if wanted.is_empty() {
+        return Ok(have.to_vec());
+    }
+    let find = |want: &Wanted| have.iter().copied().find(|net| net.addr() == want.0).ok_or(want.0);
+    wanted.iter().map(find).collect()
+}
+
+fn first(addresses: &[IpNet]) -> IpAddr {
+    // Only an attachment without any address has none: it needs a hardware address all the same.
+    addresses.first().map_or(IpAddr::from([0, 0, 0, 0]), IpNet::addr)
+}
+
+fn texts(addresses: &[IpNet]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_with_or_without_the_length_of_their_range() {
+        let ranges: Vec<IpNet> = ["10.32.0.0/12", "fd00::/64"].iter().map(|r| r.parse().expect("a range")).collect();
+        for text in ["10.32.0.5", "10.32.0.5/12", " fd00::5 ", "fd00::5/64", "192.0.2.1/24"] {
+            assert!(parse_address(text, &ranges).is_ok(), "{text}");
+        }
+        let error = parse_address("10.32.0.5/24", &ranges).expect_err("wrong length");
+        assert!(error.to_string().contains("10.32.0.5/12"), "{error}");
+        for text in ["", "10.32.0", "10.32.0.5/33", "host", "net:10.0.0.0/8"] {
+            assert!(parse_address(text, &ranges).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn picking_names_the_address_that_is_not_there() {
+        let have: Vec<IpNet> = vec!["10.32.0.1/12".parse().expect("an address")];
+        let want = |text: &str| Wanted(text.parse().expect("an address"));
+        assert_eq!(pick(&have, &[]), Ok(have.clone()));
+        assert_eq!(pick(&have, &[want("10.32.0.1")]), Ok(have.clone()));
+        assert_eq!(pick(&have, &[want("10.32.0.2")]), Err("10.32.0.2".parse().expect("one")));
+    }
+}

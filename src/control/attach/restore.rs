@@ -1,0 +1,204 @@
+//! After a restart, and again and again: what is recorded and what is there are made one.
+//!
+//! ```text
+//!  record, veth there            keep; complete it
+//!  record, target there          plug it again, same addresses
+//!  record, target gone           release its addresses
+//!  no record, veth `weft-…`      a start that was cut off: delete it
+//!  no record, address given      the same: free it
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Attachments, EXPOSE, FindError, Record, Target};
+use crate::netlink::{NetlinkError, container};
+
+/// What came of one record.
+enum Fate {
+    Kept,
+    Restored,
+    Released,
+}
+
+impl Attachments {
+    /// Takes over the records of the last run: connects what is still there, releases what has
+    /// gone, and deletes what a crash left half-made. Does not need the mesh.
+    pub async fn restore(&self, stored: &BTreeMap<Vec<u8>, Vec<u8>>) {
+        for (owner, value) in stored {
+            match serde_json::from_slice::<Record>(value) {
+                Ok(record) => {
+                    self.records().insert(record.owner.clone(), record);
+                }
+                Err(error) => {
+                    let owner = String::from_utf8_lossy(owner);
+                    tracing::error!(%owner, %error, "what was attached cannot be read; attach it again");
+                }
+            }
+        }
+        let (mut restored, mut released) = (0, 0);
+        for record in self.all() {
+            match self.mend(&record, true).await {
+                Fate::Kept => {}
+                Fate::Restored => restored += 1,
+                Fate::Released => released += 1,
+            }
+        }
+        if restored + released > 0 {
+            tracing::info!(restored, released, "attachments of the last run");
+        }
+        if let Err(error) = self.delete_leftovers().await {
+            tracing::warn!(%error, "interfaces of a run that was cut off may be left");
+        }
+    }
+
+    /// Tells the address protocol once more what is in use, and frees what nobody uses. Waits
+    /// until the mesh can answer.
+    ///
+    /// # Errors
+    /// One line for each address that is in use here and was given to somebody else.
+    pub async fn reclaim(&self) -> Result<(), Vec<String>> {
+        let mut lost = Vec::new();
+        for record in self.all() {
+            for address in &record.addresses {
+                match self.inner.router.claim(&record.owner, address.addr()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => {
+                        lost.push(format!("{address} of {}: {error}; detach it and attach it again", record.target))
+                    }
+                    Err(_stopped) => return Ok(()),
+                }
+            }
+        }
+        self.free_orphans().await;
+        if lost.is_empty() { Ok(()) } else { Err(lost) }
+    }
+
+    /// One look at everything that is attached: mends it, or releases what has gone.
+    pub async fn audit(&self) {
+        for record in self.all() {
+            match self.mend(&record, false).await {
+                Fate::Kept => {}
+                Fate::Restored => tracing::info!(target = %record.target, "attached again"),
+                Fate::Released => {
+                    tracing::info!(target = %record.target, addresses = ?record.address_texts(), "gone, its addresses are free");
+                }
+            }
+        }
+    }
+
+    /// Takes everything away: interfaces, records, addresses. One line for each thing.
+    pub async fn remove_all(&self) -> Vec<String> {
+        let mut removed = Vec::new();
+        for record in self.all() {
+            let lock = self.lock(&record.owner);
+            let _busy = lock.lock().await;
+            if record.owner == EXPOSE {
+                self.take_off_bridge(&record.addresses).await;
+            } else if let Err(error) = container::unplug(&self.inner.netlink, &record.host_interface).await {
+                tracing::warn!(%error, "an interface is left");
+            }
+            self.release(&record).await;
+            removed.push(format!("{}: {}", record.target, record.address_texts().join(" ")));
+        }
+        removed
+    }
+
+    fn all(&self) -> Vec<Record> {
+        self.records().values().cloned().collect()
+    }
+
+    async fn mend(&self, record: &Record, thorough: bool) -> Fate {
+        let lock = self.lock(&record.owner);
+        let _busy = lock.lock().await;
+        if self.record(&record.owner).as_ref() != Some(record) {
+            // It was changed while we waited.
+            return Fate::Kept;
+        }
+        if record.owner == EXPOSE {
+            if thorough && let Err(error) = self.put_on_bridge(&record.addresses).await {
+                tracing::error!(%error, "the host's addresses cannot be restored");
+            }
+            return Fate::Kept;
+        }
+        let there = match self.inner.netlink.link(&record.host_interface).await {
+            Ok(link) => link.is_some_and(|link| link.master.is_some()),
+            Err(error) => {
+                tracing::warn!(%error, target = %record.target, "cannot be looked at");
+                return Fate::Kept;
+            }
+        };
+        if there && !thorough {
+            return Fate::Kept;
+        }
+        self.mend_by_target(record, there).await
+    }
+
+    async fn mend_by_target(&self, record: &Record, there: bool) -> Fate {
+        let found = match record.target.parse::<Target>() {
+            Ok(target) => target.find(&self.inner.host).await,
+            Err(error) => Err(FindError::Gone(error.to_string())),
+        };
+        match found {
+            Ok(found) if found.owner == record.owner => {
+                let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
+                let now = Record { host_interface, ..record.clone() };
+                match self.plug_and_keep(&found.namespace, &now, Some(record)).await {
+                    Ok(()) => Fate::Restored,
+                    Err(error) => {
+                        tracing::error!(%error, target = %record.target, "cannot be attached again");
+                        Fate::Kept
+                    }
+                }
+            }
+            // The name stands for something else now, or for nothing: but as long as the
+            // interface is there, so is the namespace.
+            _ if there => Fate::Kept,
+            Ok(_) | Err(FindError::Gone(_)) => {
+                self.release(record).await;
+                Fate::Released
+            }
+            Err(FindError::Unusable(why)) => {
+                tracing::debug!(target = %record.target, why, "waits");
+                Fate::Kept
+            }
+        }
+    }
+
+    async fn release(&self, record: &Record) {
+        if let Err(error) = self.keep(&record.owner, None).await {
+            tracing::warn!(%error, target = %record.target, "the record stays until the next start");
+        }
+        self.give_back(&record.owner, &record.addresses).await;
+    }
+
+    async fn delete_leftovers(&self) -> Result<(), NetlinkError> {
+        let netlink = &self.inner.netlink;
+        let known: BTreeSet<String> = self.records().values().map(|record| record.host_interface.clone()).collect();
+        let bridge = netlink.need_link(&self.inner.bridge).await?;
+        for port in netlink.bridge_ports(bridge.index).await? {
+            let ours = port.kind.as_deref() == Some("veth") && port.name.starts_with("weft-");
+            if ours && !known.contains(&port.name) {
+                netlink.delete_link(&port.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn free_orphans(&self) {
+        let Ok(summary) = self.inner.router.ipam().await else {
+            return;
+        };
+        for (owner, address, _) in summary.allocations {
+            let lock = self.lock(&owner);
+            // Somebody who holds the lock is about to make the record.
+            let Ok(_free) = lock.try_lock() else {
+                continue;
+            };
+            let used = self.record(&owner).is_some_and(|record| record.addresses.contains(&address));
+            if !used {
+                tracing::info!(owner, %address, "was given but is used by nobody: freed");
+                self.give_back(&owner, &[address]).await;
+            }
+        }
+    }
+}

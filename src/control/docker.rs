@@ -1,0 +1,149 @@
+//! What Docker knows of a container: its id and the process whose namespace it is.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+
+use super::http;
+
+/// Where Docker listens, unless `DOCKER_HOST` says otherwise.
+const SOCKET: &str = "/var/run/docker.sock";
+/// How long Docker may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Its id: 64 hexadecimal digits.
+    pub id: String,
+    /// A process in its namespace.
+    pub pid: u32,
+}
+
+/// Why a container cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DockerError {
+    /// That cannot be a container's name.
+    #[error("`{0}` is not a name of a Docker container (letters, digits, `_`, `.`, `-`)")]
+    Name(String),
+    /// `DOCKER_HOST` is no unix socket.
+    #[error("DOCKER_HOST={0}: only unix:// sockets are supported")]
+    Host(String),
+    /// Docker does not answer.
+    #[error("Docker cannot be asked for container `{name}`: {source}; name the namespace by path or pid instead")]
+    Unreachable {
+        /// The container.
+        name: String,
+        /// Why.
+        source: http::HttpError,
+    },
+    /// There is none of that name.
+    #[error("there is no Docker container `{0}`")]
+    Unknown(String),
+    /// It does not run, so it has no namespace.
+    #[error("the Docker container `{0}` is not running; start it first")]
+    Stopped(String),
+    /// The answer makes no sense.
+    #[error("Docker's answer about container `{name}` is not understood: {why}")]
+    Answer {
+        /// The container.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspect {
+    id: String,
+    state: State,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    running: bool,
+    pid: u32,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    message: String,
+}
+
+/// Looks a container up by name or id.
+///
+/// # Errors
+/// If there is no such container, it does not run, or Docker does not answer.
+pub async fn inspect(name: &str) -> Result<Container, DockerError> {
+    check_name(name)?;
+    let path = format!("/containers/{name}/json");
+    let (status, body) = http::request(&socket()?, Method::GET, &path, None, TIMEOUT)
+        .await
+        .map_err(|source| DockerError::Unreachable { name: name.to_owned(), source })?;
+    understand(name, status, &body)
+}
+
+fn socket() -> Result<PathBuf, DockerError> {
+    match std::env::var("DOCKER_HOST") {
+        Ok(host) if !host.is_empty() => match host.strip_prefix("unix://") {
+            Some(path) => Ok(PathBuf::from(path)),
+            None => Err(DockerError::Host(host)),
+        },
+        _ => Ok(PathBuf::from(SOCKET)),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), DockerError> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if name.is_empty() || name.len() > 255 || !name.chars().all(fine) || name.starts_with('.') {
+        return Err(DockerError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+fn understand(name: &str, status: StatusCode, body: &[u8]) -> Result<Container, DockerError> {
+    let answer = |why: String| DockerError::Answer { name: name.to_owned(), why };
+    if status == StatusCode::NOT_FOUND {
+        return Err(DockerError::Unknown(name.to_owned()));
+    }
+    if status != StatusCode::OK {
+        let message = serde_json::from_slice::<Message>(body).map(|body| body.message);
+        return Err(answer(format!("{status} {}", message.unwrap_or_default())));
+    }
+    let inspect: Inspect = serde_json::from_slice(body).map_err(|error| answer(error.to_string()))?;
+    if !inspect.state.running || inspect.state.pid == 0 {
+        return Err(DockerError::Stopped(name.to_owned()));
+    }
+    Ok(Container { id: inspect.id, pid: inspect.state.pid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_container_is_understood_and_others_are_told_apart() {
+        let body = br#"{"Id":"abc","State":{"Running":true,"Pid":42,"Status":"running"},"X":1}"#;
+        let container = understand("c", StatusCode::OK, body).expect("running");
+        assert_eq!(container, Container { id: "abc".to_owned(), pid: 42 });
+        let stopped = br#"{"Id":"abc","State":{"Running":false,"Pid":0}}"#;
+        let error = |status, body: &[u8]| understand("c", status, body).expect_err("no container").to_string();
+        assert!(error(StatusCode::OK, stopped).contains("not running"));
+        assert!(error(StatusCode::NOT_FOUND, b"").contains("no Docker container `c`"));
+        assert!(error(StatusCode::OK, b"[]").contains("not understood"));
+        let refusal = error(StatusCode::INTERNAL_SERVER_ERROR, br#"{"message":"busy"}"#);
+        assert!(refusal.contains("busy"), "{refusal}");
+    }
+
+    #[test]
+    fn a_name_cannot_reach_into_the_path() {
+        for name in ["", "../info", "a/b", "a b", "a?x=1", ".hidden", "a%2f"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        assert!(check_name("web-1.prod_x").is_ok());
+    }
+}

@@ -1,0 +1,232 @@
+//! Prometheus metrics, on an address that the operator chose, made anew for each scrape.
+//!
+//! They say what `weft status -o json` says, as numbers.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+
+use crate::control::api::types::{Peer, Status};
+use crate::control::api::{Api, ApiError, status};
+
+/// What a scraper is told the text is.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Binds the address.
+///
+/// # Errors
+/// If it is in use or not one of this host.
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("--metrics {address} cannot be bound; choose another address or port"))
+}
+
+/// Serves `GET /metrics` until the task is aborted.
+pub async fn serve(listener: TcpListener, api: Api) {
+    let app = Router::new().route("/metrics", get(scrape)).with_state(api);
+    if let Err(error) = axum::serve(listener, app).await {
+        tracing::error!(%error, "metrics are served no more: restart the router");
+    }
+}
+
+async fn scrape(State(api): State<Api>) -> Result<Response, ApiError> {
+    let snapshot = api.router.snapshot().await?;
+    let report = api.data.report().await;
+    let status = status(&api.info, &snapshot, report.as_ref());
+    let text = render(&status, snapshot.addresses)
+        .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}
+
+/// The text of a status; `addresses` are owned, free, used.
+///
+/// # Errors
+/// None that is known: the text is written to memory.
+pub fn render(status: &Status, addresses: [u64; 3]) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("weft");
+    about(&mut registry, status);
+    peers(&mut registry, &status.peers);
+    counters(&mut registry, status);
+    let family = Family::<Labels, Gauge>::default();
+    for (state, count) in ["owned", "free", "used"].into_iter().zip(addresses) {
+        family.get_or_create(&vec![("state", state.to_owned())]).set(saturate(count));
+    }
+    let help = "Addresses of the network that this router owns, can give, and gave";
+    registry.register("ipam_addresses", help, family);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn about(registry: &mut Registry, status: &Status) {
+    let family = Family::<Labels, Gauge>::default();
+    let labels = vec![
+        ("version", status.version.clone()),
+        ("peer", status.peer.id.clone()),
+        ("name", status.peer.name.clone()),
+        ("network", status.network.clone()),
+        ("encryption", status.encryption.clone()),
+    ];
+    family.get_or_create(&labels).set(1);
+    registry.register("build", "This router; always 1", family);
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        registry.register(name, help, ConstGauge::new(saturate(value)));
+    };
+    gauge("ready", "Whether containers can be attached", u64::from(status.ready));
+    let problems = status.problems.len() as u64;
+    gauge("problems", "Problems that weft status names", problems);
+    gauge("incarnation", "Number of this start", status.peer.incarnation);
+    gauge("mtu_bytes", "MTU of the overlay", u64::from(status.mtu));
+}
+
+fn peers(registry: &mut Registry, peers: &[Peer]) {
+    let counts = Family::<Labels, Gauge>::default();
+    let rtts = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+    let losses = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+    // Every state is there from the start, so that an alert on one needs no history.
+    for state in ["established", "connecting", "retrying", "removed"] {
+        for carrier in ["sleeve", "relay", "none"] {
+            if (state == "established") != (carrier == "none") {
+                let _ = counts.get_or_create(&vec![("state", state.to_owned()), ("carrier", carrier.to_owned())]);
+            }
+        }
+    }
+    for peer in peers {
+        let carrier = peer.carrier.clone().unwrap_or_else(|| "none".to_owned());
+        counts.get_or_create(&vec![("state", peer.state.clone()), ("carrier", carrier)]).inc();
+        let labels = vec![("peer", peer.id.clone()), ("name", peer.name.clone())];
+        if let Some(rtt) = peer.rtt_us {
+            rtts.get_or_create(&labels).set(rtt as f64 / 1e6);
+        }
+        if let Some(loss) = peer.loss {
+            losses.get_or_create(&labels).set(loss);
+        }
+    }
+    registry.register("peers", "Other peers by state and carrier", counts);
+    let help = "Smoothed round trip of the link";
+    registry.register_with_unit("peer_rtt", help, Unit::Seconds, rtts);
+    registry.register_with_unit("peer_loss", "Share of probes lost lately", Unit::Ratios, losses);
+}
+
+fn counters(registry: &mut Registry, status: &Status) {
+    let counters = &status.counters;
+    let mut both = |name: &str, help: &str, received: u64, sent: u64| {
+        let family = Family::<Labels, Counter>::default();
+        for (direction, count) in [("in", received), ("out", sent)] {
+            family.get_or_create(&vec![("direction", direction.to_owned())]).inc_by(count);
+        }
+        registry.register(name, help, family);
+    };
+    let help = "Frames from (in) and to (out) this host's containers";
+    both("frames", help, counters.frames_in, counters.frames_out);
+    let help = "Bytes of these frames";
+    both("frame_bytes", help, counters.bytes_in, counters.bytes_out);
+    let help = "UDP datagrams of the data path";
+    both("datagrams", help, counters.datagrams_in, counters.datagrams_out);
+    let help = "Messages of the control plane";
+    both("control_messages", help, counters.messages_in, counters.messages_out);
+    let help = "Bytes of these messages";
+    both("control_message_bytes", help, counters.message_bytes_in, counters.message_bytes_out);
+    for (name, help, count) in [
+        ("relayed_datagrams", "Datagrams passed on for others", counters.relayed),
+        ("replayed_datagrams", "Datagrams that came a second time", counters.replayed),
+        ("unsealed_refused", "Unsealed frames and sessions refused in a network with a secret", counters.unsealed),
+    ] {
+        registry.register(name, help, ConstCounter::new(count));
+    }
+    let dropped = Family::<Labels, Counter>::default();
+    for (reason, count) in &counters.dropped {
+        dropped.get_or_create(&vec![("reason", reason.clone())]).inc_by(*count);
+    }
+    registry.register("dropped", "Frames and datagrams dropped, by reason", dropped);
+}
+
+fn saturate(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::types::{Counters, Me};
+
+    fn sample() -> Status {
+        let peer = Peer {
+            id: "b".repeat(32),
+            name: "host\"2".to_owned(),
+            instance: String::new(),
+            incarnation: 1,
+            state: "established".to_owned(),
+            carrier: Some("sleeve".to_owned()),
+            via: None,
+            via_name: None,
+            encrypted: true,
+            cipher: None,
+            endpoint: None,
+            mtu: None,
+            rtt_us: Some(1500),
+            loss: None,
+            since: String::new(),
+            reason: String::new(),
+            links: Vec::new(),
+        };
+        Status {
+            version: "1".to_owned(),
+            peer: Me { id: "a".repeat(32), name: "host1".to_owned(), instance: String::new(), incarnation: 3 },
+            network: "weft".to_owned(),
+            ready: true,
+            verdict: "ok".to_owned(),
+            problems: Vec::new(),
+            encryption: "none".to_owned(),
+            mtu: 1410,
+            range: Vec::new(),
+            bridge: "weft".to_owned(),
+            port: 6783,
+            endpoints: Vec::new(),
+            pid: 1,
+            since: String::new(),
+            targets: Vec::new(),
+            peers: vec![peer],
+            counters: Counters {
+                frames_in: 7,
+                replayed: 5,
+                dropped: [("no_route".to_owned(), 2)].into(),
+                ..Counters::default()
+            },
+        }
+    }
+
+    #[test]
+    fn the_text_has_every_family_with_its_unit_and_ends_as_it_must() {
+        let text = render(&sample(), [10, 7, u64::MAX]).expect("written");
+        for line in [
+            "weft_frames_total{direction=\"in\"} 7",
+            "weft_replayed_datagrams_total 5",
+            "weft_dropped_total{reason=\"no_route\"} 2",
+            "weft_ipam_addresses{state=\"owned\"} 10",
+            "weft_ipam_addresses{state=\"used\"} 9223372036854775807",
+            "weft_peers{state=\"established\",carrier=\"sleeve\"} 1",
+            "weft_peers{state=\"retrying\",carrier=\"none\"} 0",
+            "weft_mtu_bytes 1410",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("weft_peer_rtt_seconds{") && text.contains("} 0.0015"), "{text}");
+        assert!(text.contains(r#"name="host\"2""#), "labels are escaped:\n{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

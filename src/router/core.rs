@@ -1,0 +1,451 @@
+//! The loop itself: one input, then drain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipam::allocator::Allocator;
+use ipam::{AllocError, RequestId};
+use ipnet::IpNet;
+use mesh_proto::control::node::{Node, PeerState};
+use mesh_proto::control::{ConnId, DialId, NodeConfig};
+use mesh_proto::data::Hop;
+use mesh_proto::handover::{DataEvent, Suite};
+use mesh_proto::id::PeerId;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{MessageCounters, Peer, PeerView, Request, Snapshot, TargetView};
+use crate::clock::Clock;
+use crate::control::events::Events;
+use crate::control::identity::Identity;
+use crate::control::quic::{Quic, QuicEvent};
+use crate::control::store::{Done, Edit, Store, Stored, Table};
+use crate::data::DataHandle;
+
+/// Timers are served at most this often: a machine that names the past again and again costs a
+/// bounded share of a processor.
+const TIMER_GRAIN: Duration = Duration::from_millis(1);
+/// Most addresses whose last failure is remembered.
+const FAILURES: usize = 1024;
+
+/// What the machines are made with.
+#[derive(Debug)]
+pub(super) struct CoreConfig {
+    /// For the node.
+    pub(super) node: NodeConfig,
+    /// Targets of the node that the operator did not name: peers that there was a link with
+    /// before the restart.
+    pub(super) hints: BTreeSet<String>,
+    /// Keys of this peer.
+    pub(super) identity: Identity,
+    /// Ranges of the network.
+    pub(super) ranges: Vec<IpNet>,
+    /// Other peers that the operator named.
+    pub(super) named_peers: usize,
+    /// Durable state of the address protocol.
+    pub(super) ipam: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Port of a target that names none.
+    pub(super) port: u16,
+    /// What went wrong already.
+    pub(super) problems: Vec<String>,
+}
+
+/// What the loop is connected to.
+#[derive(Debug)]
+pub(super) struct CoreIo {
+    /// The process' clock.
+    pub(super) clock: Clock,
+    /// Links.
+    pub(super) quic: Quic,
+    /// What happens on them.
+    pub(super) quic_events: mpsc::Receiver<QuicEvent>,
+    /// The data thread.
+    pub(super) data: DataHandle,
+    /// What it sees.
+    pub(super) data_events: mpsc::Receiver<DataEvent>,
+    /// The durable state.
+    pub(super) store: Store,
+    /// What became durable.
+    pub(super) stored: mpsc::Receiver<Stored>,
+    /// Where what happens is told.
+    pub(super) events: Events,
+}
+
+/// What the data path said of a peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PathView {
+    pub(super) suite: Option<Suite>,
+    pub(super) rtt: Option<Duration>,
+    pub(super) payload: Option<u16>,
+}
+
+type Answer = oneshot::Sender<Result<IpNet, AllocError>>;
+
+/// The machines, and what they are connected to.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) node: Node<Identity>,
+    pub(super) ipam: Allocator<Peer>,
+    pub(super) clock: Clock,
+    pub(super) quic: Quic,
+    pub(super) data: DataHandle,
+    pub(super) store: Store,
+    pub(super) events: Events,
+    pub(super) ranges: Vec<IpNet>,
+    pub(super) port: u16,
+    pub(super) endpoints: Vec<SocketAddr>,
+    pub(super) problems: Vec<String>,
+    pub(super) messages: MessageCounters,
+    pub(super) discovery: bool,
+    /// What the operator named.
+    pub(super) targets: BTreeSet<String>,
+    pub(super) resolved: BTreeMap<String, Vec<SocketAddr>>,
+    pub(super) resolver: mpsc::Sender<(String, Vec<SocketAddr>)>,
+    pub(super) dials: BTreeMap<DialId, Hop>,
+    pub(super) failures: BTreeMap<SocketAddr, String>,
+    /// Live connections, by the key that the other end has proven.
+    pub(super) connections: BTreeMap<ConnId, [u8; 32]>,
+    /// The key that was found at an address that we dialled.
+    pub(super) keys_at: BTreeMap<SocketAddr, [u8; 32]>,
+    pub(super) own_key: [u8; 32],
+    pub(super) paths: BTreeMap<PeerId, PathView>,
+    /// Set by whatever may have changed who is reachable.
+    pub(super) reachability_changed: bool,
+    reachable: Vec<(Peer, u64)>,
+    pub(super) waiting: BTreeMap<RequestId, Answer>,
+    next_request: u64,
+    inputs: Inputs,
+}
+
+#[derive(Debug)]
+struct Inputs {
+    quic: mpsc::Receiver<QuicEvent>,
+    data: mpsc::Receiver<DataEvent>,
+    stored: mpsc::Receiver<Stored>,
+    requests: mpsc::Receiver<Request>,
+    resolved: mpsc::Receiver<(String, Vec<SocketAddr>)>,
+}
+
+enum Input {
+    Quic(QuicEvent),
+    Data(DataEvent),
+    Stored(Stored),
+    Request(Request),
+    Resolved(String, Vec<SocketAddr>),
+    Timer,
+    Stop,
+}
+
+impl Core {
+    /// The machines, made but not yet running.
+    ///
+    /// # Errors
+    /// If the durable state of the address protocol cannot be used, or the system has no
+    /// random numbers.
+    pub(super) fn new(config: CoreConfig, io: CoreIo, requests: mpsc::Receiver<Request>) -> anyhow::Result<Self> {
+        use mesh_proto::control::Identity as _;
+
+        let now = io.clock.now();
+        let mut seeds = [[0; 32]; 2];
+        for seed in &mut seeds {
+            aws_lc_rs::rand::fill(seed).map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+        }
+        let own_key = config.identity.sign_key();
+        let me = Peer(config.identity.peer());
+        let incarnation = config.node.incarnation.0;
+        let endpoints = config.node.endpoints.clone();
+        let discovery = config.node.discovery;
+        let targets = config.node.targets.iter().filter(|t| !config.hints.contains(*t)).cloned().collect();
+        let node = Node::new(config.node, config.identity, seeds[0], now);
+        let ipam_config =
+            ipam::allocator::Config { me, incarnation, ranges: config.ranges.clone(), named_peers: config.named_peers };
+        let ipam = Allocator::new(ipam_config, config.ipam, seeds[1], now)?;
+        let (resolver, resolved) = mpsc::channel(64);
+        Ok(Self {
+            node,
+            ipam,
+            clock: io.clock,
+            quic: io.quic,
+            data: io.data,
+            store: io.store,
+            events: io.events,
+            ranges: config.ranges,
+            port: config.port,
+            endpoints,
+            problems: config.problems,
+            messages: MessageCounters::default(),
+            discovery,
+            targets,
+            resolved: BTreeMap::new(),
+            resolver,
+            dials: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            keys_at: BTreeMap::new(),
+            own_key,
+            paths: BTreeMap::new(),
+            reachability_changed: true,
+            reachable: Vec::new(),
+            waiting: BTreeMap::new(),
+            next_request: 0,
+            inputs: Inputs { quic: io.quic_events, data: io.data_events, stored: io.stored, requests, resolved },
+        })
+    }
+
+    /// Runs until `stop` turns true; then says goodbye and returns.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        self.drain();
+        loop {
+            match self.next(&mut stop).await {
+                Input::Stop => break,
+                input => self.handle(input),
+            }
+            self.drain();
+        }
+        self.node.shutdown(self.clock.now());
+        self.drain();
+        self.quic.shutdown("the router stops").await;
+    }
+
+    async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Input {
+        let timer = self.next_timer();
+        let inputs = &mut self.inputs;
+        tokio::select! {
+            // An error means that whoever could stop us is gone.
+            _ = stop.wait_for(|stop| *stop) => Input::Stop,
+            Some(event) = inputs.quic.recv() => Input::Quic(event),
+            Some(event) = inputs.data.recv() => Input::Data(event),
+            Some(stored) = inputs.stored.recv() => Input::Stored(stored),
+            Some(request) = inputs.requests.recv() => Input::Request(request),
+            Some((target, addresses)) = inputs.resolved.recv() => Input::Resolved(target, addresses),
+            () = tokio::time::sleep_until(timer) => Input::Timer,
+        }
+    }
+
+    fn next_timer(&self) -> tokio::time::Instant {
+        /// With nothing to do, look again after this long: a machine without a timer is idle.
+        const IDLE: Duration = Duration::from_secs(60);
+        let earliest =
+            [self.node.poll_timeout(), self.ipam.poll_timeout()].into_iter().flatten().map(|(at, _)| at).min();
+        let now = self.clock.now();
+        let at = earliest.unwrap_or(now + IDLE).clamp(now + TIMER_GRAIN, now + IDLE);
+        self.clock.instant(at).into()
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now = self.clock.now();
+        match input {
+            Input::Quic(event) => self.handle_quic(event, now),
+            Input::Data(event) => {
+                self.note_data_event(&event);
+                self.node.handle_data_event(event, now);
+            }
+            Input::Stored(stored) => {
+                if let Err(error) = &stored.result {
+                    tracing::error!(%error, "the address state could not be written: check the disk under the data directory");
+                }
+                self.ipam.handle_stored(stored.ticket, stored.result, now);
+            }
+            Input::Request(request) => self.handle_request(request, now),
+            Input::Resolved(target, addresses) => {
+                self.node.handle_resolved(&target, &addresses, now);
+                self.resolved.insert(target, addresses);
+            }
+            Input::Timer => {
+                let due = |timeout: Option<(Duration, _)>| timeout.is_some_and(|(at, _)| at <= now);
+                if due(self.node.poll_timeout()) {
+                    self.node.handle_timeout(now);
+                }
+                if due(self.ipam.poll_timeout()) {
+                    self.ipam.handle_timeout(now);
+                }
+            }
+            Input::Stop => {}
+        }
+    }
+
+    fn handle_quic(&mut self, event: QuicEvent, now: Duration) {
+        match event {
+            QuicEvent::Connected(conn, connected) => {
+                self.connections.insert(conn, connected.sign_key);
+                if let Some(dial) = connected.dial
+                    && let Some(Hop::Direct(address)) = self.dials.remove(&dial)
+                {
+                    self.failures.remove(&address);
+                    self.keys_at.insert(address, connected.sign_key);
+                }
+                self.node.handle_connected(conn, connected, now);
+            }
+            QuicEvent::DialFailed(dial, reason) => {
+                if let Some(Hop::Direct(address)) = self.dials.remove(&dial) {
+                    if self.failures.len() >= FAILURES {
+                        self.failures.pop_first();
+                    }
+                    self.failures.insert(address, reason.clone());
+                }
+                self.node.handle_dial_failed(dial, &reason, now);
+            }
+            QuicEvent::Message(conn, bytes) => {
+                self.messages.received += 1;
+                self.messages.received_bytes += bytes.len() as u64;
+                self.node.handle_message(conn, &bytes, now);
+            }
+            QuicEvent::Disconnected(conn, reason) => {
+                self.connections.remove(&conn);
+                self.node.handle_disconnected(conn, &reason, now);
+            }
+        }
+    }
+
+    fn note_data_event(&mut self, event: &DataEvent) {
+        match *event {
+            DataEvent::PathUp { peer, rtt } | DataEvent::Rtt { peer, rtt } => {
+                self.paths.entry(peer).or_default().rtt = Some(rtt);
+            }
+            DataEvent::PathDown { peer } => self.paths.entry(peer).or_default().rtt = None,
+            DataEvent::Mtu { peer, payload } => {
+                self.paths.entry(peer).or_default().payload = Some(payload);
+            }
+            DataEvent::Moved { .. } | DataEvent::SessionWanted { .. } | DataEvent::RekeyDue { .. } => {}
+        }
+    }
+
+    fn handle_request(&mut self, request: Request, now: Duration) {
+        // An asker that has gone away does not need the answer: `send` may fail.
+        match request {
+            Request::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+            Request::Ipam(reply) => {
+                let _ = reply.send(self.ipam.summary());
+            }
+            Request::Connect(targets, reply) => {
+                for target in targets {
+                    self.remember_target(&target);
+                    self.node.connect(target, now);
+                }
+                let _ = reply.send(self.targets.iter().cloned().collect());
+            }
+            Request::Forget(targets, reply) => {
+                let _ = reply.send(self.forget(&targets, now));
+            }
+            Request::Allocate { owner, range, reply } => {
+                let request = self.await_answer(reply);
+                self.ipam.allocate(request, &owner, range, now);
+            }
+            Request::Claim { owner, address, reply } => {
+                let request = self.await_answer(reply);
+                self.ipam.claim(request, &owner, address, now);
+            }
+            Request::Free { owner, address, reply } => {
+                let _ = reply.send(self.ipam.free(&owner, address, now));
+            }
+            Request::Lookup { owner, reply } => {
+                let _ = reply.send(self.ipam.lookup(&owner));
+            }
+            Request::Endpoints(endpoints) => {
+                self.endpoints.clone_from(&endpoints);
+                self.node.set_endpoints(endpoints, now);
+            }
+            Request::Problem(problem) => self.problems.push(problem),
+        }
+    }
+
+    fn await_answer(&mut self, reply: Answer) -> RequestId {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.waiting.insert(request, reply);
+        request
+    }
+
+    fn remember_target(&mut self, target: &str) {
+        if self.targets.insert(target.to_owned()) {
+            let edit = Edit::set(Table::Peers, target_key(target), Vec::new());
+            if let Err(error) = self.store.write(vec![edit], Done::Nobody) {
+                tracing::warn!(%error, peer = target, "this peer will not be dialled after a restart");
+            }
+        }
+    }
+
+    fn forget(&mut self, targets: &[String], now: Duration) -> Result<Vec<String>, Vec<String>> {
+        let unknown: Vec<_> = targets.iter().filter(|target| !self.targets.contains(*target)).cloned().collect();
+        if !unknown.is_empty() {
+            return Err(unknown);
+        }
+        for target in targets {
+            self.targets.remove(target);
+            self.resolved.remove(target);
+            self.node.forget(target, now);
+            let edit = Edit::delete(Table::Peers, target_key(target));
+            if let Err(error) = self.store.write(vec![edit], Done::Nobody) {
+                tracing::warn!(%error, peer = target, "this peer may be dialled again after a restart");
+            }
+        }
+        Ok(self.targets.iter().cloned().collect())
+    }
+
+    /// Tells the address protocol who can be reached, if that changed.
+    pub(super) fn update_reachable(&mut self, now: Duration) {
+        self.reachability_changed = false;
+        let mut reachable: Vec<_> = self
+            .node
+            .peers()
+            .iter()
+            .filter(|peer| peer.state == PeerState::Established)
+            .map(|peer| (Peer(peer.id), peer.incarnation.0))
+            .collect();
+        reachable.sort_unstable();
+        if reachable != self.reachable {
+            self.ipam.handle_peers(&reachable, now);
+            self.reachable = reachable;
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let summary = self.ipam.summary();
+        let peers = self.node.peers().into_iter().map(|info| {
+            let path = self.paths.get(&info.id).copied().unwrap_or_default();
+            PeerView { suite: path.suite, rtt: path.rtt, payload: path.payload, loss: None, info }
+        });
+        Snapshot {
+            peers: peers.collect(),
+            targets: self.targets.iter().map(|target| self.target(target)).collect(),
+            readiness: self.ipam.readiness(),
+            addresses: [summary.owned, summary.free, summary.used],
+            ranges: self.ranges.clone(),
+            endpoints: self.endpoints.clone(),
+            problems: self.problems.clone(),
+            messages: self.messages,
+        }
+    }
+
+    fn target(&self, target: &str) -> TargetView {
+        let addresses = self.resolved.get(target).cloned().unwrap_or_default();
+        let live = |address| {
+            self.keys_at
+                .get(address)
+                .is_some_and(|key| *key == self.own_key || self.connections.values().any(|live| live == key))
+        };
+        let connected = addresses.iter().any(live);
+        let failure =
+            addresses.iter().find_map(|address| self.failures.get(address).map(|why| format!("{address}: {why}")));
+        let reason = match (self.resolved.get(target), failure) {
+            _ if connected => String::new(),
+            (None, _) => "not looked up yet".to_owned(),
+            (Some(found), _) if found.is_empty() => "the name does not resolve".to_owned(),
+            (_, Some(failure)) => failure,
+            (_, None) => "no answer yet".to_owned(),
+        };
+        TargetView { target: target.to_owned(), addresses, connected, reason }
+    }
+}
+
+/// Key of a target in the peers' table.
+pub(super) fn target_key(target: &str) -> Vec<u8> {
+    format!("target:{target}").into_bytes()
+}
+
+/// Key of a peer that there was a link with.
+pub(super) fn known_key(peer: PeerId) -> Vec<u8> {
+    format!("known:{peer}").into_bytes()
+}

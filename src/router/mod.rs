@@ -1,0 +1,182 @@
+//! The loop that feeds the machines of a router and drains them.
+//!
+//! ```text
+//!  QUIC events ──┐                                  ┌─► dial, send, close
+//!  data events ──┤                                  ├─► commands to the data thread
+//!  requests ─────┼─► core (owns Node, Allocator) ───┼─► writes to the store
+//!  stored ───────┤      one input, then drain       ├─► names to resolve
+//!  resolved ─────┤                                  └─► answers to requests
+//!  timers ───────┘
+//! ```
+//!
+//! It decides nothing and never waits: what takes time (a name, the disk, a dial) is handed out
+//! and comes back as an input. Frames flow in another thread, whatever happens here.
+
+mod checks;
+mod core;
+mod drain;
+mod host;
+mod snapshot;
+mod start;
+
+use std::net::IpAddr;
+
+use ipam::AllocError;
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+
+pub use checks::CheckError;
+pub use snapshot::{MessageCounters, PeerView, Snapshot, TargetView};
+pub use start::{Finished, run};
+
+/// Most requests that wait for the loop.
+const REQUESTS: usize = 256;
+
+/// What others ask of the loop.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Everything for `status`, `peers` and metrics.
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// The state of the address space.
+    Ipam(oneshot::Sender<ipam::allocator::Summary<Peer>>),
+    /// Dial these from now on.
+    Connect(Vec<String>, oneshot::Sender<Vec<String>>),
+    /// Dial these no more; names the ones that were no targets.
+    Forget(Vec<String>, oneshot::Sender<Result<Vec<String>, Vec<String>>>),
+    /// An address of a range.
+    Allocate { owner: String, range: IpNet, reply: oneshot::Sender<Result<IpNet, AllocError>> },
+    /// This very address.
+    Claim { owner: String, address: IpAddr, reply: oneshot::Sender<Result<IpNet, AllocError>> },
+    /// Gives back one address, or all of an owner.
+    Free { owner: String, address: Option<IpAddr>, reply: oneshot::Sender<Vec<IpNet>> },
+    /// The addresses of an owner.
+    Lookup { owner: String, reply: oneshot::Sender<Vec<IpNet>> },
+    /// The addresses at which this peer can be dialled changed.
+    Endpoints(Vec<std::net::SocketAddr>),
+    /// Something to be shown in `status` until the router ends.
+    Problem(String),
+}
+
+/// The loop has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the router is stopping")]
+pub struct Stopped;
+
+/// A hold on the loop. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// A handle, and the loop's end of it.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, inbox) = mpsc::channel(REQUESTS);
+        (Self { requests }, inbox)
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(make(reply)).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Everything for `status`, `peers` and metrics.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
+        self.ask(Request::Snapshot).await
+    }
+
+    /// The state of the address space.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn ipam(&self) -> Result<ipam::allocator::Summary<Peer>, Stopped> {
+        self.ask(Request::Ipam).await
+    }
+
+    /// Dials these peers from now on; the answer is all of them.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn connect(&self, targets: Vec<String>) -> Result<Vec<String>, Stopped> {
+        self.ask(|reply| Request::Connect(targets, reply)).await
+    }
+
+    /// Dials these peers no more, and closes the links to them; the answer is those that are
+    /// left, or the ones asked for that were no targets (then nothing was changed).
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn forget(&self, targets: Vec<String>) -> Result<Result<Vec<String>, Vec<String>>, Stopped> {
+        self.ask(|reply| Request::Forget(targets, reply)).await
+    }
+
+    /// An address of a range for an owner; the same one again if it has one.
+    ///
+    /// # Errors
+    /// If the router stops; inside, why there is no address.
+    pub async fn allocate(&self, owner: &str, range: IpNet) -> Result<Result<IpNet, AllocError>, Stopped> {
+        let owner = owner.to_owned();
+        self.ask(|reply| Request::Allocate { owner, range, reply }).await
+    }
+
+    /// A given address for an owner.
+    ///
+    /// # Errors
+    /// If the router stops; inside, why it cannot be had.
+    pub async fn claim(&self, owner: &str, address: IpAddr) -> Result<Result<IpNet, AllocError>, Stopped> {
+        let owner = owner.to_owned();
+        self.ask(|reply| Request::Claim { owner, address, reply }).await
+    }
+
+    /// Gives back one address of an owner, or all of them.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn free(&self, owner: &str, address: Option<IpAddr>) -> Result<Vec<IpNet>, Stopped> {
+        let owner = owner.to_owned();
+        self.ask(|reply| Request::Free { owner, address, reply }).await
+    }
+
+    /// The addresses of an owner.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn lookup(&self, owner: &str) -> Result<Vec<IpNet>, Stopped> {
+        let owner = owner.to_owned();
+        self.ask(|reply| Request::Lookup { owner, reply }).await
+    }
+
+    /// Tells the mesh at which addresses this peer can be dialled.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn set_endpoints(&self, endpoints: Vec<std::net::SocketAddr>) -> Result<(), Stopped> {
+        self.requests.send(Request::Endpoints(endpoints)).await.map_err(|_| Stopped)
+    }
+
+    /// Shows a problem in `status` until the router ends.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn add_problem(&self, problem: String) -> Result<(), Stopped> {
+        self.requests.send(Request::Problem(problem)).await.map_err(|_| Stopped)
+    }
+}
+
+/// A peer's id, as the address protocol wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(pub mesh_proto::id::PeerId);
+
+impl ipam::allocator::PeerKey for Peer {
+    fn to_bytes(self) -> [u8; 16] {
+        self.0.0
+    }
+
+    fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(mesh_proto::id::PeerId(bytes))
+    }
+}

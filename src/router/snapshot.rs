@@ -1,0 +1,70 @@
+//! What the loop shows of itself: a copy, made when asked for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_proto::control::node::PeerInfo;
+use mesh_proto::handover::Suite;
+
+/// Everything that `status`, `peers` and metrics need of the loop.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Every peer that is known, this one first.
+    pub peers: Vec<PeerView>,
+    /// The peers that the operator named.
+    pub targets: Vec<TargetView>,
+    /// Whether addresses can be given; otherwise what is waited for.
+    pub readiness: Result<(), String>,
+    /// Addresses owned, free, used.
+    pub addresses: [u64; 3],
+    /// Ranges of the network.
+    pub ranges: Vec<IpNet>,
+    /// Where this peer says it can be dialled.
+    pub endpoints: Vec<SocketAddr>,
+    /// What went wrong at the start or since, for good.
+    pub problems: Vec<String>,
+    /// Messages of the control plane.
+    pub messages: MessageCounters,
+}
+
+/// One peer, and what the data path said of it.
+#[derive(Debug, Clone)]
+pub struct PeerView {
+    /// As the control plane sees it.
+    pub info: PeerInfo,
+    /// What protects the frames of the newest session.
+    pub suite: Option<Suite>,
+    /// Smoothed round trip of the link.
+    pub rtt: Option<Duration>,
+    /// Largest UDP payload that the path carries.
+    pub payload: Option<u16>,
+    /// Share of probes lost lately.
+    pub loss: Option<f64>,
+}
+
+/// One peer that the operator named.
+#[derive(Debug, Clone)]
+pub struct TargetView {
+    /// As it was written.
+    pub target: String,
+    /// What it resolved to last.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether there is a link to one of them, or to a peer that says it is there.
+    pub connected: bool,
+    /// The last thing that went wrong.
+    pub reason: String,
+}
+
+/// Messages and bytes of the control plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MessageCounters {
+    /// Messages sent.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Messages received.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+}
