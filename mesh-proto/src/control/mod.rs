@@ -5,7 +5,21 @@
 //!  connector ─► Output::Dial                └─► Output::App (address protocol and others)
 //! ```
 
+mod connector;
+mod crypto;
+pub mod gossip;
+mod guard;
+pub mod handshake;
+pub mod identity;
+pub mod limits;
+
 pub mod node;
+pub mod record;
+pub mod routes;
+
+mod timers;
+pub mod topology;
+mod window;
 
 use core::net::SocketAddr;
 use core::time::Duration;

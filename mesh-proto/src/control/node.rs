@@ -1,96 +1,332 @@
 //! The node: handshake, links, gossip, topology, routes and connector behind one surface.
+//!
+//! ```text
+//!  input ─► its part (shake, link, gossip, session, apps, connect) ─► marks what is stale
+//!  poll_output ─► settle: publish ─► push ─► routes ─► tables ─► dials ─► status
+//! ```
+//!
+//! Inputs change state and mark what follows from it as stale; the first `poll_output` after
+//! them brings everything up to date once, however many inputs there were.
+
+mod apps;
+mod connect;
+mod gossip;
+mod link;
+mod routes;
+mod session;
+mod shake;
+mod status;
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
-use super::{ConnId, Connected, DialId, Identity, NodeConfig, Output};
-use crate::handover::DataEvent;
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+
+use self::link::{Conn, Peer};
+use super::connector::Connector;
+pub use super::connector::TargetInfo;
+use super::gossip::Store;
+use super::guard::Guard;
+use super::routes::Routes;
+use super::timers::{Timer, Timers};
+use super::topology::Graph;
+use super::window::Window;
+use super::{ConnId, Connected, DialId, Event, Identity, NodeConfig, Output};
+use crate::handover::{DataEvent, Tables};
 use crate::id::{Incarnation, PeerId};
+use crate::wire::control::Message;
 
 /// The control plane of one peer.
 #[derive(Debug)]
 pub struct Node<I> {
     identity: I,
+    config: NodeConfig,
+    me: PeerId,
+    /// Tells this run of the router from a clone of its data directory.
+    run: [u8; 16],
+    incarnation: Incarnation,
+    /// Number of our newest record in this incarnation.
+    seq: u64,
+    rng: ChaCha20Rng,
+    now: Duration,
+    out: VecDeque<Output>,
+    timers: Timers,
+    stale: Stale,
+    stopped: bool,
+    conns: BTreeMap<ConnId, Conn>,
+    peers: BTreeMap<PeerId, Peer>,
+    guard: Guard,
+    store: Store,
+    /// Records to push on, with the neighbour that they came from.
+    push: BTreeMap<PeerId, Option<PeerId>>,
+    published_at: Option<Duration>,
+    raised_at: Option<Duration>,
+    /// The incarnation to take as soon as it may be raised again.
+    raise_to: Option<Incarnation>,
+    /// Where other peers see us.
+    observed: BTreeMap<PeerId, SocketAddr>,
+    graph: Graph,
+    routes: Routes,
+    routes_at: Option<Duration>,
+    tables: Option<Arc<Tables>>,
+    /// Paths to probe as soon as the data path knows them.
+    probe: BTreeSet<PeerId>,
+    connector: Connector,
+    app_seq: u64,
+    windows: BTreeMap<PeerId, Window>,
+}
+
+/// What must be brought up to date before the next output.
+#[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent marks, each cleared by its own step")]
+struct Stale {
+    record: bool,
+    routes: bool,
+    tables: bool,
+    dials: bool,
+    status: bool,
 }
 
 impl<I: Identity> Node<I> {
     /// A node that knows nobody yet. All its randomness (jitter, ephemeral keys) comes from
     /// `seed`, so the router must draw that from the system.
-    pub fn new(config: NodeConfig, identity: I, seed: [u8; 32], now: Duration) -> Self {
-        let _ = (config, seed, now);
-        Self { identity }
+    pub fn new(mut config: NodeConfig, identity: I, seed: [u8; 32], now: Duration) -> Self {
+        let me = PeerId::of_keys(&identity.sign_key(), &identity.box_key());
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let mut run = [0; 16];
+        rng.fill_bytes(&mut run);
+        config.name = clean(&config.name);
+        let mut node = Self {
+            identity,
+            me,
+            run,
+            incarnation: config.incarnation,
+            seq: 0,
+            rng,
+            now,
+            out: VecDeque::new(),
+            timers: Timers::default(),
+            stale: Stale { record: true, routes: true, tables: true, dials: true, status: true },
+            stopped: false,
+            conns: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            guard: Guard::default(),
+            store: Store::default(),
+            push: BTreeMap::new(),
+            published_at: None,
+            raised_at: None,
+            raise_to: None,
+            observed: BTreeMap::new(),
+            graph: Graph::default(),
+            routes: Routes::default(),
+            routes_at: None,
+            tables: None,
+            probe: BTreeSet::new(),
+            connector: Connector::default(),
+            app_seq: 0,
+            windows: BTreeMap::new(),
+            config,
+        };
+        for target in core::mem::take(&mut node.config.targets) {
+            node.connector.add_target(&target, now);
+        }
+        node
     }
+
     /// This peer.
     pub fn id(&self) -> PeerId {
-        PeerId::of_keys(&self.identity.sign_key(), &self.identity.box_key())
+        self.me
     }
+
+    /// This peer's incarnation: the configured one, unless it had to be raised.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
     /// A connection was made, by us or by the other end.
     pub fn handle_connected(&mut self, conn: ConnId, connected: Connected, now: Duration) {
-        let _ = (conn, connected, now);
+        self.advance(now);
+        self.on_connected(conn, connected);
     }
+
     /// A dial came to nothing.
     pub fn handle_dial_failed(&mut self, dial: DialId, reason: &str, now: Duration) {
-        let _ = (dial, reason, now);
+        self.advance(now);
+        self.connector.failed(dial, &clean_line(reason), now, &mut self.rng);
+        self.stale.dials = true;
     }
+
     /// A message came in.
     pub fn handle_message(&mut self, conn: ConnId, bytes: &[u8], now: Duration) {
-        let _ = (conn, bytes, now);
+        self.advance(now);
+        if !self.stopped {
+            self.on_message(conn, bytes);
+        }
     }
+
     /// A connection is gone; `reason` is the other end's text or the transport's.
     pub fn handle_disconnected(&mut self, conn: ConnId, reason: &str, now: Duration) {
-        let _ = (conn, reason, now);
+        self.advance(now);
+        self.on_disconnected(conn, &clean_line(reason));
     }
+
     /// The answer to [`Output::Resolve`]; no address means that the name does not resolve.
     pub fn handle_resolved(&mut self, target: &str, addresses: &[SocketAddr], now: Duration) {
-        let _ = (target, addresses, now);
+        self.advance(now);
+        self.connector.resolved(target, addresses, now, &mut self.rng);
+        self.stale.dials = true;
     }
+
     /// The data path saw something.
     pub fn handle_data_event(&mut self, event: DataEvent, now: Duration) {
-        let _ = (event, now);
+        self.advance(now);
+        if !self.stopped {
+            self.on_data_event(&event);
+        }
     }
+
     /// The addresses at which this peer can be dialled changed.
     pub fn set_endpoints(&mut self, endpoints: Vec<SocketAddr>, now: Duration) {
-        let _ = (endpoints, now);
+        self.advance(now);
+        if self.config.endpoints != endpoints {
+            self.config.endpoints = endpoints;
+            self.stale.record = true;
+        }
     }
+
     /// The operator names one more peer to dial.
     pub fn connect(&mut self, target: String, now: Duration) {
-        let _ = (target, now);
+        self.advance(now);
+        if !self.stopped {
+            self.connector.add_target(&target, now);
+            self.stale.dials = true;
+        }
     }
-    /// The operator takes a target back. Established links to it are closed. False if it was no
-    /// target.
+
+    /// The operator takes a target back. Established links to it are closed, and it is not
+    /// dialled any more, not even by discovery, until it is named again. (What it dials itself is
+    /// accepted: to part for good, both ends must forget.) False if it was no target.
     pub fn forget(&mut self, target: &str, now: Duration) -> bool {
-        let _ = (target, now);
-        false
+        self.advance(now);
+        self.on_forget(target)
     }
+
     /// Says goodbye on every connection, so that nobody waits for a timeout.
     pub fn shutdown(&mut self, now: Duration) {
-        let _ = now;
+        self.advance(now);
+        let reason = format!("peer `{}` shuts down", self.config.name);
+        self.close_all(&reason);
+        self.connector.stop();
+        self.timers.clear_all();
+        self.stopped = true;
     }
+
     /// Sends an application's message to one peer, through others if need be. Best effort: it is
     /// lost if there is no path, so applications repeat what matters.
     pub fn send_app(&mut self, to: PeerId, payload: Vec<u8>, now: Duration) {
-        let _ = (to, payload, now);
+        self.advance(now);
+        self.app_to(to, payload);
     }
+
     /// Sends an application's message to every reachable peer, best effort, at most once each.
     pub fn broadcast_app(&mut self, payload: Vec<u8>, now: Duration) {
-        let _ = (payload, now);
+        self.advance(now);
+        self.app_to_all(payload);
     }
+
     /// A time that [`Self::poll_timeout`] named has come (earlier or later is harmless).
     pub fn handle_timeout(&mut self, now: Duration) {
-        let _ = now;
+        self.advance(now);
+        while let Some(timer) = self.timers.pop(now) {
+            self.on_timer(timer);
+        }
     }
+
     /// What to do next; drain until `None` after every input.
     pub fn poll_output(&mut self) -> Option<Output> {
-        None
+        if self.out.is_empty() && !self.stopped {
+            self.settle();
+        }
+        self.out.pop_front()
     }
+
     /// When to call [`Self::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Duration, &'static str)> {
-        None
+        self.timers.next()
     }
+
     /// Every peer that this node knows, for `status` and `peers`, itself first.
     pub fn peers(&self) -> Vec<PeerInfo> {
-        Vec::new()
+        self.peer_infos()
     }
+
+    /// The peers that the operator named, and how dialling them goes.
+    pub fn targets(&self) -> Vec<TargetInfo> {
+        self.connector.targets()
+    }
+
+    /// Time does not go back, whatever the caller says.
+    fn advance(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    fn on_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Handshake(conn) => self.handshake_late(conn),
+            Timer::Path(peer) => self.first_echo_late(peer),
+            Timer::Rtt(peer) => self.republish_rtt(peer),
+            Timer::Rekey(peer) => self.rekey_late(peer),
+            Timer::Forget(peer) => self.forget_peer(peer),
+            Timer::Publish => self.stale.record = true,
+            Timer::Routes => self.stale.routes = true,
+            Timer::Compare => self.compare_regularly(),
+            Timer::Repair => _ = self.compare_with_one(),
+            Timer::Dial => self.stale.dials = true,
+            Timer::Raise => self.raise_if_due(),
+        }
+    }
+
+    /// Brings everything up to date.
+    fn settle(&mut self) {
+        self.publish_if_stale();
+        self.push_records();
+        self.recompute_routes();
+        self.publish_tables();
+        self.run_connector();
+        self.refresh_status();
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.out.push_back(Output::Event(event));
+    }
+
+    fn send(&mut self, conn: ConnId, message: &Message) {
+        self.out.push_back(Output::Send { conn, bytes: message.encode() });
+    }
+}
+
+/// A name as it may be shown and sent: without control characters, not too long.
+fn clean(name: &str) -> String {
+    shorten(name, crate::wire::control::NAME_MAX)
+}
+
+/// A line of text from outside, as it may be shown and sent.
+fn clean_line(line: &str) -> String {
+    shorten(line, crate::wire::control::REASON_MAX)
+}
+
+fn shorten(text: &str, limit: usize) -> String {
+    let mut out = String::new();
+    for char in text.chars().filter(|char| !char.is_control()) {
+        if out.len() + char.len_utf8() > limit {
+            break;
+        }
+        out.push(char);
+    }
+    out
 }
 
 /// One peer as the control plane sees it.

@@ -1,0 +1,620 @@
+//! Whom to dial, where, and when again.
+//!
+//! ```text
+//!  targets (operator) ── resolve ─► addresses in turn ─┐
+//!  records (gossip)   ── wanted? ─► endpoints in turn ─┼─► Dial … failed ─► backoff with jitter
+//!  routes (no link)   ── lower id first ─► relayed ────┘
+//! ```
+//!
+//! One attempt per peer at a time. Among the wanted peers are always the next two in the order
+//! of ids, so that the graph of dials is connected however few links a peer may have (control
+//! C20); the others are picked by a seeded hash.
+
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::RngCore as _;
+
+use super::DialId;
+use super::limits::{
+    BACKOFF_LATELY, BACKOFF_MAX, BACKOFF_MIN, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, LATELY, PROACTIVE_MAX,
+    RELAY_HIGHER_AFTER, SELF_MAX, TARGETS_MAX,
+};
+use crate::data::Hop;
+use crate::id::PeerId;
+
+/// Most unreachable peers beside the two successors that are tried in one round.
+const ABSENT_TRIED: usize = 8;
+
+/// What a dial is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// A peer that the operator named.
+    Target(String),
+    /// A peer that gossip told of.
+    Peer(PeerId),
+    /// A peer that is reached through relays only.
+    Relay(PeerId),
+}
+
+/// What the connector asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Dial there.
+    Dial(DialId, Hop),
+    /// Resolve that target.
+    Resolve(String),
+}
+
+/// A known peer, as the connector looks at it.
+#[derive(Debug)]
+pub(crate) struct PeerView<'a> {
+    pub(crate) id: PeerId,
+    pub(crate) endpoints: &'a [SocketAddr],
+    /// There is a direct connection, proven.
+    pub(crate) connected: bool,
+    /// We opened it.
+    pub(crate) dialled: bool,
+    /// There is a route to it.
+    pub(crate) reachable: bool,
+    /// There is a connection through relays, proven.
+    pub(crate) relayed: bool,
+}
+
+/// What the connector decides by.
+#[derive(Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) me: PeerId,
+    pub(crate) discovery: bool,
+    pub(crate) links_max: usize,
+    /// All known peers except `me`, ascending.
+    pub(crate) peers: Vec<PeerView<'a>>,
+}
+
+impl View<'_> {
+    fn peer(&self, id: &PeerId) -> Option<&PeerView<'_>> {
+        self.peers.binary_search_by_key(id, |peer| peer.id).ok().map(|at| &self.peers[at])
+    }
+
+    fn connected(&self, id: &PeerId) -> bool {
+        self.peer(id).is_some_and(|peer| peer.connected)
+    }
+
+    fn reachable(&self, id: &PeerId) -> bool {
+        self.peer(id).is_some_and(|peer| peer.reachable)
+    }
+}
+
+/// When to try again.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    due: Duration,
+}
+
+impl Backoff {
+    /// One more failure. `seen` is when the peer was last known to live.
+    fn failed(&mut self, seen: Option<Duration>, now: Duration, rng: &mut ChaCha20Rng) {
+        let lately = seen.is_some_and(|seen| now.saturating_sub(seen) < LATELY);
+        let cap = if lately { BACKOFF_LATELY } else { BACKOFF_MAX };
+        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(cap);
+        self.failures = self.failures.saturating_add(1);
+        self.due = now + jitter(wait, rng);
+    }
+
+    /// Try again soon, as if for the first time.
+    fn reset(&mut self, due: Duration) {
+        *self = Self { failures: 0, due };
+    }
+}
+
+/// Between three and five quarters of a time.
+pub(crate) fn jitter(time: Duration, rng: &mut ChaCha20Rng) -> Duration {
+    time * 3 / 4 + time / 2 * (rng.next_u32() % 1024) / 1024
+}
+
+/// A peer that the operator named.
+#[derive(Debug)]
+struct Target {
+    /// Addresses of this round that were not tried yet, next last.
+    left: Vec<SocketAddr>,
+    /// Until when an answer of the resolver is waited for.
+    resolving: Option<Duration>,
+    backoff: Backoff,
+    /// Who was found there.
+    peer: Option<PeerId>,
+    /// Every address that it resolved to last.
+    addresses: Vec<SocketAddr>,
+    reason: String,
+    added: Duration,
+}
+
+#[derive(Debug, Default)]
+struct PeerDial {
+    direct: Backoff,
+    relay: Backoff,
+    /// Which endpoint is next in this round.
+    next: usize,
+    /// When it was last linked or heard of.
+    seen: Option<Duration>,
+    /// It said that it has links enough.
+    full_until: Duration,
+    /// There were frames for it.
+    session_wanted: bool,
+    /// Was wanted before: the first time the higher id waits.
+    met: bool,
+    relay_met: bool,
+    reason: Option<String>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    goal: Goal,
+    hop: Hop,
+    until: Duration,
+}
+
+/// Whom an operator does not want to be dialled any more.
+#[derive(Debug, Default)]
+struct Ban {
+    peers: BTreeSet<PeerId>,
+    addresses: BTreeSet<SocketAddr>,
+}
+
+/// What the operator may see of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetInfo {
+    /// As the operator wrote it.
+    pub target: String,
+    /// Who was found there.
+    pub peer: Option<PeerId>,
+    /// Whether a dial is under way.
+    pub dialling: bool,
+    /// The last failure, if the last attempt failed.
+    pub reason: String,
+    /// When the next attempt follows.
+    pub next: Duration,
+}
+
+/// The connector of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Connector {
+    targets: BTreeMap<String, Target>,
+    peers: BTreeMap<PeerId, PeerDial>,
+    attempts: BTreeMap<DialId, Attempt>,
+    bans: BTreeMap<String, Ban>,
+    /// Addresses at which we met ourselves.
+    ours: BTreeSet<SocketAddr>,
+    dials: u64,
+}
+
+impl Connector {
+    /// Names a target. False if there are too many.
+    pub(crate) fn add_target(&mut self, target: &str, now: Duration) -> bool {
+        self.bans.remove(target);
+        if self.targets.len() >= TARGETS_MAX && !self.targets.contains_key(target) {
+            return false;
+        }
+        self.targets.entry(target.to_owned()).or_insert_with(|| Target {
+            left: Vec::new(),
+            resolving: None,
+            backoff: Backoff { failures: 0, due: now },
+            peer: None,
+            addresses: Vec::new(),
+            reason: String::new(),
+            added: now,
+        });
+        true
+    }
+
+    /// Takes a target back; gives whom it stood for, or `None` if it was no target.
+    pub(crate) fn remove_target(&mut self, target: &str) -> Option<(Option<PeerId>, Vec<SocketAddr>)> {
+        let old = self.targets.remove(target)?;
+        self.attempts.retain(|_, attempt| attempt.goal != Goal::Target(target.to_owned()));
+        if self.bans.len() < TARGETS_MAX {
+            let ban = Ban { peers: old.peer.into_iter().collect(), addresses: old.addresses.iter().copied().collect() };
+            self.bans.insert(target.to_owned(), ban);
+        }
+        Some((old.peer, old.addresses))
+    }
+
+    /// Nobody shall be dialled any more.
+    pub(crate) fn stop(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn targets(&self) -> Vec<TargetInfo> {
+        let dialling = |name: &String| self.attempts.values().any(|attempt| attempt.goal == Goal::Target(name.clone()));
+        self.targets
+            .iter()
+            .map(|(name, target)| TargetInfo {
+                target: name.clone(),
+                peer: target.peer,
+                dialling: target.resolving.is_some() || dialling(name),
+                reason: target.reason.clone(),
+                next: target.backoff.due,
+            })
+            .collect()
+    }
+
+    /// A dial came to nothing, or its connection to no link.
+    pub(crate) fn failed(&mut self, dial: DialId, reason: &str, now: Duration, rng: &mut ChaCha20Rng) {
+        let Some(attempt) = self.attempts.remove(&dial) else { return };
+        match attempt.goal {
+            Goal::Target(name) => {
+                let seen = self.seen_of(&name);
+                let Some(target) = self.targets.get_mut(&name) else { return };
+                reason.clone_into(&mut target.reason);
+                if target.left.is_empty() {
+                    target.backoff.failed(seen, now, rng);
+                }
+            }
+            Goal::Peer(peer) => {
+                let dial = self.peers.entry(peer).or_default();
+                dial.reason = Some(reason.to_owned());
+                // `next` wraps to zero at the last endpoint (see `dial_peers`).
+                if dial.next == 0 {
+                    dial.direct.failed(dial.seen, now, rng);
+                }
+            }
+            Goal::Relay(peer) => {
+                let dial = self.peers.entry(peer).or_default();
+                dial.relay.failed(dial.seen, now, rng);
+            }
+        }
+    }
+
+    fn seen_of(&self, target: &str) -> Option<Duration> {
+        let target = self.targets.get(target)?;
+        match target.peer {
+            Some(peer) => self.peers.get(&peer).and_then(|dial| dial.seen),
+            // A new target is tried as eagerly as a peer that was just there.
+            None => Some(target.added),
+        }
+    }
+
+    /// The dial led to a proven peer.
+    pub(crate) fn proven(&mut self, dial: DialId, found: PeerId, now: Duration, rng: &mut ChaCha20Rng) {
+        match self.attempts.get(&dial).map(|attempt| (&attempt.goal, attempt.hop)) {
+            Some((Goal::Target(name), _)) => {
+                let name = name.clone();
+                if let Some(target) = self.targets.get_mut(&name) {
+                    target.peer = Some(found);
+                    target.left.clear();
+                    target.reason.clear();
+                }
+                self.attempts.remove(&dial);
+            }
+            Some((Goal::Peer(wanted), hop)) if *wanted != found => {
+                let reason = format!("{} is peer {}", describe(&hop), found.short());
+                self.failed(dial, &reason, now, rng);
+            }
+            _ => {
+                self.attempts.remove(&dial);
+            }
+        }
+        self.peers.entry(found).or_default().seen = Some(now);
+    }
+
+    /// The dial led to ourselves.
+    pub(crate) fn met_self(&mut self, dial: DialId, now: Duration, rng: &mut ChaCha20Rng) {
+        if let Some(Hop::Direct(address)) = self.attempts.get(&dial).map(|attempt| attempt.hop)
+            && self.ours.len() < SELF_MAX
+        {
+            self.ours.insert(address);
+        }
+        self.failed(dial, "this address is this very peer", now, rng);
+    }
+
+    /// The peer has links enough and can be reached without one to us.
+    pub(crate) fn is_full(&mut self, dial: Option<DialId>, peer: PeerId, now: Duration, rng: &mut ChaCha20Rng) {
+        self.peers.entry(peer).or_default().full_until = now + FULL_FOR;
+        let Some(dial) = dial else { return };
+        if let Some(Goal::Target(name)) = self.attempts.get(&dial).map(|attempt| &attempt.goal)
+            && let Some(target) = self.targets.get_mut(name)
+        {
+            target.peer = Some(peer);
+            target.left.clear();
+        }
+        self.failed(dial, "it has links enough", now, rng);
+    }
+
+    /// Whether a dial of that name is under way.
+    pub(crate) fn awaits(&self, dial: DialId) -> bool {
+        self.attempts.contains_key(&dial)
+    }
+
+    /// A link to that peer works: all is forgiven.
+    pub(crate) fn linked(&mut self, peer: PeerId, now: Duration) {
+        let dial = self.peers.entry(peer).or_default();
+        dial.direct.reset(now);
+        dial.relay.reset(now);
+        (dial.seen, dial.next, dial.reason, dial.session_wanted) = (Some(now), 0, None, false);
+        for target in self.targets.values_mut().filter(|target| target.peer == Some(peer)) {
+            target.backoff.reset(now);
+            target.left.clear();
+            target.reason.clear();
+        }
+    }
+
+    /// A connection to that peer was lost. If it had become a link, or died in peace, the first
+    /// attempt follows after the shortest wait; else it counts as one more failure.
+    pub(crate) fn lost(&mut self, peer: PeerId, was_up: bool, reason: &str, now: Duration, rng: &mut ChaCha20Rng) {
+        let dial = self.peers.entry(peer).or_default();
+        dial.reason = Some(reason.to_owned());
+        if was_up {
+            dial.seen = Some(now);
+            dial.direct.reset(now + jitter(BACKOFF_MIN, rng));
+        } else {
+            dial.direct.failed(dial.seen, now, rng);
+        }
+        let due = dial.direct.due;
+        for target in self.targets.values_mut().filter(|target| target.peer == Some(peer)) {
+            reason.clone_into(&mut target.reason);
+            target.backoff.due = target.backoff.due.max(due);
+        }
+    }
+
+    /// A connection through relays was lost.
+    pub(crate) fn relay_lost(&mut self, peer: PeerId, now: Duration, rng: &mut ChaCha20Rng) {
+        let dial = self.peers.entry(peer).or_default();
+        dial.relay.failed(dial.seen, now, rng);
+    }
+
+    /// The peer's record shows something new about where or whether it is.
+    pub(crate) fn heard(&mut self, peer: PeerId, moved: bool, now: Duration) {
+        let dial = self.peers.entry(peer).or_default();
+        dial.seen = Some(now);
+        if moved {
+            dial.direct.reset(now);
+            dial.relay.reset(now);
+            dial.next = 0;
+            dial.full_until = Duration::ZERO;
+        }
+    }
+
+    /// There are frames for that peer and no keys.
+    pub(crate) fn session_wanted(&mut self, peer: PeerId, now: Duration) {
+        let dial = self.peers.entry(peer).or_default();
+        if !dial.session_wanted {
+            dial.session_wanted = true;
+            dial.relay_met = true;
+            dial.relay.due = dial.relay.due.min(now);
+        }
+    }
+
+    /// The peer was forgotten.
+    pub(crate) fn drop_peer(&mut self, peer: &PeerId) {
+        self.peers.remove(peer);
+    }
+
+    /// Whether a dial to that peer is under way.
+    pub(crate) fn busy(&self, peer: &PeerId) -> bool {
+        self.attempts.values().any(|attempt| self.stands_for(&attempt.goal) == Some(*peer))
+    }
+
+    /// The last failure to reach that peer, if there is one.
+    pub(crate) fn last_failure(&self, peer: &PeerId) -> Option<&str> {
+        self.peers.get(peer)?.reason.as_deref()
+    }
+
+    fn stands_for(&self, goal: &Goal) -> Option<PeerId> {
+        match goal {
+            Goal::Peer(peer) | Goal::Relay(peer) => Some(*peer),
+            Goal::Target(name) => self.targets.get(name)?.peer,
+        }
+    }
+
+    /// The answer of the resolver.
+    pub(crate) fn resolved(&mut self, name: &str, addresses: &[SocketAddr], now: Duration, rng: &mut ChaCha20Rng) {
+        let (seen, ours) = (self.seen_of(name), &self.ours);
+        let Some(target) = self.targets.get_mut(name) else { return };
+        if target.resolving.take().is_none() {
+            return;
+        }
+        target.addresses = addresses.iter().copied().take(16).collect();
+        target.left = target.addresses.iter().rev().filter(|address| !ours.contains(address)).copied().collect();
+        if target.left.is_empty() {
+            target.reason = if addresses.is_empty() {
+                format!("`{name}` does not resolve to an address: check the name, or name the peer by address")
+            } else {
+                "all its addresses are this very peer's".to_owned()
+            };
+            target.backoff.failed(seen, now, rng);
+        } else {
+            target.backoff.due = now;
+        }
+    }
+
+    /// What to do now, and when to ask again.
+    pub(crate) fn tick(
+        &mut self,
+        view: &View<'_>,
+        now: Duration,
+        rng: &mut ChaCha20Rng,
+    ) -> (Vec<Step>, Option<Duration>) {
+        let late: Vec<_> =
+            self.attempts.iter().filter(|(_, attempt)| attempt.until <= now).map(|(dial, _)| *dial).collect();
+        for dial in late {
+            self.failed(dial, "no answer", now, rng);
+        }
+        let mut plan = Plan { steps: Vec::new(), wake: self.attempts.values().map(|attempt| attempt.until).min() };
+        self.tick_targets(view, now, rng, &mut plan);
+        if view.discovery {
+            self.tick_peers(view, now, &mut plan);
+        }
+        self.tick_relays(view, now, &mut plan);
+        (plan.steps, plan.wake)
+    }
+
+    fn tick_targets(&mut self, view: &View<'_>, now: Duration, rng: &mut ChaCha20Rng, plan: &mut Plan) {
+        let names: Vec<String> = self.targets.keys().cloned().collect();
+        for name in names {
+            let seen = self.seen_of(&name);
+            let dialling = self.attempts.values().any(|attempt| attempt.goal == Goal::Target(name.clone()));
+            let Some(target) = self.targets.get_mut(&name) else { continue };
+            if let Some(until) = target.resolving {
+                if now < until {
+                    plan.wake_at(until);
+                    continue;
+                }
+                target.resolving = None;
+                target.reason = format!("`{name}` was not resolved in time");
+                target.backoff.failed(seen, now, rng);
+            }
+            let peer = target.peer;
+            if dialling || peer.is_some_and(|peer| view.connected(&peer) || self.busy(&peer)) {
+                continue;
+            }
+            if let Some(until) = peer.and_then(|peer| self.full_hold(view, &peer, now)) {
+                plan.wake_at(until);
+                continue;
+            }
+            let Some(target) = self.targets.get_mut(&name) else { continue };
+            if let Some(address) = target.left.pop() {
+                self.dial(Goal::Target(name), Hop::Direct(address), now, plan);
+            } else if target.backoff.due <= now {
+                target.resolving = Some(now + DIAL);
+                plan.wake_at(now + DIAL);
+                plan.steps.push(Step::Resolve(name));
+            } else {
+                plan.wake_at(target.backoff.due);
+            }
+        }
+    }
+
+    /// Until when a peer is left alone because it has links enough and we reach it anyway.
+    fn full_hold(&self, view: &View<'_>, peer: &PeerId, now: Duration) -> Option<Duration> {
+        let until = self.peers.get(peer)?.full_until;
+        (until > now && view.reachable(peer)).then_some(until)
+    }
+
+    fn tick_peers(&mut self, view: &View<'_>, now: Duration, plan: &mut Plan) {
+        for peer in wanted(view, |id| self.full_hold(view, id, now).is_some() || self.is_banned(id)) {
+            if self.busy(&peer.id) {
+                continue;
+            }
+            let usable: Vec<SocketAddr> =
+                peer.endpoints.iter().filter(|address| self.may_dial(address)).copied().collect();
+            if usable.is_empty() {
+                continue;
+            }
+            let dial = self.peers.entry(peer.id).or_default();
+            if !dial.met {
+                dial.met = true;
+                if peer.id < view.me {
+                    dial.direct.due = dial.direct.due.max(now + DIAL_HIGHER_AFTER);
+                }
+            }
+            if dial.direct.due > now {
+                plan.wake_at(dial.direct.due);
+                continue;
+            }
+            let at = dial.next.min(usable.len() - 1);
+            dial.next = (at + 1) % usable.len();
+            self.dial(Goal::Peer(peer.id), Hop::Direct(usable[at]), now, plan);
+        }
+    }
+
+    fn tick_relays(&mut self, view: &View<'_>, now: Duration, plan: &mut Plan) {
+        let proactive = view.peers.len() < PROACTIVE_MAX;
+        for peer in view.peers.iter().filter(|peer| peer.reachable && !peer.connected && !peer.relayed) {
+            let dial = self.peers.entry(peer.id).or_default();
+            if !proactive && !dial.session_wanted {
+                continue;
+            }
+            if !dial.relay_met {
+                dial.relay_met = true;
+                let wait = if peer.id < view.me { RELAY_HIGHER_AFTER } else { Duration::ZERO };
+                dial.relay.due = dial.relay.due.max(now + wait);
+            }
+            if dial.relay.due > now {
+                plan.wake_at(dial.relay.due);
+                continue;
+            }
+            let goal = Goal::Relay(peer.id);
+            if !self.attempts.values().any(|attempt| attempt.goal == goal) {
+                self.dial(goal, Hop::Relayed(peer.id), now, plan);
+            }
+        }
+    }
+
+    fn dial(&mut self, goal: Goal, hop: Hop, now: Duration, plan: &mut Plan) {
+        self.dials += 1;
+        let dial = DialId(self.dials);
+        self.attempts.insert(dial, Attempt { goal, hop, until: now + DIAL });
+        plan.wake_at(now + DIAL);
+        plan.steps.push(Step::Dial(dial, hop));
+    }
+
+    fn is_banned(&self, peer: &PeerId) -> bool {
+        self.bans.values().any(|ban| ban.peers.contains(peer))
+    }
+
+    fn may_dial(&self, address: &SocketAddr) -> bool {
+        !address.ip().is_unspecified()
+            && !address.ip().is_multicast()
+            && address.port() != 0
+            && !self.ours.contains(address)
+            && !self.bans.values().any(|ban| ban.addresses.contains(address))
+    }
+}
+
+#[derive(Debug)]
+struct Plan {
+    steps: Vec<Step>,
+    wake: Option<Duration>,
+}
+
+impl Plan {
+    fn wake_at(&mut self, at: Duration) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+pub(crate) fn describe(hop: &Hop) -> String {
+    match hop {
+        Hop::Direct(address) => address.to_string(),
+        Hop::Relayed(peer) => format!("peer {} through relays", peer.short()),
+    }
+}
+
+/// The peers to have a link with that there is none with yet.
+fn wanted<'v, 'a>(view: &'v View<'a>, held: impl Fn(&PeerId) -> bool) -> Vec<&'v PeerView<'a>> {
+    let candidates: Vec<_> =
+        view.peers.iter().filter(|peer| !peer.connected && !peer.endpoints.is_empty() && !held(&peer.id)).collect();
+    let next = successors(view, |_| true);
+    let next_reachable = successors(view, |peer| peer.reachable);
+    let mut links = view.peers.iter().filter(|peer| peer.dialled).count();
+    let mut absent = 0;
+    let mut ranked = candidates;
+    ranked
+        .sort_by_key(|peer| (!next.contains(&peer.id) && !next_reachable.contains(&peer.id), rank(&view.me, &peer.id)));
+    ranked.retain(|peer| {
+        let successor = next.contains(&peer.id) || next_reachable.contains(&peer.id);
+        if peer.reachable {
+            links += 1;
+            successor || links <= view.links_max
+        } else {
+            absent += usize::from(!successor);
+            successor || absent <= ABSENT_TRIED.max(view.links_max)
+        }
+    });
+    ranked
+}
+
+/// The next two peers after `me` in the order of ids, around the end.
+pub(crate) fn successors(view: &View<'_>, counts: impl Fn(&PeerView<'_>) -> bool) -> Vec<PeerId> {
+    let (before, after): (Vec<_>, Vec<_>) =
+        view.peers.iter().filter(|peer| counts(peer)).map(|peer| peer.id).partition(|id| *id < view.me);
+    after.into_iter().chain(before).take(2).collect()
+}
+
+/// A random-looking order that differs from peer to peer: FNV-1a over both ids.
+fn rank(me: &PeerId, peer: &PeerId) -> u64 {
+    me.0.iter()
+        .chain(&peer.0)
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

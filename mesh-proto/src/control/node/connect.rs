@@ -1,0 +1,122 @@
+//! The connector's place in the node: what it looks at, and whose links there is no room for.
+
+use core::net::SocketAddr;
+
+use super::super::connector::{PeerView, Step, View, successors};
+use super::super::handshake::{Refusal, Role};
+use super::super::timers::Timer;
+use super::super::{ConnId, Identity, Output};
+use super::Node;
+use crate::id::PeerId;
+use crate::wire::control::RefuseCode;
+
+impl<I: Identity> Node<I> {
+    /// Dials whom the connector wants to be dialled.
+    pub(super) fn run_connector(&mut self) {
+        if !core::mem::take(&mut self.stale.dials) {
+            return;
+        }
+        let endpoints = self.endpoints_of_all();
+        let view = self.view(&endpoints);
+        let (steps, wake) = self.connector.tick(&view, self.now, &mut self.rng);
+        match wake {
+            Some(at) => self.timers.set(Timer::Dial, at),
+            None => self.timers.clear(Timer::Dial),
+        }
+        self.stale.status |= !steps.is_empty();
+        for step in steps {
+            self.out.push_back(match step {
+                Step::Dial(dial, hop) => Output::Dial { dial, hop },
+                Step::Resolve(target) => Output::Resolve { target },
+            });
+        }
+    }
+
+    /// Endpoints of each peer, without those that are ours as well (bridges and loopbacks have
+    /// the same addresses on every host).
+    fn endpoints_of_all(&self) -> Vec<Vec<SocketAddr>> {
+        let ours = &self.config.endpoints;
+        let of = |id: &PeerId| match self.store.get(id) {
+            None => Vec::new(),
+            Some(record) => record
+                .body
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.0)
+                .filter(|address| !ours.contains(address))
+                .collect(),
+        };
+        self.peers.keys().map(of).collect()
+    }
+
+    fn view<'a>(&self, endpoints: &'a [Vec<SocketAddr>]) -> View<'a> {
+        let peers = self.peers.iter().zip(endpoints).map(|((id, peer), endpoints)| PeerView {
+            id: *id,
+            endpoints,
+            connected: peer.direct.is_some(),
+            dialled: peer.direct.is_some_and(|direct| direct.role == Role::Dialler),
+            reachable: peer.reachable,
+            relayed: peer.relayed.is_some(),
+        });
+        View { me: self.me, discovery: self.config.discovery, links_max: self.config.links_max, peers: peers.collect() }
+    }
+
+    /// The direct connections that others opened.
+    fn accepted(&self) -> impl Iterator<Item = (PeerId, ConnId)> + '_ {
+        self.peers.iter().filter_map(|(id, peer)| {
+            let direct = peer.direct.filter(|direct| direct.role == Role::Acceptor)?;
+            Some((*id, direct.conn))
+        })
+    }
+
+    /// Whether a newcomer must go elsewhere: we have links enough, it is no neighbour in the
+    /// order of ids, and it can be reached without us.
+    pub(super) fn is_crowded_for(&self, newcomer: &PeerId) -> bool {
+        self.accepted().count() >= self.config.links_max
+            && self.routes.reaches(newcomer)
+            && !self.peers.get(newcomer).is_some_and(|peer| peer.direct.is_some())
+            && !self.is_ring_neighbour(newcomer)
+    }
+
+    /// One accepted link too many: the one that is missed least goes.
+    pub(super) fn shed_if_crowded(&mut self, newcomer: PeerId) {
+        if self.accepted().count() <= self.config.links_max {
+            return;
+        }
+        let links = |id: &PeerId| self.store.get(id).map_or(0, |record| record.body.links.len());
+        let victim = self
+            .accepted()
+            .filter(|(id, _)| *id != newcomer && links(id) > 2 && !self.is_ring_neighbour(id))
+            .max_by_key(|(id, _)| (links(id), *id));
+        if let Some((_, conn)) = victim {
+            let refusal = Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others");
+            self.send(conn, &refusal.message(None));
+            self.close(conn, "made room for another link");
+        }
+    }
+
+    /// Whether one of us is among the other's next two in the order of ids.
+    fn is_ring_neighbour(&self, other: &PeerId) -> bool {
+        let no_endpoints = vec![Vec::new(); self.peers.len()];
+        let ahead = successors(&self.view(&no_endpoints), |_| true);
+        let after: Vec<&PeerId> = self.peers.keys().filter(|id| **id < self.me).rev().collect();
+        let around: Vec<&PeerId> = self.peers.keys().filter(|id| **id > self.me).rev().collect();
+        ahead.contains(other) || after.into_iter().chain(around).take(2).any(|id| id == other)
+    }
+
+    pub(super) fn on_forget(&mut self, target: &str) -> bool {
+        let Some((peer, addresses)) = self.connector.remove_target(target) else { return false };
+        let is_meant = |id: &PeerId, at: Option<SocketAddr>| {
+            peer.as_ref() == Some(id) || at.is_some_and(|at| addresses.contains(&at))
+        };
+        let meant = self.peers.iter().filter_map(|(id, peer)| {
+            let direct = peer.direct?;
+            is_meant(id, Some(direct.address)).then_some(direct.conn)
+        });
+        for conn in meant.collect::<Vec<_>>() {
+            self.close(conn, &format!("the operator of peer `{}` forgot this one", self.config.name));
+        }
+        self.stale.dials = true;
+        true
+    }
+}

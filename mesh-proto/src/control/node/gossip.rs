@@ -1,0 +1,367 @@
+//! Records in and out: publish ours, push what is news, compare with neighbours.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand_core::RngCore as _;
+
+use super::super::connector::jitter;
+use super::super::gossip::Offered;
+use super::super::limits::{
+    COMPARE_EVERY, FORGET_AFTER, OBSERVED_MAX, OWN_ENDPOINTS_MAX, PUBLISH_EVERY, RAISE_EVERY, RECORDS_BYTES,
+    REPAIR_AFTER,
+};
+use super::super::record::{SignedRecord, Unchecked};
+use super::super::timers::Timer;
+use super::super::{ConnId, Event, Identity, Output};
+use super::{Node, PeerState};
+use crate::id::{Incarnation, PeerId};
+use crate::wire::cbor::Endpoint;
+use crate::wire::control::Message;
+use crate::wire::gossip::{LINKS_MAX, LinkEntry, RecordBody, Records, Versions, Want};
+
+impl<I: Identity> Node<I> {
+    // ---- ours -------------------------------------------------------------------------------
+
+    /// Publishes our record if it changed: the first change at once, then at most one in each
+    /// [`PUBLISH_EVERY`].
+    pub(super) fn publish_if_stale(&mut self) {
+        if !self.stale.record {
+            return;
+        }
+        let due = self.published_at.map_or(self.now, |at| at + PUBLISH_EVERY);
+        if self.now < due {
+            self.timers.set(Timer::Publish, due);
+            return;
+        }
+        self.stale.record = false;
+        let body = self.own_body(self.seq + 1);
+        let known = self.store.get(&self.me);
+        let unchanged = known.is_some_and(|known| RecordBody { seq: known.version.seq, ..body.clone() } == known.body);
+        if unchanged {
+            return;
+        }
+        self.seq += 1;
+        self.published_at = Some(self.now);
+        let record = SignedRecord::sign(body, &self.identity);
+        self.push.insert(self.me, None);
+        self.store.offer(record, true, self.now);
+        self.stale.routes = true;
+    }
+
+    fn own_body(&self, seq: u64) -> RecordBody {
+        let links =
+            self.peers.iter().filter_map(|(id, peer)| Some(LinkEntry { peer: *id, rtt_us: peer.up?.published_us }));
+        RecordBody {
+            sign_key: self.identity.sign_key(),
+            box_key: self.identity.box_key(),
+            instance: self.config.instance,
+            incarnation: self.incarnation.0,
+            seq,
+            name: self.config.name.clone(),
+            endpoints: self.own_endpoints(),
+            links: links.take(LINKS_MAX).collect(),
+        }
+    }
+
+    /// Where we can be dialled: as we know it, and as others see us where that is new to us
+    /// and either two of them agree or nobody disagrees.
+    fn own_endpoints(&self) -> Vec<Endpoint> {
+        let mut list = self.config.endpoints.clone();
+        list.truncate(OWN_ENDPOINTS_MAX - OBSERVED_MAX);
+        let mut seen: BTreeMap<_, usize> = BTreeMap::new();
+        for address in self.observed.values().filter(|address| !list.contains(address)) {
+            *seen.entry(*address).or_default() += 1;
+        }
+        let alone = seen.len() == 1;
+        let believed = seen.into_iter().filter(|(_, votes)| alone || *votes > 1);
+        list.extend(believed.map(|(address, _)| address).take(OBSERVED_MAX));
+        list.into_iter().map(Endpoint).collect()
+    }
+
+    /// A proven peer told where it sees us.
+    pub(super) fn note_observed(&mut self, peer: PeerId, at: Option<core::net::SocketAddr>) {
+        let Some(at) = at else { return };
+        if at.ip().is_unspecified() || at.port() == 0 {
+            return;
+        }
+        if self.observed.len() < 64 || self.observed.contains_key(&peer) {
+            let old = self.observed.insert(peer, at);
+            self.stale.record |= old != Some(at);
+        }
+    }
+
+    /// Looks at a copy of our own record that came from elsewhere. If it is newer than ours, the
+    /// data directory is an old copy, or there are two of us: our incarnation goes above it.
+    pub(super) fn meet_own_record(&mut self, bytes: &[u8]) {
+        let Ok(read) = Unchecked::read(bytes) else { return };
+        let (id, version) = (read.id(), read.version());
+        let ours = self.store.get(&self.me).map(|record| record.version);
+        let later = |ours: super::super::record::Version| {
+            (version.incarnation, version.seq) >= (ours.incarnation, ours.seq) && version != ours
+        };
+        if id != self.me || version.incarnation < self.incarnation || !ours.is_none_or(later) {
+            return;
+        }
+        if read.check(&self.identity).is_ok() {
+            self.raise_to = Some(Incarnation(version.incarnation.0.saturating_add(1)));
+            self.raise_if_due();
+        }
+    }
+
+    /// Takes a higher incarnation, unless the last raise was just now.
+    pub(super) fn raise_if_due(&mut self) {
+        let due = self.raised_at.map_or(self.now, |at| at + RAISE_EVERY);
+        if self.now < due {
+            self.timers.set(Timer::Raise, due);
+            return;
+        }
+        let Some(to) = self.raise_to.take().filter(|to| *to > self.incarnation) else { return };
+        self.raised_at = Some(self.now);
+        self.incarnation = to;
+        self.seq = 0;
+        self.app_seq = 0;
+        self.published_at = None;
+        self.stale.record = true;
+        self.stale.tables = true;
+        self.stale.status = true;
+        self.emit(Event::IncarnationRaised { to });
+        // The other ends hold keys of the life that is over.
+        self.close_all(&format!("peer `{}` goes on as incarnation {}", self.config.name, to.0));
+        for id in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.connector.heard(id, true, self.now);
+        }
+    }
+
+    // ---- push -------------------------------------------------------------------------------
+
+    /// Sends what is news to the neighbours that may not have it yet: not to whom it came from,
+    /// nor to those that are linked with it, for they got it from there (gossip G5).
+    pub(super) fn push_records(&mut self) {
+        if self.push.is_empty() {
+            return;
+        }
+        let push = core::mem::take(&mut self.push);
+        for (neighbour, conn) in self.neighbours() {
+            let news = push.iter().filter(|(id, from)| {
+                **id != neighbour && from.is_none_or(|from| from != neighbour && !self.graph.linked(&from, &neighbour))
+            });
+            let ids: Vec<PeerId> = news.map(|(id, _)| *id).collect();
+            self.send_records(conn, &ids);
+        }
+    }
+
+    fn send_records(&mut self, conn: ConnId, ids: &[PeerId]) {
+        let records: Vec<Arc<[u8]>> =
+            ids.iter().filter_map(|id| self.store.get(id)).map(|record| Arc::clone(&record.bytes)).collect();
+        let (mut batch, mut size) = (Vec::new(), 0);
+        for bytes in records {
+            if size + bytes.len() > RECORDS_BYTES && !batch.is_empty() {
+                self.send(conn, &Message::Records(Records { records: core::mem::take(&mut batch) }));
+                size = 0;
+            }
+            size += bytes.len();
+            batch.push(bytes.to_vec().into());
+        }
+        if !batch.is_empty() {
+            self.send(conn, &Message::Records(Records { records: batch }));
+        }
+    }
+
+    // ---- compare ----------------------------------------------------------------------------
+
+    /// First words on a new connection: who we are, and what we know.
+    pub(super) fn greet(&mut self, conn: ConnId) {
+        self.send_records(conn, &[self.me]);
+        let digest = Message::Digest(self.store.digest());
+        self.send(conn, &digest);
+        let every = jitter(COMPARE_EVERY, &mut self.rng);
+        self.timers.set_if_none(Timer::Compare, self.now + every);
+    }
+
+    /// Something changed: compare once more when the pushes should have arrived.
+    pub(super) fn compare_soon(&mut self) {
+        self.timers.set_if_none(Timer::Repair, self.now + REPAIR_AFTER);
+    }
+
+    pub(super) fn compare_regularly(&mut self) {
+        if self.compare_with_one() {
+            let every = jitter(COMPARE_EVERY, &mut self.rng);
+            self.timers.set(Timer::Compare, self.now + every);
+        }
+    }
+
+    /// Compares with one random neighbour; false if there is none.
+    pub(super) fn compare_with_one(&mut self) -> bool {
+        let neighbours = self.neighbours();
+        if neighbours.is_empty() {
+            return false;
+        }
+        let (_, conn) = neighbours[self.rng.next_u32() as usize % neighbours.len()];
+        let digest = Message::Digest(self.store.digest());
+        self.send(conn, &digest);
+        true
+    }
+
+    // ---- in ---------------------------------------------------------------------------------
+
+    pub(super) fn on_gossip(&mut self, conn: ConnId, message: Message) {
+        let Some(from) = self.live(conn).map(|live| live.peer) else { return };
+        if !self.peers.get(&from).is_some_and(|peer| peer.direct.is_some_and(|direct| direct.conn == conn)) {
+            return;
+        }
+        match message {
+            Message::Records(records) => self.on_records(from, &records),
+            Message::Digest(theirs) => {
+                if theirs != self.store.digest() {
+                    let buckets = Message::Buckets(self.store.buckets());
+                    self.send(conn, &buckets);
+                }
+            }
+            Message::Buckets(theirs) => {
+                if let Some(versions) = self.store.versions_where_different(&theirs) {
+                    self.send(conn, &Message::Versions(versions));
+                }
+            }
+            Message::Versions(theirs) => self.on_versions(conn, &theirs),
+            Message::Want(want) => self.send_records(conn, &want.peers),
+            _ => {}
+        }
+    }
+
+    fn on_versions(&mut self, conn: ConnId, theirs: &Versions) {
+        let (send, want) = self.store.compare(theirs, self.now);
+        self.send_records(conn, &send);
+        if !want.is_empty() {
+            self.send(conn, &Message::Want(Want { peers: want }));
+        }
+    }
+
+    fn on_records(&mut self, from: PeerId, records: &Records) {
+        let mut waiting: Vec<&[u8]> = records.records.iter().map(|bytes| &bytes[..]).collect();
+        // A forgotten peer counts again as soon as a reachable one vouches for it, and the record
+        // that vouches may stand behind it in the list.
+        loop {
+            let before = waiting.len();
+            waiting.retain(|bytes| self.on_record(from, bytes) == Offered::Forgotten);
+            if waiting.is_empty() || waiting.len() == before {
+                break;
+            }
+        }
+    }
+
+    fn on_record(&mut self, from: PeerId, bytes: &[u8]) -> Offered {
+        let Ok(read) = Unchecked::read(bytes) else { return Offered::Known };
+        let (id, version) = (read.id(), read.version());
+        if id == self.me {
+            self.meet_own_record(bytes);
+            return Offered::Known;
+        }
+        let vouched = id == from || self.vouched(&id, &read);
+        let outcome = self.store.weigh(&id, &version, vouched, self.now);
+        if !outcome.is_news() {
+            return outcome;
+        }
+        // The signature is checked only now: what is known costs nothing.
+        let Ok(record) = read.check(&self.identity) else { return Offered::Known };
+        self.accept(record, from, vouched);
+        outcome
+    }
+
+    /// Whether a peer that we reach has a link with the origin of that record, both ways.
+    fn vouched(&self, id: &PeerId, read: &Unchecked<'_>) -> bool {
+        read.body().links.iter().any(|link| {
+            link.peer == self.me && self.peers.get(id).is_some_and(|peer| peer.up.is_some())
+                || self.store.get(&link.peer).is_some_and(|other| other.link_to(id).is_some())
+        })
+    }
+
+    fn accept(&mut self, record: SignedRecord, from: PeerId, vouched: bool) {
+        let (id, incarnation) = (record.id, record.version.incarnation);
+        let old = self.store.get(&id).cloned();
+        let (name, instance) = (record.body.name.clone(), record.body.instance);
+        let new_life = old.as_ref().is_none_or(|old| old.version.incarnation < incarnation);
+        let moved = new_life || old.as_ref().is_none_or(|old| old.body.endpoints != record.body.endpoints);
+        if old.as_ref().is_none_or(|old| old.body.links != record.body.links) {
+            self.stale.routes = true;
+        }
+        if self.store.offer(record, vouched, self.now).is_news() {
+            self.push.insert(id, Some(from));
+            if old.is_none() || new_life {
+                self.stale.tables = true;
+                self.emit(Event::PeerAppeared { peer: id, name: name.clone(), incarnation });
+            }
+            let peer = self.peer_mut(id);
+            (peer.name, peer.instance) = (name, instance);
+            let known = peer.incarnation;
+            if incarnation > known {
+                self.reset_peer(id, incarnation);
+            }
+            self.connector.heard(id, moved, self.now);
+            self.stale.dials |= moved;
+            self.stale.status = true;
+        }
+    }
+
+    // ---- forget -----------------------------------------------------------------------------
+
+    /// A peer has been unreachable for long enough.
+    pub(super) fn forget_peer(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        if peer.reachable || peer.direct.is_some() || peer.relayed.is_some() {
+            self.timers.set(Timer::Forget(id), self.now + FORGET_AFTER);
+            return;
+        }
+        let name = peer.name.clone();
+        self.peers.remove(&id);
+        for timer in [Timer::Path(id), Timer::Rtt(id), Timer::Rekey(id)] {
+            self.timers.clear(timer);
+        }
+        self.store.forget(&id, self.now);
+        self.connector.drop_peer(&id);
+        self.windows.remove(&id);
+        self.observed.remove(&id);
+        self.emit(Event::PeerForgotten { peer: id, name });
+        self.stale.routes = true;
+        self.stale.tables = true;
+    }
+
+    /// Marks a peer as reachable or not, and starts or stops its way to oblivion.
+    pub(super) fn set_reachable(&mut self, id: PeerId, reachable: bool) {
+        let due = self.now + FORGET_AFTER;
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.reachable != reachable) else { return };
+        peer.reachable = reachable;
+        let name = peer.name.clone();
+        if reachable {
+            self.timers.clear(Timer::Forget(id));
+            self.emit(Event::PeerReachable { peer: id, name });
+        } else {
+            self.timers.set(Timer::Forget(id), due);
+            self.emit(Event::PeerUnreachable { peer: id, name });
+        }
+        self.stale.status = true;
+    }
+
+    /// For `status`.
+    pub(super) fn own_info(&self) -> super::PeerInfo {
+        super::PeerInfo {
+            id: self.me,
+            name: self.config.name.clone(),
+            instance: self.config.instance,
+            incarnation: self.incarnation,
+            state: PeerState::Me,
+            direct: None,
+            via: None,
+            since: core::time::Duration::ZERO,
+            reason: "this peer".to_owned(),
+            links: self.peers.iter().filter(|(_, peer)| peer.up.is_some()).map(|(id, _)| *id).collect(),
+        }
+    }
+}
+
+impl<I> Node<I> {
+    /// Queues raw bytes that were encoded once for many.
+    pub(super) fn send_bytes(&mut self, conn: ConnId, bytes: Vec<u8>) {
+        self.out.push_back(Output::Send { conn, bytes });
+    }
+}

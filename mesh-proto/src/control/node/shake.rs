@@ -1,0 +1,356 @@
+//! From a new connection to a proven peer: the handshake's place in the node.
+
+use super::super::connector::describe;
+use super::super::handshake::{Handshake, Offer, Proven, Refusal, Role};
+use super::super::limits::{DUPLICATE_WITHIN, FIRST_ECHO, HANDSHAKE, PEERS_MAX, SHAKING_MAX};
+use super::super::timers::Timer;
+use super::super::{ConnId, Connected, Event, Identity, Output};
+use super::Node;
+use super::link::{Conn, Direct, Live, Phase};
+use crate::data::Hop;
+use crate::handover::{Command, SessionKeys};
+use crate::id::PeerId;
+use crate::wire::control::{Confirm, Hello, Message, Refuse, RefuseCode};
+
+/// Who sent a Hello, by its keys.
+enum Whose {
+    /// Another peer, as far as can be seen.
+    Fine,
+    /// This very node.
+    Ours,
+    /// Nobody to be linked with; perhaps with the record that tells it why.
+    Wrong(Refusal, Option<Vec<u8>>),
+}
+
+impl<I: Identity> Node<I> {
+    pub(super) fn on_connected(&mut self, conn: ConnId, connected: Connected) {
+        let Connected { hop, dial, sign_key, exporter } = connected;
+        let turn_away = |node: &mut Self, reason: &str| {
+            node.out.push_back(Output::Close { conn, reason: reason.to_owned() });
+        };
+        if self.stopped {
+            return turn_away(self, "this peer shuts down");
+        }
+        if self.conns.contains_key(&conn) {
+            return;
+        }
+        match dial {
+            Some(dial) if !self.connector.awaits(dial) => return turn_away(self, "this dial is no longer wanted"),
+            Some(_) => {}
+            None => {
+                if let Some(wait) = self.guard.must_wait(&hop, self.now) {
+                    let line =
+                        format!("too many failed attempts from {}: next in {} s", describe(&hop), wait.as_secs() + 1);
+                    let refusal = Refusal::both(RefuseCode::TooFast, line);
+                    self.send(conn, &refusal.message(None));
+                    turn_away(self, &refusal.here);
+                    return self.emit(Event::Refused { hop, reason: refusal.here });
+                }
+                let shaking = self.conns.values().filter(|conn| matches!(conn.phase, Phase::Shaking(_))).count();
+                if shaking >= SHAKING_MAX {
+                    return turn_away(self, "too many handshakes at once: try again");
+                }
+            }
+        }
+        let role = if dial.is_some() { Role::Dialler } else { Role::Acceptor };
+        let offer = Offer {
+            role,
+            network: &self.config.network,
+            secret: self.config.secret.as_ref(),
+            suites: &self.config.suites,
+            sign_key: self.identity.sign_key(),
+            box_key: self.identity.box_key(),
+            instance: self.config.instance,
+            incarnation: self.incarnation,
+            name: &self.config.name,
+            run: self.run,
+            their_sign_key: sign_key,
+            exporter,
+            observed: match hop {
+                Hop::Direct(address) => Some(address),
+                Hop::Relayed(_) => None,
+            },
+        };
+        let handshake = Box::new(Handshake::new(&offer, &mut self.rng));
+        self.out.push_back(Output::Send { conn, bytes: handshake.hello() });
+        self.timers.set(Timer::Handshake(conn), self.now + HANDSHAKE);
+        self.conns.insert(conn, Conn { hop, role, dial, phase: Phase::Shaking(handshake) });
+        self.stale.status = true;
+    }
+
+    pub(super) fn on_message(&mut self, conn: ConnId, bytes: &[u8]) {
+        let Some(state) = self.conns.get(&conn) else { return };
+        let shaking = matches!(state.phase, Phase::Shaking(_));
+        let message = match Message::decode(bytes) {
+            Ok(Some(message)) => message,
+            // Of a later version. Whoever sent it knows that we may not understand.
+            Ok(None) => return,
+            Err(error) if shaking => {
+                return self.refuse(conn, &Refusal::both(RefuseCode::Other, error.to_string()), None);
+            }
+            // One bad message of a proven peer is no reason to lose a link.
+            Err(_) => return,
+        };
+        match (message, shaking) {
+            (Message::Hello(hello), true) => self.on_hello(conn, hello, bytes),
+            (Message::Confirm(confirm), true) => self.on_confirm(conn, &confirm),
+            (Message::Refuse(refuse), _) => self.on_refused(conn, &refuse),
+            (_, true) => {
+                let refusal = Refusal::both(RefuseCode::Other, "a message came before the handshake was done");
+                self.refuse(conn, &refusal, None);
+            }
+            (message, false) => self.on_live_message(conn, message, bytes),
+        }
+    }
+
+    fn on_live_message(&mut self, conn: ConnId, message: Message, bytes: &[u8]) {
+        match message {
+            Message::Rekey(rekey) => self.on_rekey(conn, &rekey, bytes),
+            Message::RekeyAnswer(answer) => self.on_rekey_answer(conn, &answer, bytes),
+            Message::App(app) => self.on_app(conn, app),
+            gossip => self.on_gossip(conn, gossip),
+        }
+    }
+
+    fn on_hello(&mut self, conn: ConnId, hello: Hello, bytes: &[u8]) {
+        match self.check_identity(conn, &hello) {
+            Whose::Fine => {}
+            Whose::Ours => {
+                if let Some(dial) = self.conns.get(&conn).and_then(|conn| conn.dial) {
+                    self.connector.met_self(dial, self.now, &mut self.rng);
+                }
+                return self.close(conn, "this is the very same peer");
+            }
+            Whose::Wrong(refusal, record) => return self.refuse(conn, &refusal, record),
+        }
+        let Some(Conn { phase: Phase::Shaking(handshake), .. }) = self.conns.get_mut(&conn) else { return };
+        match handshake.handle_hello(hello, bytes) {
+            Ok(None) => {}
+            Ok(Some(reply)) => self.send(conn, &reply),
+            Err(refusal) => self.refuse(conn, &refusal, None),
+        }
+    }
+
+    /// Looks for what no secret can cure: ourselves, a clone, a life that is over.
+    fn check_identity(&self, conn: ConnId, hello: &Hello) -> Whose {
+        let Some(Conn { phase: Phase::Shaking(handshake), .. }) = self.conns.get(&conn) else { return Whose::Fine };
+        let peer = PeerId::of_keys(handshake.their_sign_key(), &hello.box_key);
+        if peer == self.me && hello.run == self.run {
+            return Whose::Ours;
+        }
+        let known = self.store.get(&peer);
+        if peer == self.me || known.is_some_and(|known| known.body.instance != hello.instance) {
+            let line = format!(
+                "peer `{}` runs with a copy of another peer's keys (id {}): give it an empty data directory",
+                hello.name,
+                peer.short()
+            );
+            return Whose::Wrong(Refusal::both(RefuseCode::Settings, line), None);
+        }
+        match known.filter(|known| known.version.incarnation.0 > hello.incarnation) {
+            None => Whose::Fine,
+            Some(known) => {
+                let line = format!("incarnation {} of this peer is over", hello.incarnation);
+                Whose::Wrong(Refusal::both(RefuseCode::Stale, line), Some(known.bytes.to_vec()))
+            }
+        }
+    }
+
+    fn on_confirm(&mut self, conn: ConnId, confirm: &Confirm) {
+        let Some(state) = self.conns.remove(&conn) else { return };
+        let Conn { hop, role, dial, phase: Phase::Shaking(handshake) } = state else { return };
+        let peer = handshake.peer();
+        let outcome = handshake.handle_confirm(confirm);
+        // Whatever follows finds the connection in its table, in one state or the other.
+        let (reply, proven) = match outcome {
+            Ok(proven) => proven,
+            Err(refusal) => return self.refuse_gone(conn, hop, dial, &refusal, None),
+        };
+        if let Some(refusal) = self.no_room(&proven, hop, role) {
+            return self.refuse_gone(conn, hop, dial, &refusal, None);
+        }
+        debug_assert_eq!(peer, Some(proven.peer));
+        let live = Live { peer: proven.peer, suite: proven.suite, chain: proven.chain.clone() };
+        self.timers.clear(Timer::Handshake(conn));
+        self.conns.insert(conn, Conn { hop, role, dial, phase: Phase::Live(live) });
+        self.admit(conn, hop, role, proven, reply);
+    }
+
+    fn no_room(&self, proven: &Proven, hop: Hop, role: Role) -> Option<Refusal> {
+        if self.store.len() >= PEERS_MAX && self.store.get(&proven.peer).is_none() {
+            let line = format!("the network has {PEERS_MAX} peers already, the most that are supported");
+            return Some(Refusal::both(RefuseCode::Settings, line));
+        }
+        let crowded = role == Role::Acceptor && matches!(hop, Hop::Direct(_)) && self.is_crowded_for(&proven.peer);
+        crowded.then(|| Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others"))
+    }
+
+    /// Takes in a proven connection.
+    fn admit(&mut self, conn: ConnId, hop: Hop, role: Role, proven: Proven, reply: Option<Message>) {
+        let id = proven.peer;
+        let dial = self.conns.get(&conn).and_then(|conn| conn.dial);
+        if let Some(dial) = dial {
+            self.connector.proven(dial, id, self.now, &mut self.rng);
+        }
+        let peer = self.peer_mut(id);
+        if proven.incarnation < peer.incarnation {
+            return self.close(conn, "a newer incarnation of this peer is known");
+        }
+        let newer = proven.incarnation > peer.incarnation;
+        (peer.name, peer.instance) = (proven.name.clone(), proven.instance);
+        if newer {
+            self.reset_peer(id, proven.incarnation);
+        }
+        if !self.settle_duplicates(conn, id, hop, role) {
+            return self.close(conn, "another connection between the two peers is kept");
+        }
+        self.install(&proven);
+        if let Some(reply) = reply {
+            self.send(conn, &reply);
+        }
+        match hop {
+            Hop::Relayed(_) => self.peer_mut(id).relayed = Some(conn),
+            Hop::Direct(address) => {
+                let now = self.now;
+                self.peer_mut(id).direct = Some(Direct { conn, address, role, since: now });
+                if self.peer_mut(id).up.is_none() {
+                    self.timers.set(Timer::Path(id), now + FIRST_ECHO);
+                    self.probe.insert(id);
+                }
+                self.note_observed(id, proven.observed);
+                self.greet(conn);
+            }
+        }
+        self.stale.tables = true;
+        self.stale.dials = true;
+        self.stale.status = true;
+        self.shed_if_crowded(id);
+    }
+
+    /// Decides between a new connection and one of the same kind that stands; false if the new
+    /// one has to go. Both ends decide alike (control C12).
+    fn settle_duplicates(&mut self, conn: ConnId, id: PeerId, hop: Hop, role: Role) -> bool {
+        let (now, me) = (self.now, self.me);
+        let Some(peer) = self.peers.get_mut(&id) else { return false };
+        let (old, old_role, age) = match hop {
+            Hop::Relayed(_) if peer.up.is_some() => return false,
+            Hop::Relayed(_) => match peer.relayed {
+                None => return true,
+                Some(old) => (old, self.conns.get(&old).map(|conn| conn.role), None),
+            },
+            Hop::Direct(_) => match peer.direct {
+                None => return true,
+                Some(direct) => (direct.conn, Some(direct.role), Some(now.saturating_sub(direct.since))),
+            },
+        };
+        let by_lower = |role: Role| (role == Role::Dialler) == (me < id);
+        let crossing = old_role.is_some_and(|old| old != role) && age.is_none_or(|age| age < DUPLICATE_WITHIN);
+        if crossing && !by_lower(role) {
+            return false;
+        }
+        // The old one goes without a trace: what stands on it stands on the new one now.
+        match hop {
+            Hop::Relayed(_) => peer.relayed = None,
+            Hop::Direct(address) => {
+                let moved = peer.direct.take().is_some_and(|direct| direct.address != address);
+                if moved {
+                    self.link_down(id, "the peer came from another address");
+                    self.stale.tables = true;
+                }
+            }
+        }
+        let Some(_) = self.conns.remove(&old) else { return true };
+        debug_assert_ne!(old, conn);
+        let reason = "another connection between the two peers is kept".to_owned();
+        self.out.push_back(Output::Close { conn: old, reason });
+        true
+    }
+
+    fn install(&mut self, proven: &Proven) {
+        self.peer_mut(proven.peer).keyed = true;
+        self.peer_mut(proven.peer).proposal = None;
+        self.timers.clear(Timer::Rekey(proven.peer));
+        // Of the two ends the dialler is proven last: when it is, the other can receive.
+        let initiator = proven.role == Role::Dialler;
+        let keys = SessionKeys {
+            peer: proven.peer,
+            incarnation: proven.incarnation,
+            suite: proven.suite,
+            local_index: proven.local_index,
+            remote_index: proven.remote_index,
+            send: proven.send.clone(),
+            receive: proven.receive.clone(),
+            initiator,
+        };
+        self.out.push_back(Output::Data(Command::Install(Box::new(keys))));
+    }
+
+    pub(super) fn handshake_late(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get(&conn) else { return };
+        if !matches!(state.phase, Phase::Shaking(_)) {
+            return;
+        }
+        if state.dial.is_none() {
+            self.guard.failed(&state.hop, self.now);
+        }
+        self.close(conn, "the handshake was not done in time");
+    }
+
+    /// Refuses a connection in its handshake, with a line on both sides.
+    pub(super) fn refuse(&mut self, conn: ConnId, refusal: &Refusal, record: Option<Vec<u8>>) {
+        if let Some(Conn { hop, dial, .. }) = self.conns.remove(&conn) {
+            self.refuse_gone(conn, hop, dial, refusal, record);
+        }
+    }
+
+    fn refuse_gone(
+        &mut self,
+        conn: ConnId,
+        hop: Hop,
+        dial: Option<super::DialId>,
+        refusal: &Refusal,
+        record: Option<Vec<u8>>,
+    ) {
+        self.timers.clear(Timer::Handshake(conn));
+        self.send(conn, &refusal.message(record));
+        self.out.push_back(Output::Close { conn, reason: refusal.there.clone() });
+        match dial {
+            Some(dial) => self.connector.failed(dial, &refusal.here, self.now, &mut self.rng),
+            None if matches!(refusal.code, RefuseCode::Settings | RefuseCode::Other) => {
+                self.guard.failed(&hop, self.now);
+            }
+            None => {}
+        }
+        if !matches!(refusal.code, RefuseCode::Stale | RefuseCode::Full) {
+            self.emit(Event::Refused { hop, reason: refusal.here.clone() });
+        }
+        self.stale.dials = true;
+        self.stale.status = true;
+    }
+
+    /// The other end refuses us.
+    fn on_refused(&mut self, conn: ConnId, refuse: &Refuse) {
+        let Some(state) = self.conns.get(&conn) else { return };
+        let (hop, dial) = (state.hop, state.dial);
+        let peer = match &state.phase {
+            Phase::Shaking(handshake) => handshake.peer(),
+            Phase::Live(live) => Some(live.peer),
+        };
+        match (RefuseCode::from_code(refuse.code), peer) {
+            (RefuseCode::Full, Some(peer)) => {
+                self.connector.is_full(dial, peer, self.now, &mut self.rng);
+            }
+            (RefuseCode::Stale, _) => {
+                if let Some(dial) = dial {
+                    self.connector.failed(dial, &refuse.reason, self.now, &mut self.rng);
+                }
+                self.close(conn, "refused");
+                return self.meet_own_record(refuse.record.as_deref().unwrap_or_default());
+            }
+            _ => self.emit(Event::Refused { hop, reason: refuse.reason.clone() }),
+        }
+        // The reason of the refusal is the reason of what follows from it.
+        self.out.push_back(Output::Close { conn, reason: "refused".to_owned() });
+        self.drop_conn(conn, &refuse.reason);
+    }
+}

@@ -1,0 +1,375 @@
+//! Next hops, alternates and broadcast trees from a [`Graph`].
+//!
+//! All peers hold the same records, so each computes the same trees without a word about it. Of
+//! equal paths the one through the lower id is taken, everywhere (gossip G10).
+//!
+//! ```text
+//!   me ── N ─ ─ ─► D     first hop on the shortest path
+//!    └─── A ─ ─ ─► D     alternate, loop free by RFC 5286: dist(A, D) < dist(A, me) + dist(me, D)
+//! ```
+
+use core::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use super::topology::Graph;
+use crate::handover::MAX_RELAYS;
+use crate::id::PeerId;
+
+/// Up to so many peers each origin has its own shortest-path tree; above, all share the tree of
+/// the lowest id, so that the work stays in proportion to the mesh.
+pub const OWN_TREES_MAX: usize = 128;
+
+/// Most neighbours that are considered as alternates, nearest first.
+const ALTERNATES_FROM: usize = 16;
+
+const FAR: u64 = u64::MAX;
+
+/// Distances and parents from one root.
+#[derive(Debug, Clone)]
+pub struct Spt {
+    distance: Vec<u64>,
+    parent: Vec<Option<usize>>,
+}
+
+impl Spt {
+    /// Dijkstra from `root`. Of the equally near parents of a node the lowest is its parent.
+    #[must_use]
+    pub fn new(graph: &Graph, root: usize) -> Self {
+        let count = graph.ids().len();
+        let mut tree = Self { distance: vec![FAR; count], parent: vec![None; count] };
+        let mut queue = BinaryHeap::from([Reverse((0u64, root))]);
+        tree.distance[root] = 0;
+        while let Some(Reverse((distance, node))) = queue.pop() {
+            if distance > tree.distance[node] {
+                continue;
+            }
+            for &(next, cost) in graph.neighbours(node) {
+                let through = distance + u64::from(cost);
+                let known = tree.distance[next];
+                if through < known {
+                    tree.distance[next] = through;
+                    tree.parent[next] = Some(node);
+                    queue.push(Reverse((through, next)));
+                } else if through == known && tree.parent[next].is_some_and(|parent| node < parent) {
+                    tree.parent[next] = Some(node);
+                }
+            }
+        }
+        tree
+    }
+
+    /// Distance to a node, if it can be reached.
+    #[must_use]
+    pub fn distance(&self, node: usize) -> Option<u64> {
+        (self.distance[node] != FAR).then_some(self.distance[node])
+    }
+
+    /// The node before this one on the path from the root.
+    #[must_use]
+    pub fn parent(&self, node: usize) -> Option<usize> {
+        self.parent[node]
+    }
+
+    /// For each node the first hop on the way to it from the root.
+    fn first_hops(&self, root: usize) -> Vec<Option<usize>> {
+        let mut hops = vec![None; self.parent.len()];
+        let mut order: Vec<usize> = (0..hops.len()).filter(|node| self.distance[*node] != FAR).collect();
+        order.sort_unstable_by_key(|node| self.distance[*node]);
+        for node in order {
+            if let Some(parent) = self.parent[node] {
+                hops[node] = if parent == root { Some(node) } else { hops[parent] };
+            }
+        }
+        hops
+    }
+}
+
+/// What this peer needs of the graph.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routes {
+    /// For each reachable peer (except this one) the neighbours to send through, best first, at
+    /// most [`MAX_RELAYS`]. For a linked peer the first may be that peer itself.
+    pub hops: BTreeMap<PeerId, Vec<PeerId>>,
+    /// For each origin the neighbours that this peer passes its broadcasts on to; origins whose
+    /// broadcasts end here are left out.
+    pub trees: BTreeMap<PeerId, Vec<PeerId>>,
+}
+
+impl Routes {
+    /// Routes and trees as `me` sees them.
+    #[must_use]
+    pub fn of(graph: &Graph, me: PeerId) -> Self {
+        let Some(root) = graph.index(&me) else {
+            return Self::default();
+        };
+        let mut cache = Cache { graph, trees: BTreeMap::new() };
+        let hops = hops(&mut cache, root);
+        let reachable: Vec<usize> =
+            (0..graph.ids().len()).filter(|node| cache.tree(root).distance[*node] != FAR).collect();
+        let trees = if reachable.len() <= OWN_TREES_MAX {
+            own_trees(&mut cache, root, &reachable)
+        } else {
+            shared_tree(&mut cache, root, &reachable)
+        };
+        Self { hops, trees }
+    }
+
+    /// Whether there is a way to that peer.
+    #[must_use]
+    pub fn reaches(&self, peer: &PeerId) -> bool {
+        self.hops.contains_key(peer)
+    }
+}
+
+struct Cache<'a> {
+    graph: &'a Graph,
+    trees: BTreeMap<usize, Spt>,
+}
+
+impl Cache<'_> {
+    fn tree(&mut self, root: usize) -> &Spt {
+        self.trees.entry(root).or_insert_with(|| Spt::new(self.graph, root))
+    }
+
+    fn distance(&mut self, from: usize, to: usize) -> u64 {
+        self.tree(from).distance[to]
+    }
+}
+
+fn hops(cache: &mut Cache<'_>, root: usize) -> BTreeMap<PeerId, Vec<PeerId>> {
+    let ids = cache.graph.ids();
+    let mut near: Vec<(usize, u32)> = cache.graph.neighbours(root).to_vec();
+    near.sort_by_key(|&(node, cost)| (cost, node));
+    near.truncate(ALTERNATES_FROM);
+    let primary = cache.tree(root).first_hops(root);
+    let mut hops = BTreeMap::new();
+    for (node, first) in primary.iter().enumerate() {
+        let Some(first) = *first else { continue };
+        let mut list = vec![ids[first]];
+        if let Some(second) = alternate(cache, root, &near, node, first)
+            && list.len() < MAX_RELAYS
+        {
+            list.push(ids[second]);
+        }
+        hops.insert(ids[node], list);
+    }
+    hops
+}
+
+/// The best neighbour other than `first` that does not send what is for `to` back to us, one
+/// whose own path avoids `first` before one whose path does not.
+fn alternate(cache: &mut Cache<'_>, root: usize, near: &[(usize, u32)], to: usize, first: usize) -> Option<usize> {
+    let mut best: Option<(bool, u64, usize)> = None;
+    let straight = cache.distance(root, to);
+    for &(node, cost) in near.iter().filter(|(node, _)| *node != first) {
+        let rest = cache.distance(node, to);
+        if rest == FAR || rest >= cache.distance(node, root).saturating_add(straight) {
+            continue;
+        }
+        let (there, on) = (cache.distance(node, first), cache.distance(first, to));
+        let crosses = to != first && rest >= there.saturating_add(on);
+        let candidate = (crosses, rest + u64::from(cost), node);
+        if best.is_none_or(|best| candidate < best) {
+            best = Some(candidate);
+        }
+    }
+    best.map(|(_, _, node)| node)
+}
+
+/// One tree for each origin: my children are the neighbours whose parent I am.
+fn own_trees(cache: &mut Cache<'_>, root: usize, reachable: &[usize]) -> BTreeMap<PeerId, Vec<PeerId>> {
+    let ids = cache.graph.ids();
+    let neighbours = cache.graph.neighbours(root);
+    let mut trees = BTreeMap::new();
+    for &origin in reachable {
+        let tree = cache.tree(origin);
+        let children: Vec<PeerId> = neighbours
+            .iter()
+            .filter(|(node, _)| tree.parent[*node] == Some(root))
+            .map(|(node, _)| ids[*node])
+            .collect();
+        if !children.is_empty() {
+            trees.insert(ids[origin], children);
+        }
+    }
+    trees
+}
+
+/// One tree for all, rooted at the lowest id: broadcasts flow along it, away from where they
+/// came from.
+fn shared_tree(cache: &mut Cache<'_>, root: usize, reachable: &[usize]) -> BTreeMap<PeerId, Vec<PeerId>> {
+    let ids = cache.graph.ids();
+    let Some(&lowest) = reachable.first() else {
+        return BTreeMap::new();
+    };
+    let neighbours = cache.graph.neighbours(root);
+    let tree = cache.tree(lowest);
+    let on_tree: Vec<usize> = neighbours
+        .iter()
+        .map(|(node, _)| *node)
+        .filter(|node| tree.parent[*node] == Some(root) || tree.parent[root] == Some(*node))
+        .collect();
+    // Through which of my tree neighbours each origin's broadcasts come: the child in whose
+    // subtree it is, or else my parent.
+    let mut side: Vec<Option<usize>> = vec![tree.parent[root]; ids.len()];
+    let mut order = reachable.to_vec();
+    order.sort_unstable_by_key(|node| tree.distance[*node]);
+    for node in order {
+        if let Some(parent) = tree.parent[node].filter(|_| node != root) {
+            side[node] = if parent == root { Some(node) } else { side[parent] };
+        }
+    }
+    side[root] = None;
+    let mut trees = BTreeMap::new();
+    for &origin in reachable {
+        let children: Vec<PeerId> =
+            on_tree.iter().filter(|node| side[origin] != Some(**node)).map(|node| ids[*node]).collect();
+        if !children.is_empty() {
+            trees.insert(ids[origin], children);
+        }
+    }
+    trees
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn id(n: usize) -> PeerId {
+        PeerId((n as u128).to_be_bytes())
+    }
+
+    fn graph(count: usize, list: &[(usize, usize, u32)]) -> Graph {
+        let edges: Vec<_> = list.iter().filter(|(a, b, _)| a != b).map(|&(a, b, cost)| (id(a), id(b), cost)).collect();
+        Graph::from_edges((0..count).map(id).collect(), &edges)
+    }
+
+    /// The reference: Floyd and Warshall, all distances by the definition.
+    fn distances(graph: &Graph) -> Vec<Vec<u64>> {
+        let count = graph.ids().len();
+        let mut all = vec![vec![FAR; count]; count];
+        for (node, row) in all.iter_mut().enumerate() {
+            row[node] = 0;
+            for &(to, cost) in graph.neighbours(node) {
+                row[to] = u64::from(cost);
+            }
+        }
+        for via in 0..count {
+            for from in 0..count {
+                for to in 0..count {
+                    let detour = all[from][via].saturating_add(all[via][to]);
+                    all[from][to] = all[from][to].min(detour);
+                }
+            }
+        }
+        all
+    }
+
+    /// Follows a broadcast through every peer's own tables; gives how often each got it.
+    fn broadcast(tables: &[Routes], origin: usize) -> Vec<usize> {
+        let mut got = vec![0; tables.len()];
+        let mut queue = vec![origin];
+        while let Some(node) = queue.pop() {
+            for child in tables[node].trees.get(&id(origin)).into_iter().flatten() {
+                let child = (0..tables.len()).find(|n| id(*n) == *child).unwrap();
+                got[child] += 1;
+                assert!(got[child] < 3, "a loop");
+                queue.push(child);
+            }
+        }
+        got
+    }
+
+    fn any_graph() -> impl Strategy<Value = Graph> {
+        (2usize..9).prop_flat_map(|count| {
+            // Few costs, so that there are many equal paths.
+            proptest::collection::vec((0..count, 0..count, 1u32..4), 0..20).prop_map(move |list| graph(count, &list))
+        })
+    }
+
+    fn check_broadcasts(graph: &Graph, tables: &[Routes]) {
+        let all = distances(graph);
+        for origin in 0..tables.len() {
+            for (node, times) in broadcast(tables, origin).into_iter().enumerate() {
+                let expected = usize::from(node != origin && all[origin][node] != FAR);
+                assert_eq!(times, expected, "from {origin} at {node}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_peer_gets_each_broadcast_exactly_once(graph in any_graph()) {
+            let count = graph.ids().len();
+            let tables: Vec<_> = (0..count).map(|node| Routes::of(&graph, id(node))).collect();
+            check_broadcasts(&graph, &tables);
+            let shared: Vec<_> = (0..count).map(|node| {
+                let mut cache = Cache { graph: &graph, trees: BTreeMap::new() };
+                let reachable: Vec<_> =
+                    (0..count).filter(|to| cache.tree(node).distance[*to] != FAR).collect();
+                Routes { hops: BTreeMap::new(), trees: shared_tree(&mut cache, node, &reachable) }
+            }).collect();
+            check_broadcasts(&graph, &shared);
+        }
+
+        #[test]
+        fn next_hops_agree_with_the_reference(graph in any_graph()) {
+            let all = distances(&graph);
+            for from in 0..all.len() {
+                let routes = Routes::of(&graph, id(from));
+                for to in (0..all.len()).filter(|to| *to != from) {
+                    let hops = routes.hops.get(&id(to));
+                    prop_assert_eq!(hops.is_some(), all[from][to] != FAR);
+                    let Some(hops) = hops else { continue };
+                    let at = |n: usize| graph.index(&hops[n]).unwrap();
+                    let cost = |n: usize| u64::from(graph.neighbours(from).iter().find(|e| e.0 == n).unwrap().1);
+                    prop_assert_eq!(cost(at(0)) + all[at(0)][to], all[from][to]);
+                    if hops.len() > 1 {
+                        prop_assert_ne!(hops[0], hops[1]);
+                        prop_assert!(all[at(1)][to] < all[at(1)][from] + all[from][to], "not loop free");
+                    } else {
+                        for &(node, _) in graph.neighbours(from).iter().filter(|edge| edge.0 != at(0)) {
+                            prop_assert!(all[node][to] == FAR || all[node][to] >= all[node][from] + all[from][to]);
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn following_the_first_hops_arrives(graph in any_graph()) {
+            let count = graph.ids().len();
+            let tables: Vec<_> = (0..count).map(|node| Routes::of(&graph, id(node))).collect();
+            for from in 0..count {
+                for to in tables[from].hops.keys() {
+                    let (mut at, mut seen) = (id(from), BTreeSet::new());
+                    while at != *to {
+                        prop_assert!(seen.insert(at), "a loop");
+                        at = tables[graph.index(&at).unwrap()].hops[to][0];
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_alternate_that_avoids_the_first_hop_is_preferred() {
+        // 0 to 4: first through 1. 2 goes on through 1 as well; 3 has its own way, a longer one.
+        let graph = graph(5, &[(0, 1, 1), (1, 4, 1), (0, 2, 1), (2, 1, 1), (0, 3, 2), (3, 4, 2)]);
+        assert_eq!(Routes::of(&graph, id(0)).hops[&id(4)], [id(1), id(3)]);
+    }
+
+    #[test]
+    fn a_long_line_uses_the_shared_tree_and_still_reaches_all() {
+        let count = OWN_TREES_MAX + 40;
+        let list: Vec<_> = (1..count).map(|n| (n - 1, n, 1)).collect();
+        let graph = graph(count, &list);
+        let tables: Vec<_> = (0..count).map(|node| Routes::of(&graph, id(node))).collect();
+        for origin in [0, 1, count / 2, count - 1] {
+            let got = broadcast(&tables, origin);
+            assert!(got.iter().enumerate().all(|(node, times)| *times == usize::from(node != origin)));
+        }
+    }
+}
