@@ -1,1 +1,3 @@
-//! x
+//! Everything around Weft that tests it: the simulator, the lab of namespaces, measurements.
+
+pub mod sim;

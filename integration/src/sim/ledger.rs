@@ -1,0 +1,260 @@
+//! Every frame that a container sent, where it was seen, and what may never happen to it.
+//!
+//! ```text
+//!  0     6     12          14/18     22/26   30/34
+//!  ├ dst ┼ src ┼ (VLAN tag) 0x88B5 ┼ magic ┼ id    ┼ pattern of the id …
+//! ```
+//!
+//! Checked at every delivery, faults or none: the frame is one of ours, byte-identical, not at the
+//! TAP where it came from, and not at a TAP where it was before. Checked at every datagram that
+//! carries it in the clear: no peer sees one frame more often than [`CROSSINGS_MAX`] times.
+
+use memchr::memmem::Finder;
+
+use super::clock::Time;
+use super::queue::Index;
+
+/// Most arrivals of one frame at one host while topologies disagree.
+pub(super) const CROSSINGS_MAX: u8 = 16;
+/// Smallest frame that has room for its id.
+pub(super) const FRAME_MIN: usize = 34;
+
+const MAGIC: [u8; 8] = *b"\xb5wf-sim\xa7";
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+const TAG: [u8; 4] = [0x81, 0x00, 0x00, 0x2a];
+
+/// An Ethernet address.
+pub(super) type Mac = [u8; 6];
+/// Everybody.
+pub(super) const BROADCAST: Mac = [0xff; 6];
+
+/// One frame.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) from: Index,
+    /// The host of the destination address when it was sent; `None` for a broadcast.
+    pub(super) to: Option<Index>,
+    pub(super) at: Time,
+    destination: Mac,
+    source: Mac,
+    tagged: bool,
+    size: usize,
+    delivered: Vec<u64>,
+    crossed: Vec<u8>,
+}
+
+/// What to send.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order {
+    pub(super) from: Index,
+    pub(super) to: Option<Index>,
+    pub(super) source: Mac,
+    pub(super) destination: Mac,
+    pub(super) tagged: bool,
+    pub(super) size: usize,
+}
+
+/// The frames of one run.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    hosts: usize,
+    frames: Vec<Frame>,
+    finder: Finder<'static>,
+    /// The first thing that may never happen, once it has.
+    pub(super) failure: Option<String>,
+    pub(super) deliveries: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(hosts: usize) -> Self {
+        let finder = Finder::new(&MAGIC).into_owned();
+        Self { hosts, frames: Vec::new(), finder, failure: None, deliveries: 0 }
+    }
+
+    /// Writes a new frame into `bytes` and returns its id.
+    pub(super) fn write(&mut self, at: Time, order: Order, bytes: &mut Vec<u8>) -> usize {
+        let id = self.frames.len();
+        let frame = Frame {
+            from: order.from,
+            to: order.to,
+            at,
+            destination: order.destination,
+            source: order.source,
+            tagged: order.tagged,
+            size: order.size.max(FRAME_MIN),
+            delivered: vec![0; self.hosts.div_ceil(64)],
+            crossed: Vec::new(),
+        };
+        frame.write(id, bytes);
+        self.frames.push(frame);
+        id
+    }
+
+    /// The frame with this id.
+    pub(super) fn frame(&self, id: usize) -> &Frame {
+        &self.frames[id]
+    }
+
+    /// How many frames were sent.
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// A router wrote a frame to the TAP of its host; the id of the frame, if it is one of ours.
+    pub(super) fn deliver(&mut self, host: Index, bytes: &[u8]) -> Option<usize> {
+        self.deliveries += 1;
+        let result = self.accept(host, bytes);
+        match result {
+            Ok(id) => Some(id),
+            Err(why) => {
+                self.fail(why);
+                None
+            }
+        }
+    }
+
+    fn accept(&mut self, host: Index, bytes: &[u8]) -> Result<usize, String> {
+        let id = (self.id_of(bytes)).ok_or_else(|| format!("p{host:02} got a frame that nobody sent: {bytes:02x?}"))?;
+        let frame = &mut self.frames[id];
+        let name = format_args!("frame {id} of p{:02}", frame.from).to_string();
+        if frame.from == host {
+            return Err(format!("{name} came back to the TAP that it was sent from"));
+        }
+        let (word, bit) = (usize::from(host) / 64, 1u64 << (host % 64));
+        if frame.delivered[word] & bit != 0 {
+            return Err(format!("{name} was delivered twice to p{host:02}"));
+        }
+        frame.delivered[word] |= bit;
+        let mut sent = Vec::new();
+        frame.write(id, &mut sent);
+        if sent != bytes {
+            return Err(format!("{name} came to p{host:02} changed: {sent:02x?} is {bytes:02x?}"));
+        }
+        Ok(id)
+    }
+
+    /// A datagram arrived at a host: counts the frames that it carries in the clear.
+    pub(super) fn cross(&mut self, host: Index, datagram: &[u8]) {
+        if datagram.len() < 24 {
+            return;
+        }
+        let mut from = 0;
+        while let Some(place) = self.finder.find(&datagram[from..]) {
+            from += place + MAGIC.len();
+            let Some(id) = word(&datagram[from..]) else { return };
+            let Some(frame) = self.frames.get_mut(id) else { continue };
+            frame.crossed.resize(self.hosts, 0);
+            let count = &mut frame.crossed[usize::from(host)];
+            *count = count.saturating_add(1);
+            if *count > CROSSINGS_MAX {
+                let why = format!("forwarding loop: frame {id} of p{:02} crossed p{host:02} {count} times", frame.from);
+                return self.fail(why);
+            }
+        }
+    }
+
+    /// Notes the first failure.
+    pub(super) fn fail(&mut self, why: String) {
+        self.failure.get_or_insert(why);
+    }
+
+    fn id_of(&self, frame: &[u8]) -> Option<usize> {
+        let tagged = frame.get(12..16) == Some(&TAG);
+        let rest = frame.get(if tagged { 18 } else { 14 }..)?;
+        let id = word(rest.strip_prefix(&MAGIC)?)?;
+        (id < self.frames.len()).then_some(id)
+    }
+}
+
+impl Frame {
+    /// Whether it was delivered at a host.
+    pub(super) fn reached(&self, host: Index) -> bool {
+        self.delivered[usize::from(host) / 64] & 1 << (host % 64) != 0
+    }
+
+    /// The most arrivals at one host, as far as they could be seen.
+    pub(super) fn crossings(&self) -> u8 {
+        self.crossed.iter().copied().max().unwrap_or(0)
+    }
+
+    fn write(&self, id: usize, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        bytes.extend_from_slice(&self.destination);
+        bytes.extend_from_slice(&self.source);
+        if self.tagged {
+            bytes.extend_from_slice(&TAG);
+        }
+        bytes.extend_from_slice(&ETHERTYPE);
+        bytes.extend_from_slice(&MAGIC);
+        let number = u64::try_from(id).unwrap_or(u64::MAX);
+        bytes.extend_from_slice(&number.to_be_bytes());
+        let pattern = number.wrapping_mul(31).to_le_bytes()[0];
+        let mut at = 0u8;
+        bytes.resize_with(self.size.max(bytes.len()), || {
+            at = at.wrapping_add(1);
+            pattern.wrapping_add(at)
+        });
+    }
+}
+
+fn word(bytes: &[u8]) -> Option<usize> {
+    usize::try_from(u64::from_be_bytes(*bytes.first_chunk()?)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(tagged: bool, size: usize) -> Order {
+        let (source, destination) = ([2, 0, 0, 0, 0, 1], BROADCAST);
+        Order { from: 0, to: None, source, destination, tagged, size }
+    }
+
+    #[test]
+    fn a_frame_is_known_again_at_the_other_end() {
+        let mut ledger = Ledger::new(3);
+        let mut bytes = Vec::new();
+        for (tagged, size) in [(false, 0), (false, 60), (true, 38), (true, 1518), (false, 9014)] {
+            let id = ledger.write(0, order(tagged, size), &mut bytes);
+            assert_eq!(ledger.deliver(2, &bytes), Some(id));
+            assert!(ledger.frame(id).reached(2) && !ledger.frame(id).reached(1));
+        }
+        assert_eq!(ledger.failure, None);
+    }
+
+    #[test]
+    fn what_may_never_happen_is_noticed() {
+        let tries: [(&str, Index, fn(&mut Vec<u8>)); 4] = [
+            ("came back", 0, |_| {}),
+            ("twice", 1, |_| {}),
+            ("changed", 2, |bytes| *bytes.last_mut().unwrap() ^= 1),
+            ("nobody sent", 2, |bytes| bytes[20] ^= 1),
+        ];
+        for (expected, host, spoil) in tries {
+            let mut ledger = Ledger::new(3);
+            let mut bytes = Vec::new();
+            ledger.write(0, order(false, 60), &mut bytes);
+            ledger.deliver(1, &bytes);
+            assert_eq!(ledger.failure, None);
+            spoil(&mut bytes);
+            ledger.deliver(host, &bytes);
+            assert!(ledger.failure.unwrap().contains(expected));
+        }
+    }
+
+    #[test]
+    fn a_loop_is_noticed_by_its_crossings() {
+        let mut ledger = Ledger::new(3);
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        ledger.write(0, order(false, 60), &mut one);
+        let id = ledger.write(0, order(false, 60), &mut two);
+        let both = [&[0; 13], &one[..], &[0; 5], &two[..]].concat();
+        for _ in 0..CROSSINGS_MAX {
+            ledger.cross(1, &both);
+        }
+        assert_eq!(ledger.failure, None);
+        assert_eq!(ledger.frame(id).crossings(), CROSSINGS_MAX);
+        ledger.cross(1, &both);
+        assert!(ledger.failure.unwrap().contains("loop"));
+    }
+}
