@@ -287,4 +287,6 @@ async fn accept(shared: Arc<Shared>) {
 }
 
 #[cfg(test)]
+mod shared_port_tests;
+#[cfg(test)]
 mod tests;
