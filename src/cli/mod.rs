@@ -3,6 +3,7 @@
 //! Exit code 0: fine. 1: an error, or not well. 2: wrong usage.
 
 mod client;
+mod demo;
 mod edit;
 mod read;
 mod table;
@@ -64,6 +65,8 @@ enum Command {
     Ipam(read::ReadArgs),
     /// Show what happened lately
     Events(read::EventsArgs),
+    /// Run a whole mesh on this machine, and show it at work
+    Demo(demo::DemoArgs),
     /// Print a script that completes commands in a shell
     Completions {
         /// The shell
@@ -101,6 +104,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Ze
     };
     let result = match cli.command {
         Command::Up(args) => return up::run(&args, cli.socket, secret),
+        Command::Demo(args) => return demo::run(&args),
         Command::Completions { shell } => completions(shell),
         command => client_command(command, cli.socket),
     };
@@ -131,7 +135,7 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
             Command::Ipam(args) => read::ipam(&client, &args).await,
             Command::Events(args) => read::events(&client, &args).await,
             Command::Version(args) => read::version(&args),
-            Command::Up(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+            Command::Up(_) | Command::Demo(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         }
     })
 }
@@ -212,6 +216,7 @@ mod tests {
             "weft events --follow -o json",
             "weft completions bash",
             "weft version -o json",
+            "weft demo --hosts 3 --keep",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }

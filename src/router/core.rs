@@ -7,8 +7,8 @@ use std::time::Duration;
 use ipam::allocator::Allocator;
 use ipam::{AllocError, RequestId};
 use ipnet::IpNet;
-use mesh_proto::control::node::{Node, PeerState};
-use mesh_proto::control::{ConnId, DialId, NodeConfig};
+use mesh_proto::control::NodeConfig;
+use mesh_proto::control::node::{Node, PeerInfo, PeerState, TargetInfo};
 use mesh_proto::data::Hop;
 use mesh_proto::handover::{DataEvent, Suite};
 use mesh_proto::id::PeerId;
@@ -25,8 +25,8 @@ use crate::data::DataHandle;
 /// Timers are served at most this often: a machine that names the past again and again costs a
 /// bounded share of a processor.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
-/// Most addresses whose last failure is remembered.
-const FAILURES: usize = 1024;
+/// Most addresses of our own that are remembered.
+const OWN_MAX: usize = 64;
 
 /// What the machines are made with.
 #[derive(Debug)]
@@ -101,12 +101,8 @@ pub(super) struct Core {
     pub(super) targets: BTreeSet<String>,
     pub(super) resolved: BTreeMap<String, Vec<SocketAddr>>,
     pub(super) resolver: mpsc::Sender<(String, Vec<SocketAddr>)>,
-    pub(super) dials: BTreeMap<DialId, Hop>,
-    pub(super) failures: BTreeMap<SocketAddr, String>,
-    /// Live connections, by the key that the other end has proven.
-    pub(super) connections: BTreeMap<ConnId, [u8; 32]>,
-    /// The key that was found at an address that we dialled.
-    pub(super) keys_at: BTreeMap<SocketAddr, [u8; 32]>,
+    /// Addresses at which this peer met itself.
+    pub(super) own_addresses: BTreeSet<SocketAddr>,
     pub(super) own_key: [u8; 32],
     pub(super) paths: BTreeMap<PeerId, PathView>,
     /// Set by whatever may have changed who is reachable.
@@ -178,10 +174,7 @@ impl Core {
             targets,
             resolved: BTreeMap::new(),
             resolver,
-            dials: BTreeMap::new(),
-            failures: BTreeMap::new(),
-            connections: BTreeMap::new(),
-            keys_at: BTreeMap::new(),
+            own_addresses: BTreeSet::new(),
             own_key,
             paths: BTreeMap::new(),
             reachability_changed: true,
@@ -267,33 +260,21 @@ impl Core {
     fn handle_quic(&mut self, event: QuicEvent, now: Duration) {
         match event {
             QuicEvent::Connected(conn, connected) => {
-                self.connections.insert(conn, connected.sign_key);
-                if let Some(dial) = connected.dial
-                    && let Some(Hop::Direct(address)) = self.dials.remove(&dial)
+                if let (Some(_), Hop::Direct(address)) = (connected.dial, connected.hop)
+                    && connected.sign_key == self.own_key
+                    && self.own_addresses.len() < OWN_MAX
                 {
-                    self.failures.remove(&address);
-                    self.keys_at.insert(address, connected.sign_key);
+                    self.own_addresses.insert(address);
                 }
                 self.node.handle_connected(conn, connected, now);
             }
-            QuicEvent::DialFailed(dial, reason) => {
-                if let Some(Hop::Direct(address)) = self.dials.remove(&dial) {
-                    if self.failures.len() >= FAILURES {
-                        self.failures.pop_first();
-                    }
-                    self.failures.insert(address, reason.clone());
-                }
-                self.node.handle_dial_failed(dial, &reason, now);
-            }
+            QuicEvent::DialFailed(dial, reason) => self.node.handle_dial_failed(dial, &reason, now),
             QuicEvent::Message(conn, bytes) => {
                 self.messages.received += 1;
                 self.messages.received_bytes += bytes.len() as u64;
                 self.node.handle_message(conn, &bytes, now);
             }
-            QuicEvent::Disconnected(conn, reason) => {
-                self.connections.remove(&conn);
-                self.node.handle_disconnected(conn, &reason, now);
-            }
+            QuicEvent::Disconnected(conn, reason) => self.node.handle_disconnected(conn, &reason, now),
         }
     }
 
@@ -403,13 +384,17 @@ impl Core {
 
     fn snapshot(&self) -> Snapshot {
         let summary = self.ipam.summary();
-        let peers = self.node.peers().into_iter().map(|info| {
+        let infos = self.node.peers();
+        let found = self.node.targets();
+        let named = found.iter().filter(|info| self.targets.contains(&info.target));
+        let targets = named.map(|info| self.target(info, &infos)).collect();
+        let peers = infos.into_iter().map(|info| {
             let path = self.paths.get(&info.id).copied().unwrap_or_default();
             PeerView { suite: path.suite, rtt: path.rtt, payload: path.payload, loss: None, info }
         });
         Snapshot {
             peers: peers.collect(),
-            targets: self.targets.iter().map(|target| self.target(target)).collect(),
+            targets,
             readiness: self.ipam.readiness(),
             addresses: [summary.owned, summary.free, summary.used],
             ranges: self.ranges.clone(),
@@ -419,24 +404,21 @@ impl Core {
         }
     }
 
-    fn target(&self, target: &str) -> TargetView {
-        let addresses = self.resolved.get(target).cloned().unwrap_or_default();
-        let live = |address| {
-            self.keys_at
-                .get(address)
-                .is_some_and(|key| *key == self.own_key || self.connections.values().any(|live| live == key))
+    fn target(&self, info: &TargetInfo, peers: &[PeerInfo]) -> TargetView {
+        let addresses = self.resolved.get(&info.target).cloned().unwrap_or_default();
+        let own = |address| self.own_addresses.contains(address) || self.endpoints.contains(address);
+        let itself = !addresses.is_empty() && addresses.iter().all(own);
+        let reached = info
+            .peer
+            .is_some_and(|wanted| peers.iter().any(|peer| peer.id == wanted && peer.state == PeerState::Established));
+        let reason = match (itself, reached, info.dialling) {
+            (true, ..) => "this very peer".to_owned(),
+            (_, true, _) => String::new(),
+            (.., true) if info.reason.is_empty() => "dialling".to_owned(),
+            (.., false) if info.reason.is_empty() => "not dialled yet".to_owned(),
+            _ => info.reason.clone(),
         };
-        let connected = addresses.iter().any(live);
-        let failure =
-            addresses.iter().find_map(|address| self.failures.get(address).map(|why| format!("{address}: {why}")));
-        let reason = match (self.resolved.get(target), failure) {
-            _ if connected => String::new(),
-            (None, _) => "not looked up yet".to_owned(),
-            (Some(found), _) if found.is_empty() => "the name does not resolve".to_owned(),
-            (_, Some(failure)) => failure,
-            (_, None) => "no answer yet".to_owned(),
-        };
-        TargetView { target: target.to_owned(), addresses, connected, reason }
+        TargetView { target: info.target.clone(), addresses, connected: itself || reached, reason }
     }
 }
 

@@ -56,10 +56,7 @@ impl Core {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Dial { dial, hop } => {
-                self.dials.insert(dial, hop);
-                self.quic.dial(dial, hop);
-            }
+            Output::Dial { dial, hop } => self.quic.dial(dial, hop),
             Output::Resolve { target } => self.resolve(target),
             Output::Send { conn, bytes } => {
                 self.messages.sent += 1;
@@ -176,10 +173,7 @@ impl Core {
             }
             Event::Refused { hop, reason } => {
                 let other = match hop {
-                    mesh_proto::data::Hop::Direct(address) => {
-                        self.failures.insert(address, reason.clone());
-                        address.to_string()
-                    }
+                    mesh_proto::data::Hop::Direct(address) => address.to_string(),
                     mesh_proto::data::Hop::Relayed(peer) => format!("{} through relays", peer.short()),
                 };
                 let text = format!("refused {other}: {reason}");

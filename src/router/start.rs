@@ -49,6 +49,9 @@ const HINTS_MAX: usize = 16;
 /// A peer that was last linked with so long ago is not dialled by itself.
 const HINT_AGE: u64 = 7 * 24 * 3600;
 
+/// How long the disk may take at the end.
+const FLUSH: Duration = Duration::from_secs(5);
+
 /// How a router ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finished {
@@ -159,7 +162,7 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
 
     let attachments = Attachments::new(AttachConfig {
         router: handle.clone(),
-        store,
+        store: store.clone(),
         netlink: netlink.clone(),
         bridge: settings.bridge.clone(),
         mtu: sizes.overlay,
@@ -209,6 +212,11 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
     tasks.shutdown().await;
     stop_core.send_replace(true);
     let _ = core.await;
+    // What the machines asked to be kept last is durable before the process ends.
+    let flushed = tokio::time::timeout(FLUSH, store.write_and_wait(Vec::new())).await;
+    if !matches!(flushed, Ok(Ok(()))) {
+        tracing::error!(result = ?flushed, "the last writes to the data directory may be lost");
+    }
     data.stop();
     if finished == Finished::Removed {
         devices.remove().await;
