@@ -277,6 +277,8 @@ impl Thread {
                 Ok(len) => {
                     self.outbox.counters.tap_read_frames += 1;
                     self.outbox.counters.tap_read_bytes += len as u64;
+                    #[cfg(test)]
+                    assert_ne!(&self.frame[..len], tests::BUG, "as the test wants");
                     self.forwarder.handle_frame(&self.frame[..len], now, &mut self.outbox);
                 }
                 Err(Errno::AGAIN) => return,

@@ -1,4 +1,4 @@
-//! One connection: a stream of messages each way, a reader and a writer.
+//! One connection: a stream of messages each way (quic Q8 to Q12), a reader and a writer.
 //!
 //! ```text
 //!  stream   │ 0 (u32) │ length (u32, big endian) │ message │ length │ message │ …
@@ -21,6 +21,8 @@ use super::{QuicEvent, Shared, tls};
 const QUEUE_BYTES: usize = 8 << 20;
 /// Messages that may wait in one connection's queue.
 const QUEUE_MESSAGES: usize = 256;
+/// How long the stream may take to come about after the handshake: a round trip, and what is lost.
+const OPEN: Duration = Duration::from_secs(1);
 /// How long the end of a connection waits for what is still under way.
 const LINGER: Duration = Duration::from_millis(500);
 /// Longest reason, in bytes, that is sent or believed.
@@ -91,10 +93,12 @@ impl Link {
 
 /// Serves a connection whose TLS handshake is complete, until it ends.
 pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, hop: Hop, dial: Option<DialId>) {
+    // Bounded, because the other end decides whether a stream may be opened, and when.
     let opened = match dial {
-        Some(_) => open(&connection).await,
-        None => accept(&connection).await,
+        Some(_) => timeout(OPEN, open(&connection)).await,
+        None => timeout(OPEN, accept(&connection)).await,
     };
+    let opened = opened.unwrap_or_else(|_| Err("no stream was opened".to_owned()));
     let (proven, streams) = match (tls::proven(&connection), opened) {
         (Ok(proven), Ok(streams)) => (proven, streams),
         (Err(reason), _) => return abandon(&shared, &connection, dial, reason.to_owned()).await,
@@ -111,8 +115,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, hop: Hop,
         closed: OnceLock::new(),
     });
     let Some(conn) = shared.add(link.clone()) else {
-        close(&connection, "this peer is shutting down");
-        return;
+        return abandon(&shared, &connection, dial, "this peer is shutting down".to_owned()).await;
     };
     let connected = Connected { hop, dial, sign_key, exporter };
     if shared.events.send(QuicEvent::Connected(conn, connected)).await.is_ok() {
@@ -144,10 +147,7 @@ async fn open(connection: &Connection) -> Result<Streams, String> {
 }
 
 async fn accept(connection: &Connection) -> Result<Streams, String> {
-    match timeout(super::HANDSHAKE, connection.accept_bi()).await {
-        Ok(streams) => streams.map_err(|error| explain(&error)),
-        Err(_) => Err("no stream was opened".to_owned()),
-    }
+    connection.accept_bi().await.map_err(|error| explain(&error))
 }
 
 async fn write(link: Arc<Link>, mut stream: SendStream, mut queued: mpsc::UnboundedReceiver<Out>) {

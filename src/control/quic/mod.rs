@@ -1,5 +1,7 @@
 //! QUIC links: one endpoint on the shared UDP port, TLS 1.3 with raw public keys on both sides.
 //!
+//! The rules are in `docs/quic.md`.
+//!
 //! ```text
 //!  mod.rs         dial, accept, the table of connections
 //!  connection.rs  one connection: messages over one stream, a reader, a writer, its end
@@ -232,7 +234,7 @@ fn transport() -> TransportConfig {
         .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(idle))
-        // Fits into every path that IPv6 may take, and leaves room for a relay's header.
+        // Fits into every path that IPv6 may take, and leaves room for a relay's header (quic Q2).
         .initial_mtu(1200)
         .mtu_discovery_config(None)
         .enable_segmentation_offload(false);
@@ -259,7 +261,7 @@ async fn accept(shared: Arc<Shared>) {
             incoming.ignore();
             continue;
         }
-        // A stranger who writes any source address costs us no handshake. A relayed peer cannot
+        // A stranger who writes any source address costs us no handshake (quic Q14). A relayed peer cannot
         // repeat a token, because a token holds no scope; relays stand for their neighbours.
         if pending >= PENDING_UNPROVEN && !incoming.remote_address_validated() {
             match socket::hop_of(incoming.remote_address()) {

@@ -222,7 +222,7 @@ async fn a_message_over_the_limit_is_not_sent() {
 }
 
 /// A dialler that does as it likes.
-async fn dial_by_hand(to: SocketAddr) -> quinn::Connection {
+async fn dial_by_hand(to: SocketAddr) -> Connection {
     let tls = tls::configure(&[3; 32]).unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let endpoint = Endpoint::new(tls.endpoint, None, socket, Arc::new(TokioRuntime)).unwrap();

@@ -31,7 +31,7 @@ const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 
 /// The name in the dialler's SNI. Peers have no names in TLS; the field must be filled.
 pub(super) const SERVER_NAME: &str = "weft";
 
-/// Label of the exporter that binds the mesh's handshake to the connection.
+/// Label of the exporter that binds the mesh's handshake to the connection (quic Q6).
 const EXPORTER: &[u8] = b"EXPORTER-weft-session";
 
 /// The two sides of a peer's TLS, and the endpoint's own secrets.
@@ -79,7 +79,7 @@ pub(super) fn configure(seed: &[u8; 32]) -> anyhow::Result<Tls> {
 
 /// The endpoint's secrets come from the identity, so that a router that was killed and started
 /// again recognises the connections of its former life and tells the other ends to let go at
-/// once (stateless reset, RFC 9000 10.3) instead of after the idle timeout.
+/// once (stateless reset, RFC 9000 10.3; quic Q13) instead of after the idle timeout.
 fn endpoint_config(seed: &[u8; 32]) -> anyhow::Result<EndpointConfig> {
     let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"weft quic endpoint").extract(seed);
     let mut bytes = [0; 40];
@@ -91,7 +91,7 @@ fn endpoint_config(seed: &[u8; 32]) -> anyhow::Result<EndpointConfig> {
     let ids = bytes[32..].iter().fold(0, |key, byte| key << 8 | u64::from(*byte));
     let mut config = EndpointConfig::new(Arc::new(reset));
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
-    // The forwarder tells QUIC from sleeve by this bit (RFC 9443).
+    // The forwarder tells QUIC from sleeve by this bit (quic Q1).
     config.grease_quic_bit(false);
     Ok(config)
 }

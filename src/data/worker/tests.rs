@@ -131,6 +131,20 @@ async fn the_thread_goes_on_when_control_is_gone() {
     assert_eq!(report.io.quic_queue_full, 1);
 }
 
+/// A frame that makes the thread panic as a bug in the forwarder would.
+pub(super) const BUG: &[u8] = b"a frame that meets a bug";
+
+#[tokio::test]
+async fn a_bug_costs_a_batch_and_not_the_thread() {
+    let (a, b) = linked_pair();
+    for n in 1..=3 {
+        rustix::io::write(&a.bridge, BUG).unwrap();
+        until(&a.handle, |report| report.panics == n).await;
+        rustix::io::write(&a.bridge, &frame(0xff, 1, 60)).unwrap();
+        assert_eq!(next_frame(&b).await, frame(0xff, 1, 60));
+    }
+}
+
 #[tokio::test]
 async fn an_idle_thread_sleeps() {
     let host = start();
