@@ -347,7 +347,7 @@ impl Demo {
             .next()
             .ok_or_else(|| anyhow!("{peer} is not established: {status}"))?;
         let carrier = found["carrier"].as_str().unwrap_or_default().to_owned();
-        Ok((carrier, found["via"].as_str().map(str::to_owned)))
+        Ok((carrier, found["via_name"].as_str().map(str::to_owned)))
     }
 
     fn peers(&self) -> anyhow::Result<()> {

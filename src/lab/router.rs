@@ -108,9 +108,8 @@ impl Router {
         self.end();
         self.starts += 1;
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(&self.config.exe);
+        let mut command = self.weft();
         command
-            .envs(self.config.env.iter().map(|(key, value)| (key, value)))
             .arg("up")
             .args(["--name", &self.name])
             .arg("--data-dir")
@@ -125,6 +124,18 @@ impl Router {
         let child = self.host.run(|| command.spawn()).map_err(io::Error::other)??;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// The program, with nothing in its environment that configures another router.
+    fn weft(&self) -> Command {
+        let mut command = Command::new(&self.config.exe);
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("WEFT_") {
+                command.env_remove(key);
+            }
+        }
+        command.envs(self.config.env.iter().map(|(key, value)| (key, value)));
+        command
     }
 
     /// Name of the router: that of its host.
@@ -207,12 +218,8 @@ impl Router {
     /// # Errors
     /// If the command cannot be run; that it fails is in the output.
     pub fn cli<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> io::Result<Output> {
-        let mut command = Command::new(&self.config.exe);
-        command
-            .envs(self.config.env.iter().map(|(key, value)| (key, value)))
-            .env("WEFT_SOCKET", self.socket())
-            .args(args)
-            .stdin(Stdio::null());
+        let mut command = self.weft();
+        command.env("WEFT_SOCKET", self.socket()).args(args).stdin(Stdio::null());
         self.host.run(|| command.output()).map_err(io::Error::other)?
     }
 

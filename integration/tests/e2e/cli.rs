@@ -1,2 +1,223 @@
-use crate::Case;
-pub(crate) const CASES: &[Case] = &[];
+//! The command line against a running router, and what it says when something is wrong.
+
+use std::{
+    ffi::OsStr,
+    net::{IpAddr, UdpSocket},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use serde_json::Value;
+use weft::lab::{Container, router::Router, traffic::udp_echo};
+
+use crate::{
+    Case, ROUTER,
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, new_lab, router_config},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    ("wrong_usage_names_what_and_where_and_exits_with_2", 30, wrong_usage),
+    ("start_up_checks_say_what_to_do", 60, start_up_checks),
+    ("wrong_commands_are_refused_and_nothing_stops", 60, wrong_commands),
+    ("attach_detach_expose_hide_and_ps_tell_the_same_story", 60, life_of_a_container),
+    ("status_has_the_fields_of_the_contract", 60, status_fields),
+    ("connect_and_forget_change_whom_is_dialled", 60, connect_and_forget),
+    ("the_demo_runs_through_in_thirty_seconds", 60, demo),
+];
+
+fn weft<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
+    let exe = std::env::current_exe().must("find this binary");
+    Command::new(exe).env(ROUTER, "1").args(args).output().must("run")
+}
+
+fn said(output: &Output) -> String {
+    let text = [&output.stderr[..], &output.stdout].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+#[track_caller]
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let text = said(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+fn wrong_usage() {
+    for (args, words) in [
+        (&["up", "--range", "10.32.0.0/33"][..], &["--range", "10.32.0.0/33"][..]),
+        (&["up", "--range", "10.32.0.0/12", "--range", "10.40.0.0/16"], &["10.40.0.0/16"]),
+        (&["up", "--port", "70000"], &["port", "70000"]),
+        (&["up", "--mtu", "12"], &["mtu", "12"]),
+        (&["up", "--peer", "host:port:x"], &["--peer", "host:port:x"]),
+        (&["up", "--secret-file", "/nonexistent/secret"], &["/nonexistent/secret"]),
+        (&["up", "--config", "/nonexistent/weft.toml"], &["/nonexistent/weft.toml"]),
+        (&["up", "--bridge", "a-name-that-is-too-long"], &["bridge", "a-name-that-is-too-long"]),
+        (&["attach"], &["TARGET"]),
+        (&["frobnicate"], &["frobnicate"]),
+    ] {
+        refused(&weft(args), 2, words);
+    }
+    let output = weft(["--socket", "/nonexistent/weft.sock", "status"]);
+    refused(&output, 1, &["/nonexistent/weft.sock"]);
+}
+
+fn start_up_checks() {
+    let config = MeshConfig::star(1);
+    let lab = new_lab(&config);
+    let host = lab.host(0);
+    let wanted = || router_config(&lab, &config, 0, config.secret);
+    // Somebody has the port.
+    let taken = host.namespace().run(|| UdpSocket::bind("[::]:6783")).must("enter").must("bind");
+    let error = Router::start(&lab, host, wanted()).expect_err("the port is taken").to_string();
+    assert!(error.contains("6783"), "{error}");
+    drop(taken);
+    // The range is in use on this host.
+    let overlapping = wanted().with(["--range", "10.99.0.0/16"]);
+    let error = Router::start(&lab, host, overlapping).map(drop);
+    if let Err(error) = error {
+        assert!(error.to_string().contains("10.99.0.0/16"), "{error}");
+    }
+    // Two routers on one data directory.
+    let mut first = Router::start(&lab, host, wanted()).must("start");
+    let second = weft([
+        OsStr::new("up"),
+        OsStr::new("--data-dir"),
+        first.data_dir().as_os_str(),
+        OsStr::new("--socket"),
+        lab.dir().join("second.sock").as_os_str(),
+    ]);
+    assert!(!second.status.success(), "{}", said(&second));
+    assert!(said(&second).contains("data"), "{}", said(&second));
+    assert!(first.exited().must("ask").is_none(), "the first one runs on");
+}
+
+fn wrong_commands() {
+    let mut mesh = Mesh::start(&MeshConfig::star(2));
+    for (args, words) in [
+        (&["attach", "/nonexistent/ns"][..], &["/nonexistent/ns"][..]),
+        (&["attach", "/proc/self/status"], &["/proc/self/status"]),
+        (&["attach", "4294967295"], &["4294967295"]),
+        (&["attach", "/proc/self/ns/net", "192.0.2.7/24"], &["192.0.2.7"]),
+        (&["attach", "/proc/self/ns/net", "nonsense"], &["nonsense"]),
+        (&["detach", "/nonexistent/ns"], &["/nonexistent/ns"]),
+        (&["expose", "not-an-address"], &["not-an-address"]),
+        (&["connect", "host:with:colons"], &["host:with:colons"]),
+    ] {
+        let output = mesh.routers[0].cli(args).must("run");
+        let code = output.status.code().must("an exit code");
+        assert!(code == 1 || code == 2, "{args:?}: {code}: {}", said(&output));
+        refused(&output, code, words);
+    }
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    assert!(mesh.routers[0].exited().must("ask").is_none());
+}
+
+fn json(router: &Router, command: &str) -> Value {
+    let text = router.command([command, "-o", "json"]).must(command);
+    serde_json::from_str(&text).must(&text)
+}
+
+fn life_of_a_container() {
+    let mesh = Mesh::start(&MeshConfig::star(2));
+    let router = &mesh.routers[0];
+    let container = Container::new("mortal").must("make");
+    let addresses = router.attach(&container).must("attach");
+    assert_eq!(router.attach(&container).must("attach twice"), addresses, "idempotent");
+    let listed = |address: &IpNet| {
+        let all = json(router, "ps");
+        let list = all.as_array().must("a list").clone();
+        list.iter().any(|entry| {
+            let texts = entry["addresses"].as_array().into_iter().flatten();
+            texts.filter_map(Value::as_str).any(|text| text == address.to_string())
+        })
+    };
+    assert!(addresses.iter().all(listed), "{}", json(router, "ps"));
+    let target = container.target();
+    router.command([OsStr::new("detach"), target.as_os_str()]).must("detach");
+    assert!(!addresses.iter().any(listed));
+    assert!(container.link("weft0").must("look").is_none());
+    // An address of one's own choice, and another container that wants it, too.
+    let chosen = OsStr::new("10.33.44.55");
+    router.command([OsStr::new("attach"), target.as_os_str(), chosen]).must("attach with");
+    let other = Container::new("rival").must("make");
+    let rival = mesh.routers[1].cli([OsStr::new("attach"), other.target().as_os_str(), chosen]);
+    let rival = rival.must("run");
+    assert!(!rival.status.success(), "an address is given once: {}", said(&rival));
+    assert!(said(&rival).contains("10.33.44.55"), "{}", said(&rival));
+    udp_echo(&container, mesh.v4(1), b"chosen", Duration::from_secs(3)).must("UDP");
+    // The host itself joins.
+    let exposed: Vec<IpNet> =
+        router.command(["expose"]).must("expose").lines().map(|line| line.trim().parse().must(line)).collect();
+    let host: IpAddr = exposed.first().must("an address").addr();
+    assert!(!exposed.is_empty());
+    let reached = mesh.lab.host(0).namespace().run(|| {
+        let socket = UdpSocket::bind((host, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.send_to(b"from the host", (mesh.v4(1), 7))?;
+        socket.recv(&mut [0; 64])
+    });
+    assert_eq!(reached.must("enter").must("an answer"), 13);
+    router.command(["hide"]).must("hide");
+}
+
+fn status_fields() {
+    let mesh = Mesh::start(&MeshConfig::star(2));
+    mesh.wait_established(PATIENCE);
+    let output = mesh.routers[0].cli(["status", "-o", "json"]).must("run");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let status = mesh.status(0);
+    for field in ["version", "network", "verdict", "encryption"] {
+        assert!(status[field].is_string(), "{field} in {status}");
+    }
+    for field in ["id", "name", "instance"] {
+        assert!(status["peer"][field].is_string(), "peer.{field} in {status}");
+    }
+    assert_eq!((&status["ready"], &status["verdict"]), (&true.into(), &"ok".into()), "{status}");
+    assert!(status["mtu"].as_u64().must("mtu") >= 1280);
+    assert_eq!(status["range"], serde_json::json!(["10.32.0.0/12", "fd00:77::/64"]));
+    let peer = mesh.peer(0, "host2").must("the peer");
+    for field in ["id", "name", "state", "carrier", "cipher", "endpoint", "since", "reason"] {
+        assert!(peer[field].is_string(), "peers[].{field} in {peer}");
+    }
+    for field in ["mtu", "rtt_us"] {
+        assert!(peer[field].is_u64(), "peers[].{field} in {peer}");
+    }
+    assert!(peer["loss"].is_number() && peer["encrypted"].is_boolean() && peer["via"].is_null());
+    let names = ["frames_in", "frames_out", "bytes_in", "bytes_out", "relayed", "replayed", "unsealed"];
+    for name in names {
+        assert!(status["counters"][name].is_u64(), "counters.{name} in {status}");
+    }
+    assert!(status["counters"]["dropped"].is_object());
+    let before = mesh.counter(0, "frames_in");
+    mesh.reaches(0, 1, Duration::from_secs(2));
+    assert!(mesh.counter(0, "frames_in") > before);
+}
+
+fn connect_and_forget() {
+    let mut config = MeshConfig::star(2);
+    config.args = vec!["--no-discovery".into()];
+    let mesh = Mesh::start(&config);
+    mesh.wait_established(PATIENCE);
+    let first = mesh.lab.host(0).v4().to_string();
+    mesh.routers[1].command(["forget", &first]).must("forget");
+    let gone = |peer: &Value| peer["state"] != "established";
+    let parted = weft::lab::wait_until(PATIENCE, || mesh.peer(1, "host1").is_none_or(|p| gone(&p)));
+    assert!(parted, "{}", mesh.status(1));
+    mesh.routers[1].command(["connect", &first]).must("connect");
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+}
+
+fn demo() {
+    let start = Instant::now();
+    let output = weft(["demo"]);
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("All well"), "{text}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}

@@ -1,2 +1,158 @@
-use crate::Case;
-pub(crate) const CASES: &[Case] = &[];
+//! Containers reach each other: directly, through others, and after every change.
+
+use std::{thread, time::Duration};
+
+use weft::lab::wire::Impairment;
+
+use crate::{
+    Case,
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, PROMISED_GAP, no_gaps},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    ("two_hosts", 60, two_hosts),
+    ("two_hosts_without_a_secret", 60, two_hosts_in_the_clear),
+    ("two_hosts_over_an_ipv6_underlay", 60, two_hosts_v6),
+    ("a_line_of_three_relays_and_the_middle_reads_nothing", 60, line_of_three),
+    ("three_hosts_route_around_a_cut_and_back", 90, cut_and_heal),
+    ("a_link_that_works_one_way_only_is_not_used", 90, one_way),
+    ("a_ring_of_five_with_one_link_cut_then_two", 120, strict_ring),
+    ("five_hosts_told_in_a_ring_with_two_links_cut", 120, loose_ring),
+    ("a_router_that_dies_is_routed_around", 90, dead_relay),
+    ("containers_on_one_host_and_on_two_talk_alike", 60, same_host),
+];
+
+fn two_hosts() {
+    let mesh = Mesh::start(&MeshConfig::star(2));
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    mesh.wait_established(PATIENCE);
+    let peer = mesh.peer(0, "host2").must("the peer");
+    assert_eq!(peer["encrypted"], true, "{peer}");
+    assert_eq!(peer["carrier"], "sleeve", "{peer}");
+}
+
+fn two_hosts_in_the_clear() {
+    let mesh = Mesh::start(&MeshConfig { secret: None, ..MeshConfig::star(2) });
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    mesh.wait_established(PATIENCE);
+    let peer = mesh.peer(0, "host2").must("the peer");
+    assert_eq!(peer["encrypted"], false, "{peer}");
+}
+
+fn two_hosts_v6() {
+    let mesh = Mesh::start(&MeshConfig { v6_underlay: true, ..MeshConfig::star(2) });
+    // Nothing but IPv6 from now on.
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    mesh.wait_established(PATIENCE);
+}
+
+fn line_of_three() {
+    let mesh = Mesh::start(&MeshConfig::graph(3, &[(0, 1), (1, 2)]));
+    mesh.all_reach(&[0, 1, 2], PROMISED_GAP);
+    mesh.wait_for_peer(0, 2, PATIENCE, |peer| {
+        peer["state"] == "established" && peer["carrier"] == "relay" && peer["via_name"] == "host2"
+    });
+    let before = mesh.counter(1, "relayed");
+    mesh.reaches(0, 2, Duration::from_secs(2));
+    assert!(mesh.counter(1, "relayed") > before, "the middle counts what it relays");
+    assert_eq!(mesh.lab.wire().count(0, 2).frames, 0, "the ends really are cut off");
+}
+
+fn cut_and_heal() {
+    let mesh = Mesh::start(&MeshConfig::star(3));
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let streams = mesh.streams(&[(0, 2), (2, 0), (0, 1)]);
+    mesh.lab.wire().cut(0, 2);
+    thread::sleep(Duration::from_secs(6));
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
+    let relayed = |peer: &serde_json::Value| peer["carrier"] == "relay";
+    mesh.wait_for_peer(0, 2, Duration::from_secs(1), relayed);
+    mesh.lab.wire().heal(0, 2);
+    mesh.wait_for_peer(0, 2, Duration::from_secs(60), |peer| peer["carrier"] == "sleeve");
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
+    no_gaps(streams);
+}
+
+fn one_way() {
+    let mesh = Mesh::start(&MeshConfig::star(3));
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let streams = mesh.streams(&[(0, 2), (2, 0)]);
+    mesh.lab.wire().impair_one_way(0, 2, Impairment::cut());
+    thread::sleep(Duration::from_secs(6));
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
+    no_gaps(streams);
+}
+
+const RING: [(usize, usize); 5] = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4)];
+
+/// Who is not linked directly cannot reach each other at all: with two links cut there are two
+/// islands.
+fn strict_ring() {
+    let mesh = Mesh::start(&MeshConfig::graph(5, &RING));
+    mesh.wait_established(PATIENCE);
+    let all = [0, 1, 2, 3, 4];
+    mesh.all_reach(&all, PROMISED_GAP);
+    let streams = mesh.streams(&[(0, 1), (1, 0), (4, 2), (3, 0)]);
+    mesh.lab.wire().cut(0, 1);
+    thread::sleep(Duration::from_secs(6));
+    mesh.all_reach(&all, Duration::from_secs(1));
+    no_gaps(streams);
+    // Left over: 1-2-3 and 4-0.
+    let streams = mesh.streams(&[(1, 3), (3, 2), (0, 4)]);
+    mesh.lab.wire().cut(3, 4);
+    thread::sleep(Duration::from_secs(6));
+    mesh.all_reach(&[1, 2, 3], Duration::from_secs(1));
+    mesh.all_reach(&[0, 4], Duration::from_secs(1));
+    mesh.is_cut_off(0, 1);
+    mesh.is_cut_off(3, 4);
+    no_gaps(streams);
+    mesh.lab.wire().heal(3, 4);
+    mesh.lab.wire().heal(0, 1);
+    mesh.wait_established(Duration::from_secs(60));
+    mesh.all_reach(&all, PROMISED_GAP);
+}
+
+/// They are told of each other in a ring and discover the rest, so two cuts part nobody.
+fn loose_ring() {
+    let mut config = MeshConfig::graph(5, &RING);
+    config.reachable = None;
+    let mesh = Mesh::start(&config);
+    mesh.wait_established(PATIENCE);
+    let all = [0, 1, 2, 3, 4];
+    mesh.all_reach(&all, PROMISED_GAP);
+    let streams = mesh.streams(&[(0, 1), (1, 0), (2, 3), (3, 2), (0, 3)]);
+    for (a, b) in [(0, 1), (2, 3)] {
+        mesh.lab.wire().cut(a, b);
+        thread::sleep(Duration::from_secs(6));
+        mesh.all_reach(&all, Duration::from_secs(1));
+    }
+    no_gaps(streams);
+}
+
+fn dead_relay() {
+    // A square: 0 and 3 reach each other through 1 or through 2.
+    let mut mesh = Mesh::start(&MeshConfig::graph(4, &[(0, 1), (0, 2), (1, 3), (2, 3)]));
+    mesh.wait_established(PATIENCE);
+    mesh.reaches(0, 3, PROMISED_GAP);
+    let peer = mesh.peer(0, "host4").must("the peer");
+    let relay = if peer["via_name"] == "host2" { 1 } else { 2 };
+    let streams = mesh.streams(&[(0, 3), (3, 0)]);
+    mesh.routers[relay].kill().must("kill");
+    thread::sleep(Duration::from_secs(6));
+    mesh.reaches(0, 3, Duration::from_secs(1));
+    no_gaps(streams);
+    mesh.wait_for_peer(0, relay, PATIENCE, |peer| peer["state"] != "established");
+}
+
+fn same_host() {
+    let mut mesh = Mesh::start(&MeshConfig::star(2));
+    let neighbour = mesh.add_container(0);
+    mesh.all_reach(&[0, 1, neighbour], Duration::from_secs(2));
+    let mut all: Vec<_> = mesh.addresses.iter().flatten().collect();
+    all.sort();
+    let count = all.len();
+    all.dedup();
+    assert_eq!(all.len(), count, "no address is given twice");
+}

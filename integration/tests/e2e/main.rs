@@ -34,7 +34,7 @@ use std::{
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// In the environment of a process that shall be `weft` and not the harness.
-pub(crate) const ROUTER: &str = "WEFT_E2E_ROUTER";
+pub(crate) const ROUTER: &str = "E2E_ROUTER";
 
 /// A test with its name and the time after which it has failed.
 pub(crate) type Case = (&'static str, u64, fn());

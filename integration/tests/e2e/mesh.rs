@@ -132,7 +132,11 @@ pub(crate) fn new_lab(config: &MeshConfig) -> Lab {
 impl Mesh {
     /// Makes the lab, starts the routers and attaches a container to each.
     pub(crate) fn start(config: &MeshConfig) -> Self {
-        let lab = new_lab(config);
+        Self::start_in(new_lab(config), config)
+    }
+
+    /// Starts the mesh on the first hosts of a lab that is there.
+    pub(crate) fn start_in(lab: Lab, config: &MeshConfig) -> Self {
         let mut mesh =
             Self { _echoes: Vec::new(), routers: Vec::new(), containers: Vec::new(), addresses: Vec::new(), lab };
         for host in 0..config.lab.hosts {

@@ -1,2 +1,126 @@
-use crate::Case;
-pub(crate) const CASES: &[Case] = &[];
+//! Underlays of any MTU, and ones whose MTU changes while traffic flows.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use weft::lab::{traffic::tcp_transfer, wire::Impairment};
+
+use crate::{
+    Case,
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, no_gaps},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    ("every_underlay_mtu_from_1280_to_9000_carries_tcp", 120, every_mtu),
+    ("tcp_does_not_stall_when_the_path_shrinks_and_icmp_is_dropped", 90, shrinks_silently),
+    ("tcp_does_not_stall_when_the_path_shrinks_and_icmp_tells", 90, shrinks_and_tells),
+    ("tcp_does_not_stall_when_a_hosts_own_interface_shrinks", 90, interface_shrinks),
+    ("a_path_that_grows_again_is_used_to_the_full", 120, grows_again),
+];
+
+const STALL: Duration = Duration::from_secs(3);
+
+fn mesh_with(mtu: u32) -> Mesh {
+    let mut config = MeshConfig::star(2);
+    config.lab.mtu = mtu;
+    let mesh = Mesh::start(&config);
+    mesh.wait_established(PATIENCE);
+    mesh
+}
+
+fn every_mtu() {
+    for mtu in [1280, 1300, 1400, 1492, 1500, 4000, 9000] {
+        let mesh = mesh_with(mtu);
+        for (from, to) in [(0, 1), (1, 0)] {
+            for ip in mesh.ips(to) {
+                let lasting = Duration::from_secs(1);
+                let done = tcp_transfer(&mesh.containers[from], ip, 16 << 20, lasting, STALL * 2);
+                let done = done.must(&format!("transfer to {ip} at MTU {mtu}"));
+                assert!(done.bytes > 1 << 20 && done.longest_stall <= STALL, "{mtu}: {done:?}");
+            }
+        }
+    }
+}
+
+/// Runs TCP over IPv4 and IPv6 and a stream of datagrams while `change` is called with 0, 1, 2 …
+/// every three seconds.
+fn while_it_changes(mesh: &Mesh, steps: u32, change: impl Fn(u32)) {
+    let streams = mesh.streams(&[(0, 1), (1, 0)]);
+    let every = Duration::from_secs(3);
+    let lasting = every * (steps + 1);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let transfers: Vec<_> = mesh
+            .ips(1)
+            .into_iter()
+            .map(|ip| {
+                let container = &mesh.containers[0];
+                scope.spawn(move || tcp_transfer(container, ip, u64::MAX, lasting, STALL * 3))
+            })
+            .collect();
+        for step in 0..steps {
+            thread::sleep((start + every * (step + 1)).saturating_duration_since(Instant::now()));
+            change(step);
+        }
+        for transfer in transfers {
+            let done = transfer.join().expect("no panic").must("transfer");
+            assert!(done.longest_stall <= STALL, "{done:?}");
+            assert!(done.bytes > 1 << 20, "{done:?}");
+        }
+    });
+    no_gaps(streams);
+}
+
+fn shrink(mesh: &Mesh, icmp: bool) {
+    while_it_changes(mesh, 3, |step| {
+        let rule = match step {
+            0 => Impairment::path_mtu(1400, icmp),
+            1 => Impairment::path_mtu(1280, icmp),
+            _ => Impairment::default(),
+        };
+        mesh.lab.wire().impair(0, 1, rule);
+    });
+}
+
+fn shrinks_silently() {
+    let mesh = mesh_with(9000);
+    shrink(&mesh, false);
+}
+
+fn shrinks_and_tells() {
+    let mesh = mesh_with(1500);
+    shrink(&mesh, true);
+}
+
+fn interface_shrinks() {
+    let mesh = mesh_with(1500);
+    while_it_changes(&mesh, 2, |step| {
+        let mtu = if step == 0 { 1300 } else { 1500 };
+        mesh.lab.host(0).set_mtu(mtu).must("change the MTU");
+    });
+}
+
+fn grows_again() {
+    let mesh = mesh_with(1500);
+    let mtu = |mesh: &Mesh| {
+        let peer = mesh.peer(0, "host2").must("the peer");
+        peer["mtu"].as_u64().must(&format!("an MTU in {peer}"))
+    };
+    let settled = weft::lab::wait_until(PATIENCE, || mtu(&mesh) > 1400);
+    assert!(settled, "the whole path is found: {}", mtu(&mesh));
+    let full = mtu(&mesh);
+    mesh.lab.wire().impair(0, 1, Impairment::path_mtu(1300, false));
+    let streams = mesh.streams(&[(0, 1)]);
+    let lasting = Duration::from_secs(4);
+    let ip = mesh.v4(1);
+    let done = tcp_transfer(&mesh.containers[0], ip, u64::MAX, lasting, STALL * 3).must("TCP");
+    assert!(done.longest_stall <= STALL, "{done:?}");
+    let shrunk = mtu(&mesh);
+    assert!(shrunk < full, "{shrunk} of {full}");
+    mesh.lab.wire().heal_all();
+    no_gaps(streams);
+    let grown = weft::lab::wait_until(Duration::from_secs(70), || mtu(&mesh) == full);
+    assert!(grown, "still {} of {full}", mtu(&mesh));
+}

@@ -1,2 +1,386 @@
-use crate::Case;
-pub(crate) const CASES: &[Case] = &[];
+//! What outsiders can see and do.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use mesh_proto::{
+    control::DialId,
+    data::{Hop, forwarder::ForwarderConfig},
+    wire::control::{Hello, Message, VERSION},
+};
+use weft::{
+    control::quic::{Quic, QuicConfig, QuicEvent},
+    data::{DataConfig, DataHandle, bind_udp, open_tap},
+    lab::{
+        Lab, frame,
+        raw::RawSocket,
+        router::Router,
+        traffic::{tcp_echo, udp_echo},
+        wire::Captured,
+    },
+    netlink::container::INTERFACE,
+};
+
+use crate::{
+    Case,
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, new_lab, no_gaps, router_config},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    ("the_underlay_sees_neither_payload_nor_macs_nor_addresses", 60, nothing_to_read),
+    ("another_secret_is_refused_on_both_sides_and_disturbs_nobody", 60, another_secret),
+    ("no_secret_on_one_side_is_refused_on_both", 60, no_secret),
+    ("another_version_of_the_protocol_is_refused_on_both_sides", 60, another_version),
+    ("captured_datagrams_sent_again_are_counted_and_not_delivered", 60, replay),
+    ("changed_and_random_datagrams_change_nothing", 120, noise),
+];
+
+const MARKER: [u8; 32] = *b"-- marker of thirty-two bytes --";
+const PORT: u16 = 6783;
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+fn talk(mesh: &Mesh, from: usize, to: usize, times: usize) {
+    for ip in mesh.ips(to) {
+        for _ in 0..times {
+            udp_echo(&mesh.containers[from], ip, &MARKER, PATIENCE).must("UDP");
+        }
+        tcp_echo(&mesh.containers[from], ip, &MARKER.repeat(20), PATIENCE).must("TCP");
+    }
+}
+
+fn capture(mesh: &Mesh, during: impl FnOnce()) -> Vec<Captured> {
+    mesh.lab.wire().start_capture(256 << 20);
+    during();
+    let (frames, overwritten) = mesh.lab.wire().take_capture();
+    assert_eq!(overwritten, 0, "the capture is whole");
+    frames
+}
+
+fn needles(mesh: &Mesh) -> Vec<Vec<u8>> {
+    let mut needles = vec![MARKER.to_vec()];
+    for (container, addresses) in mesh.containers.iter().zip(&mesh.addresses) {
+        let link = container.link(INTERFACE).must("look").must("the interface");
+        needles.push(link.mac.must("a MAC").to_vec());
+        needles.extend(addresses.iter().map(IpNet::addr).map(octets));
+    }
+    needles
+}
+
+fn nothing_to_read() {
+    // From the first datagram on: a join is a part of it. And a relay, which sees more.
+    let config = MeshConfig::graph(3, &[(0, 1), (1, 2)]);
+    let mesh = Mesh::start(&config);
+    mesh.wait_established(PATIENCE);
+    let frames = capture(&mesh, || {
+        talk(&mesh, 0, 2, 20);
+        talk(&mesh, 2, 1, 20);
+    });
+    assert!(frames.len() > 200, "only {} frames", frames.len());
+    for needle in needles(&mesh) {
+        for captured in &frames {
+            assert!(!contains(&captured.frame, &needle), "{needle:02x?} in {captured:02x?}");
+        }
+    }
+    // The check itself finds what is there: without a secret it is all in the clear.
+    let open = Mesh::start(&MeshConfig { secret: None, ..MeshConfig::star(2) });
+    open.wait_established(PATIENCE);
+    let frames = capture(&open, || talk(&open, 0, 1, 5));
+    for needle in needles(&open) {
+        let seen = frames.iter().any(|captured| contains(&captured.frame, &needle));
+        assert!(seen, "{needle:02x?} should have been seen");
+    }
+}
+
+/// Two hosts with a secret, and a third that comes with something else.
+fn stranger(secret: Option<&'static str>) -> (Mesh, Router) {
+    let mut config = MeshConfig::star(2);
+    config.lab.hosts = 3;
+    let lab_config = config.clone();
+    config.lab.hosts = 2;
+    let mut mesh = Mesh::start_in(new_lab(&lab_config), &config);
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let streams = mesh.streams(&[(0, 1), (1, 0)]);
+    let mut told = config.clone();
+    told.told = vec![(2, 0)];
+    let wanted = router_config(&mesh.lab, &told, 2, secret);
+    let stranger = Router::start(&mesh.lab, mesh.lab.host(2), wanted).must("start the stranger");
+    thread::sleep(Duration::from_secs(6));
+    for (_, _, stream) in streams {
+        let report = stream.finish().must("end the stream");
+        assert!(report.longest_gap < Duration::from_millis(500), "others are undisturbed: {report:?}");
+    }
+    assert!(mesh.routers[0].exited().must("ask").is_none());
+    (mesh, stranger)
+}
+
+/// How many lines of a log have all these words.
+fn lines(log: &str, words: &[&str]) -> usize {
+    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
+}
+
+#[track_caller]
+fn one_line(router: &Router, words: &[&str]) {
+    let log = router.log();
+    let count = lines(&log, words);
+    assert_eq!(count, 1, "{words:?} in the log of {}:\n{log}", router.name());
+}
+
+#[track_caller]
+fn not_linked(mesh: &Mesh, stranger: &Router) {
+    let known = mesh.peer(0, "host3");
+    assert!(known.as_ref().is_none_or(|peer| peer["state"] != "established"), "{known:?}");
+    let status = stranger.status().must("status");
+    let linked = status["peers"].as_array().into_iter().flatten();
+    assert_eq!(linked.filter(|peer| peer["state"] == "established").count(), 0, "{status}");
+    let problems = status["problems"].to_string() + &status["targets"].to_string();
+    assert!(problems.contains("secret"), "the operator is told: {status}");
+}
+
+fn another_secret() {
+    let (mesh, stranger) = stranger(Some("another secret altogether 000"));
+    not_linked(&mesh, &stranger);
+    one_line(&stranger, &["host1", "secret"]);
+    one_line(&mesh.routers[0], &["host3", "secret"]);
+}
+
+fn no_secret() {
+    let (mesh, stranger) = stranger(None);
+    not_linked(&mesh, &stranger);
+    one_line(&stranger, &["host1", "has a secret"]);
+    one_line(&mesh.routers[0], &["host3", "has no secret"]);
+}
+
+/// A peer of the future, made of the router's own parts: it says hello with the next version.
+fn another_version() {
+    let mut config = MeshConfig::star(2);
+    config.lab.hosts = 3;
+    let lab = new_lab(&config);
+    config.lab.hosts = 2;
+    let mesh = Mesh::start_in(lab, &config);
+    mesh.wait_established(PATIENCE);
+    let to = SocketAddr::new(IpAddr::V4(mesh.lab.host(0).v4()), PORT);
+    let future = || -> anyhow::Result<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(tokio::time::timeout(Duration::from_secs(10), dial_from_the_future(to)))?
+    };
+    let reason = mesh.lab.host(2).namespace().run(future).must("enter").must("an answer");
+    assert!(reason.contains("version"), "the other side is told: {reason}");
+    thread::sleep(Duration::from_millis(200));
+    one_line(&mesh.routers[0], &["from-the-future", "versions"]);
+    mesh.all_reach(&[0, 1], Duration::from_secs(1));
+}
+
+async fn dial_from_the_future(to: SocketAddr) -> anyhow::Result<String> {
+    let socket = Arc::new(bind_udp("0.0.0.0:6783".parse()?)?);
+    let forwarder = ForwarderConfig { sealed: true, macs_max: 16, mac_age: Duration::from_secs(1), payload_max: 1472 };
+    let tap = open_tap("future-tap")?;
+    let clock = weft::clock::Clock::start();
+    let config = DataConfig { tap, socket: Arc::clone(&socket), forwarder, seed: 1, clock };
+    let (data, outputs) = DataHandle::start(config)?;
+    let incoming = outputs.quic;
+    let config = QuicConfig { seed: [9; 32].into(), socket, data: data.clone(), incoming };
+    let (quic, mut events) = Quic::start(config)?;
+    quic.dial(DialId(1), Hop::Direct(to));
+    let mut reason = None;
+    while let Some(event) = events.recv().await {
+        match event {
+            QuicEvent::Connected(conn, _) => quic.send(conn, Message::Hello(hello()).encode()),
+            QuicEvent::Message(_, bytes) => {
+                if let Ok(Some(Message::Refuse(refuse))) = Message::decode(&bytes) {
+                    reason = Some(refuse.reason);
+                    break;
+                }
+            }
+            QuicEvent::DialFailed(_, why) | QuicEvent::Disconnected(_, why) => {
+                anyhow::bail!("closed without a refusal: {why}")
+            }
+        }
+    }
+    data.stop();
+    reason.ok_or_else(|| anyhow::anyhow!("the endpoint ended"))
+}
+
+fn hello() -> Hello {
+    Hello {
+        version_min: VERSION + 1,
+        version_max: VERSION + 2,
+        network: "weft".into(),
+        secret: true,
+        suites: vec![1, 2],
+        box_key: [7; 32],
+        instance: 1,
+        incarnation: 1,
+        name: "from-the-future".into(),
+        run: [3; 16],
+        index: 1,
+        ephemeral: Some([5; 32]),
+        spake: Some(vec![0; 33]),
+        observed: None,
+    }
+}
+
+/// The sleeve datagrams of a capture, from one host to another: QUIC has bit 0x40 set.
+fn sleeve<'a>(lab: &Lab, frames: &'a [Captured], from: usize, to: usize) -> Vec<(&'a [u8], frame::Datagram)> {
+    let ip = IpAddr::V4(lab.host(to).v4());
+    let datagrams = frames.iter().filter(|captured| captured.from == from).filter_map(|captured| {
+        let seen = frame::datagram(&captured.frame)?;
+        let first = *captured.frame.get(seen.payload.start)?;
+        let ours = seen.destination == SocketAddr::new(ip, PORT) && first & 0x40 == 0;
+        ours.then_some((&captured.frame[..], seen))
+    });
+    datagrams.collect()
+}
+
+/// What a container's interface receives that has the marker in it.
+fn marked(socket: &mut RawSocket, during: impl FnOnce()) -> usize {
+    socket.drain().must("drain");
+    during();
+    let end = Instant::now() + Duration::from_millis(500);
+    let frames = socket.collect(end, usize::MAX, |frame| contains(frame, &MARKER));
+    frames.must("receive").len()
+}
+
+fn replay() {
+    let mesh = Mesh::start(&MeshConfig::star(2));
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let frames = capture(&mesh, || talk(&mesh, 0, 1, 200));
+    let again = sleeve(&mesh.lab, &frames, 0, 1);
+    assert!(again.len() > 400, "only {} datagrams", again.len());
+    let before = mesh.counter(1, "replayed");
+    let mut socket = RawSocket::open(&mesh.containers[1], INTERFACE).must("open");
+    let delivered = marked(&mut socket, || {
+        for chunk in again.chunks(50) {
+            for (frame, _) in chunk {
+                mesh.lab.wire().inject(1, frame.to_vec());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+    assert_eq!(delivered, 0, "a replayed frame was delivered");
+    let counted = mesh.counter(1, "replayed") - before;
+    assert_eq!(counted, again.len() as u64, "every one of them is counted, and nothing else");
+    mesh.all_reach(&[0, 1], Duration::from_secs(1));
+}
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+}
+
+/// The UDP ports that are open on a host, by the kernel's list.
+fn open_ports(mesh: &Mesh, host: usize) -> Vec<u16> {
+    let read = || {
+        ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
+            .iter()
+            .map(|path| std::fs::read_to_string(path).unwrap_or_default())
+            .collect::<String>()
+    };
+    let table = mesh.lab.host(host).namespace().run(read).must("enter");
+    let mut ports: Vec<u16> = table
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1)?.rsplit_once(':'))
+        .filter_map(|(_, port)| u16::from_str_radix(port, 16).ok())
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+fn noise() {
+    let mesh = Mesh::start(&MeshConfig::star(3));
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let frames = capture(&mesh, || talk(&mesh, 0, 1, 50));
+    let samples = sleeve(&mesh.lab, &frames, 0, 1);
+    let ports = open_ports(&mesh, 1);
+    assert!(ports.contains(&PORT), "{ports:?}");
+    let mut random = Random(4711);
+    let mut socket = RawSocket::open(&mesh.containers[1], INTERFACE).must("open");
+    let mut all = RawSocket::open(&mesh.containers[1], INTERFACE).must("open");
+    let streams = mesh.streams(&[(0, 2), (0, 1)]);
+    let delivered = marked(&mut socket, || {
+        flipped(&mesh, &samples, &mut random);
+        random_datagrams(&mesh, &ports, &mut random);
+    });
+    assert_eq!(delivered, 0, "a changed datagram was delivered");
+    // The stream's own frames, ARP and ND are all that there is.
+    let strange = all.collect(Instant::now() + Duration::from_millis(100), usize::MAX, |frame| {
+        !matches!(frame.get(12..14), Some([0x08, 0x00 | 0x06] | [0x86, 0xdd]))
+    });
+    assert_eq!(strange.must("receive"), Vec::<Vec<u8>>::new());
+    no_gaps(streams);
+    for router in 0..3 {
+        for peer in (0..3).filter(|&peer| peer != router) {
+            let name = mesh.routers[peer].name();
+            let state = mesh.peer(router, name).must("the peer")["state"].clone();
+            assert_eq!(state, "established", "{router} says of {name}");
+        }
+    }
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
+    assert!(!mesh.routers[1].log().contains("panicked"));
+}
+
+/// Every captured datagram with one bit changed, at many places.
+fn flipped(mesh: &Mesh, samples: &[(&[u8], frame::Datagram)], random: &mut Random) {
+    for round in 0..60 {
+        for (frame, seen) in samples.iter().take(150) {
+            let mut payload = frame[seen.payload.clone()].to_vec();
+            // The header, bit by bit, then anywhere.
+            let bit = if round < 30 { round * 8 + random.next() as usize % 8 } else { random.next() as usize };
+            let bit = bit % (payload.len() * 8);
+            payload[bit / 8] ^= 1 << (bit % 8);
+            mesh.lab.inject_datagram(1, seen.source, PORT, &payload).must("inject");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn random_datagrams(mesh: &Mesh, ports: &[u16], random: &mut Random) {
+    let known = SocketAddr::new(IpAddr::V4(mesh.lab.host(0).v4()), PORT);
+    let known6 = SocketAddr::new(mesh.lab.host(0).v6(), PORT);
+    let strange: SocketAddr = ([10, 99, 77, 77], 1234).into();
+    let sources = [known, known6, strange];
+    for &port in ports {
+        for number in 0..100_000_usize {
+            let length = 1 + random.next() as usize % if number % 10 == 0 { 1400 } else { 80 };
+            let mut payload = random.bytes(length);
+            // A third looks like sleeve by its first byte, so that more than one check is tried.
+            if number % 3 == 0 {
+                payload[0] &= 0x0f;
+            }
+            let source = sources[number % sources.len()];
+            mesh.lab.inject_datagram(1, source, port, &payload).must("inject");
+            if number % 200 == 199 {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
