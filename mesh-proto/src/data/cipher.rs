@@ -129,11 +129,6 @@ impl Sealed<'_> {
     pub(crate) fn send(self, to: SocketAddr, sink: &mut impl Sink) {
         sink.datagram(to, self.0);
     }
-
-    /// Bytes of UDP payload.
-    pub(crate) const fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// One key with what it needs for sending.

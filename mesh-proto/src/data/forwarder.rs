@@ -12,6 +12,7 @@
 
 mod commands;
 mod receive;
+mod report;
 mod send;
 mod switch;
 mod timers;
@@ -30,6 +31,7 @@ use super::macs::Macs;
 use super::peer::{Peer, canonical};
 use super::stage::{Stages, Waiting, buffer};
 use super::table::Table;
+use super::too_big::TooBig;
 use crate::handover::{Command, DataEvent};
 use crate::id::{Incarnation, PeerId};
 use crate::wire::datagram::ShortId;
@@ -63,6 +65,8 @@ pub struct Forwarder {
     /// To whom those go.
     children: Vec<u32>,
     peers: Vec<Peer>,
+    /// Places in `peers` that nobody has.
+    free: Vec<u32>,
     by_id: Table<ShortId, u32>,
     by_addr: Table<SocketAddr, u32>,
     by_index: Table<u32, u32>,
@@ -72,6 +76,7 @@ pub struct Forwarder {
     assembler: Assembler,
     /// Where datagrams are made that do not wait for company.
     scratch: Box<[u8]>,
+    too_big: TooBig,
     timers: BinaryHeap<Reverse<(Duration, u32)>>,
     events: VecDeque<DataEvent>,
     counters: Counters,
@@ -92,6 +97,7 @@ impl Forwarder {
             sequence: 0,
             children: Vec::new(),
             peers: Vec::new(),
+            free: Vec::new(),
             by_id: Table::new(64, seed),
             by_addr: Table::new(64, seed),
             by_index: Table::new(64, seed),
@@ -100,6 +106,7 @@ impl Forwarder {
             waiting: Waiting::default(),
             assembler: Assembler::new(),
             scratch: buffer(payload_max.into()),
+            too_big: TooBig::new(seed),
             timers: BinaryHeap::with_capacity(256),
             events: VecDeque::with_capacity(256),
             counters: Counters::default(),

@@ -11,6 +11,8 @@ pub mod counters;
 pub mod forwarder;
 pub mod limits;
 pub mod macs;
+pub mod overhead;
+pub mod report;
 pub mod table;
 pub mod window;
 
@@ -21,6 +23,7 @@ mod path;
 mod peer;
 mod session;
 mod stage;
+mod too_big;
 
 use core::net::SocketAddr;
 

@@ -1,8 +1,7 @@
 //! Forwarders on a virtual underlay in virtual time: every datagram takes 5 ms, and the test
 //! says which pass.
 
-#![allow(dead_code, reason = "each test file uses a part")]
-#![allow(missing_docs, reason = "the names say it")]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of this")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -14,35 +13,35 @@ use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, DataEvent, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
 
-pub const DELAY: Duration = Duration::from_millis(5);
+pub(crate) const DELAY: Duration = Duration::from_millis(5);
 
-pub fn ms(n: u64) -> Duration {
+pub(crate) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-pub fn id(n: usize) -> PeerId {
+pub(crate) fn id(n: usize) -> PeerId {
     PeerId([n as u8 + 1; 16])
 }
 
-pub fn addr(n: usize) -> SocketAddr {
+pub(crate) fn addr(n: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, n as u8 + 1], 6783))
 }
 
-pub fn node_of(addr: SocketAddr) -> Option<usize> {
+pub(crate) fn node_of(addr: SocketAddr) -> Option<usize> {
     let SocketAddr::V4(v4) = addr else { return None };
     let [192, 0, 2, last] = v4.ip().octets() else { return None };
     (addr.port() == 6783).then_some(usize::from(last).checked_sub(1)?)
 }
 
 /// The MAC address of container `c` on host `n`.
-pub fn mac(n: usize, c: u8) -> [u8; 6] {
+pub(crate) fn mac(n: usize, c: u8) -> [u8; 6] {
     [2, 0, 0, 0, n as u8, c]
 }
 
-pub const EVERYBODY: [u8; 6] = [0xff; 6];
+pub(crate) const EVERYBODY: [u8; 6] = [0xff; 6];
 
 /// A frame of `size` bytes in all.
-pub fn frame(to: [u8; 6], from: [u8; 6], size: usize, mark: u64) -> Vec<u8> {
+pub(crate) fn frame(to: [u8; 6], from: [u8; 6], size: usize, mark: u64) -> Vec<u8> {
     let mut frame: Vec<u8> = [&to[..], &from[..], &[0x88, 0xb5]].concat();
     let mut state = mark.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     while frame.len() < size {
@@ -54,10 +53,10 @@ pub fn frame(to: [u8; 6], from: [u8; 6], size: usize, mark: u64) -> Vec<u8> {
 }
 
 #[derive(Default)]
-pub struct Out {
-    pub datagrams: Vec<(SocketAddr, Vec<u8>)>,
-    pub frames: Vec<Vec<u8>>,
-    pub quic: Vec<(Hop, Vec<u8>)>,
+pub(crate) struct Out {
+    pub(crate) datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    pub(crate) frames: Vec<Vec<u8>>,
+    pub(crate) quic: Vec<(Hop, Vec<u8>)>,
 }
 
 impl Sink for Out {
@@ -74,43 +73,43 @@ impl Sink for Out {
 
 /// A datagram on the wire.
 #[derive(Clone)]
-pub struct Wire {
-    pub at: Duration,
-    pub from: SocketAddr,
-    pub to: SocketAddr,
-    pub bytes: Vec<u8>,
+pub(crate) struct Wire {
+    pub(crate) at: Duration,
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Whether a datagram passes: from, to, bytes, time.
 type Filter = Box<dyn FnMut(usize, usize, &[u8], Duration) -> bool>;
 
-pub struct Net {
-    pub nodes: Vec<Forwarder>,
-    pub source: Vec<SocketAddr>,
-    pub frames: Vec<Vec<Vec<u8>>>,
-    pub quic: Vec<Vec<(Hop, Vec<u8>)>>,
-    pub events: Vec<Vec<(Duration, DataEvent)>>,
-    pub wire: VecDeque<Wire>,
+pub(crate) struct Net {
+    pub(crate) nodes: Vec<Forwarder>,
+    pub(crate) source: Vec<SocketAddr>,
+    pub(crate) frames: Vec<Vec<Vec<u8>>>,
+    pub(crate) quic: Vec<Vec<(Hop, Vec<u8>)>>,
+    pub(crate) events: Vec<Vec<(Duration, DataEvent)>>,
+    pub(crate) wire: VecDeque<Wire>,
     /// All that was ever sent.
-    pub capture: Vec<Wire>,
-    pub now: Duration,
-    pub filter: Filter,
-    pub lives: Vec<u64>,
+    pub(crate) capture: Vec<Wire>,
+    pub(crate) now: Duration,
+    pub(crate) filter: Filter,
+    pub(crate) lives: Vec<u64>,
     next_index: u32,
     sealed: bool,
     payload_max: u16,
 }
 
-pub fn config(sealed: bool, payload_max: u16) -> ForwarderConfig {
+pub(crate) fn config(sealed: bool, payload_max: u16) -> ForwarderConfig {
     ForwarderConfig { sealed, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max }
 }
 
 impl Net {
-    pub fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self::with(count, true, 1472)
     }
 
-    pub fn with(count: usize, sealed: bool, payload_max: u16) -> Self {
+    pub(crate) fn with(count: usize, sealed: bool, payload_max: u16) -> Self {
         let now = Duration::from_secs(1000);
         Self {
             nodes: (0..count).map(|n| Forwarder::new(config(sealed, payload_max), n as u64, now)).collect(),
@@ -130,7 +129,7 @@ impl Net {
     }
 
     /// Calls a node and takes all that it makes.
-    pub fn call<R>(&mut self, n: usize, f: impl FnOnce(&mut Forwarder, Duration, &mut Out) -> R) -> R {
+    pub(crate) fn call<R>(&mut self, n: usize, f: impl FnOnce(&mut Forwarder, Duration, &mut Out) -> R) -> R {
         let mut out = Out::default();
         let result = f(&mut self.nodes[n], self.now, &mut out);
         for (to, bytes) in out.datagrams {
@@ -146,18 +145,18 @@ impl Net {
         result
     }
 
-    pub fn command(&mut self, n: usize, command: Command) {
+    pub(crate) fn command(&mut self, n: usize, command: Command) {
         self.call(n, |node, now, out| node.handle_command(command, now, out));
     }
 
-    pub fn send(&mut self, n: usize, frame: &[u8]) {
+    pub(crate) fn send(&mut self, n: usize, frame: &[u8]) {
         self.call(n, |node, now, out| {
             node.handle_frame(frame, now, out);
             node.flush(now, out);
         });
     }
 
-    pub fn inject(&mut self, n: usize, from: SocketAddr, bytes: &[u8]) {
+    pub(crate) fn inject(&mut self, n: usize, from: SocketAddr, bytes: &[u8]) {
         let mut bytes = bytes.to_vec();
         self.call(n, |node, now, out| {
             node.handle_datagram(from, &mut bytes, now, out);
@@ -166,7 +165,7 @@ impl Net {
     }
 
     /// Lets virtual time pass.
-    pub fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
             let timers = self.nodes.iter().filter_map(|n| n.poll_timeout().map(|t| t.0));
@@ -203,14 +202,14 @@ impl Net {
     }
 
     /// Tables for all: `links` are direct, everything else goes by shortest path over them.
-    pub fn link(&mut self, links: &[(usize, usize)]) {
+    pub(crate) fn link(&mut self, links: &[(usize, usize)]) {
         for n in 0..self.nodes.len() {
             let tables = self.tables(n, links);
             self.command(n, Command::Tables(Arc::new(tables)));
         }
     }
 
-    pub fn tables(&self, me: usize, links: &[(usize, usize)]) -> Tables {
+    pub(crate) fn tables(&self, me: usize, links: &[(usize, usize)]) -> Tables {
         let count = self.nodes.len();
         let linked = |a: usize, b: usize| links.contains(&(a, b)) || links.contains(&(b, a));
         let distance = |from: usize| {
@@ -257,18 +256,18 @@ impl Net {
     }
 
     /// New keys for a pair; `a` proposed them, so `b` has them first.
-    pub fn session(&mut self, a: usize, b: usize) {
+    pub(crate) fn session(&mut self, a: usize, b: usize) {
         let suite = if self.sealed { Suite::Aes256Gcm } else { Suite::Plain };
         self.session_with(a, b, suite);
     }
 
-    pub fn session_with(&mut self, a: usize, b: usize, suite: Suite) {
+    pub(crate) fn session_with(&mut self, a: usize, b: usize, suite: Suite) {
         let [for_a, for_b] = self.keys(a, b, suite);
         self.command(b, Command::Install(Box::new(for_b)));
         self.command(a, Command::Install(Box::new(for_a)));
     }
 
-    pub fn keys(&mut self, a: usize, b: usize, suite: Suite) -> [SessionKeys; 2] {
+    pub(crate) fn keys(&mut self, a: usize, b: usize, suite: Suite) -> [SessionKeys; 2] {
         self.next_index += 2;
         let (index_a, index_b) = (self.next_index, self.next_index + 1);
         let key = |index: u32| {
@@ -290,7 +289,7 @@ impl Net {
     }
 
     /// Links, sessions for every pair, and time for the paths to come up.
-    pub fn ready(&mut self, links: &[(usize, usize)]) {
+    pub(crate) fn ready(&mut self, links: &[(usize, usize)]) {
         self.link(links);
         for a in 0..self.nodes.len() {
             for b in a + 1..self.nodes.len() {
@@ -301,7 +300,7 @@ impl Net {
     }
 
     /// The router of a host is started again: nothing left but its data directory.
-    pub fn restart(&mut self, n: usize, links: &[(usize, usize)]) {
+    pub(crate) fn restart(&mut self, n: usize, links: &[(usize, usize)]) {
         self.nodes[n] = Forwarder::new(config(self.sealed, self.payload_max), 77, self.now);
         self.lives[n] += 1;
         self.link(links);
@@ -310,12 +309,12 @@ impl Net {
         }
     }
 
-    pub fn dropped(&self, n: usize) -> BTreeMap<&'static str, u64> {
+    pub(crate) fn dropped(&self, n: usize) -> BTreeMap<&'static str, u64> {
         let drops = self.nodes[n].counters().drops();
         drops.filter(|d| d.1 > 0).map(|(r, n)| (r.label(), n)).collect()
     }
 
-    pub fn has_event(&self, n: usize, of: impl Fn(&DataEvent) -> bool) -> bool {
+    pub(crate) fn has_event(&self, n: usize, of: impl Fn(&DataEvent) -> bool) -> bool {
         self.events[n].iter().any(|(_, event)| of(event))
     }
 }

@@ -1,5 +1,6 @@
 //! What control decides: tables, keys, removals.
 
+use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::Forwarder;
@@ -124,15 +125,13 @@ impl Forwarder {
         if self.by_id.get(&id.into()).is_some() {
             return self.slot(id);
         }
-        let slot = match self.peers.iter().position(|peer| !peer.alive) {
-            Some(free) => free,
-            None => {
-                self.peers.push(Peer::new(id));
-                self.peers.len() - 1
-            }
+        let slot = if let Some(slot) = self.free.pop() {
+            self.peers[slot as usize] = Peer::new(id);
+            slot
+        } else {
+            self.peers.push(Peer::new(id));
+            (self.peers.len() - 1) as u32
         };
-        self.peers[slot] = Peer::new(id);
-        let slot = slot as u32;
         self.by_id.insert(id.into(), slot);
         self.macs.reserve_owner(slot);
         Some(slot)
@@ -154,12 +153,16 @@ impl Forwarder {
     }
 
     /// Notes the address in use.
-    pub(super) fn set_direct(&mut self, slot: u32, direct: Option<core::net::SocketAddr>) {
+    pub(super) fn set_direct(&mut self, slot: u32, direct: Option<SocketAddr>) {
         let old = core::mem::replace(&mut self.peers[slot as usize].direct, direct);
         if let Some(old) = old
             && self.by_addr.get(&old) == Some(slot)
         {
             self.by_addr.remove(&old);
+            // Two peers may be told to have one address; the other one has it alone now.
+            if let Some(other) = self.peers.iter().position(|p| p.alive && p.direct == Some(old)) {
+                self.by_addr.insert(old, other as u32);
+            }
         }
         if let Some(new) = direct {
             self.by_addr.insert(new, slot);
@@ -192,5 +195,6 @@ impl Forwarder {
         if self.by_id.get(&id.into()) == Some(slot) {
             self.by_id.remove(&id.into());
         }
+        self.free.push(slot);
     }
 }

@@ -147,6 +147,10 @@ impl Forwarder {
 
     /// The peer speaks from another address now (sleeve S28).
     fn peer_moved(&mut self, slot: u32, to: SocketAddr, now: Duration) {
+        if self.by_addr.get(&to).is_some() {
+            // Another peer is there: nobody moves in with it, or could take its place as relay.
+            return;
+        }
         self.set_direct(slot, Some(to));
         if let Some(path) = self.path_mut(slot) {
             path.hurry(now);

@@ -63,13 +63,22 @@ impl Forwarder {
     }
 
     /// Sends a record, given in two parts, to a peer: now or at the next flush, whole or in
-    /// fragments, or when there is a session.
-    pub(super) fn send_record(&mut self, slot: u32, head: &[u8], body: &[u8], now: Duration, sink: &mut impl Sink) {
+    /// fragments, or when there is a session. Gives the size up to which it would go whole.
+    pub(super) fn send_record(
+        &mut self,
+        slot: u32,
+        head: &[u8],
+        body: &[u8],
+        now: Duration,
+        sink: &mut impl Sink,
+    ) -> Option<usize> {
         if !self.peers[slot as usize].can_send() {
-            return self.wait(slot, head, body, now);
+            self.wait(slot, head, body, now);
+            return None;
         }
         let Some(route) = self.route(slot, None) else {
-            return self.counters.drop(DropReason::NoRoute);
+            self.counters.drop(DropReason::NoRoute);
+            return None;
         };
         let room = self.room(slot, route, now);
         if head.len() + body.len() <= room {
@@ -77,6 +86,17 @@ impl Forwarder {
         } else {
             self.send_fragments(slot, route, room, head, body, now, sink);
         }
+        Some(room)
+    }
+
+    /// Whether the path MTU of the way in use is found.
+    pub(super) fn way_settled(&self, slot: u32) -> bool {
+        let way = match self.route(slot, None) {
+            Some(Route::Direct(_)) => Way::Direct,
+            _ => Way::Relayed,
+        };
+        let link = self.peers[slot as usize].link.as_deref();
+        link.is_some_and(|link| link.mtu[way as usize].settled())
     }
 
     /// Bytes of records that one datagram to the peer takes.
@@ -199,12 +219,13 @@ impl Forwarder {
             Route::Direct(_) => None,
             Route::Relay { .. } => Some(RelayHeader { hops: HOPS, destination: id.into(), source: self.me.into() }),
         };
-        let Some(sealed) = session.keys.seal.seal(buffer, records, relay.as_ref()) else {
-            self.counters.drop(DropReason::KeyExhausted);
-            return self.event(DataEvent::RekeyDue { peer: id });
-        };
-        self.counters.datagrams_out += 1;
-        sealed.send(route.addr(), sink);
+        match session.keys.seal.seal(buffer, records, relay.as_ref()) {
+            Some(sealed) => {
+                self.counters.datagrams_out += 1;
+                sealed.send(route.addr(), sink);
+            }
+            None => self.counters.drop(DropReason::KeyExhausted),
+        }
         if session.ask_rekey(now) {
             self.event(DataEvent::RekeyDue { peer: id });
         }

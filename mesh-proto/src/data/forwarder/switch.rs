@@ -39,10 +39,22 @@ impl Forwarder {
         }
         match self.macs.lookup(to, now) {
             Some(Owner::Local) => self.counters.drop(DropReason::Local),
-            Some(Owner::Peer(slot)) => {
-                self.send_record(slot, &frame_header(frame.len()), frame, now, sink);
-            }
+            Some(Owner::Peer(slot)) => self.unicast(slot, frame, now, sink),
             None => self.flood(frame, now, sink),
+        }
+    }
+
+    /// Sends a frame of this host to one peer.
+    fn unicast(&mut self, slot: u32, frame: &[u8], now: Duration, sink: &mut impl Sink) {
+        let header = frame_header(frame.len());
+        let room = self.send_record(slot, &header, frame, now, sink);
+        // Only the word of a search that is over: senders remember it for minutes.
+        if let Some(room) = room.filter(|&room| header.len() + frame.len() > room)
+            && self.way_settled(slot)
+            && let Some(answer) = self.too_big.answer(frame, room - header.len(), now)
+        {
+            self.counters.too_big += 1;
+            sink.frame(answer);
         }
     }
 
