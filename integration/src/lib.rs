@@ -1,3 +1,5 @@
 //! Everything around Weft that tests it: the simulator, the lab of namespaces, measurements.
 
 pub mod sim;
+
+pub mod fuzz;

@@ -1,0 +1,282 @@
+//! What is done with bytes that a stranger, or a member gone mad, could send: one function for each
+//! way in. The fuzz targets call them with what libFuzzer makes up, and `tests/replay.rs` with the
+//! kept corpus and with random bytes. None may panic, hang, or deliver a frame that nobody sealed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipam::allocator::{Allocator, Config, PeerKey};
+use mesh_proto::control::node::Node;
+use mesh_proto::control::{ConnId, Connected, DialId, Identity, NodeConfig, Output};
+use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
+use mesh_proto::data::{Hop, Sink};
+use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
+use mesh_proto::id::{Incarnation, PeerId};
+use mesh_proto::wire::record::Records;
+
+const NOW: Duration = Duration::from_secs(1);
+const ME: PeerId = PeerId([1; 16]);
+const PEER: PeerId = PeerId([2; 16]);
+/// Index of the one session; the corpus writes it into headers so that they lead somewhere.
+const SESSION: u32 = 7;
+
+/// Counts what leaves a forwarder.
+#[derive(Debug, Default)]
+struct Counting {
+    frames: usize,
+}
+
+impl Sink for Counting {
+    fn datagram(&mut self, _to: SocketAddr, _bytes: &[u8]) {}
+    fn frame(&mut self, _bytes: &[u8]) {
+        self.frames += 1;
+    }
+    fn quic(&mut self, _from: Hop, _bytes: &[u8]) {}
+}
+
+fn peer_address() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 2], 6783))
+}
+
+fn forwarder(suite: Suite) -> Forwarder {
+    let sealed = suite != Suite::Plain;
+    let config = ForwarderConfig { sealed, macs_max: 64, mac_age: Duration::from_secs(60), payload_max: 1472 };
+    let mut forwarder = Forwarder::new(config, 1, NOW);
+    let path = PeerPath { incarnation: Incarnation(1), direct: Some(peer_address()), relays: Vec::new() };
+    let tables = Tables {
+        me: ME,
+        incarnation: Incarnation(1),
+        peers: BTreeMap::from([(PEER, path)]),
+        trees: BTreeMap::from([(ME, vec![PEER])]),
+    };
+    let key = || SessionKey([9; 32].into());
+    let keys = SessionKeys {
+        peer: PEER,
+        incarnation: Incarnation(1),
+        suite,
+        local_index: SESSION,
+        remote_index: SESSION,
+        send: key(),
+        receive: key(),
+        initiator: true,
+    };
+    let mut sink = Counting::default();
+    forwarder.handle_command(Command::Tables(Arc::new(tables)), NOW, &mut sink);
+    forwarder.handle_command(Command::Install(Box::new(keys)), NOW, &mut sink);
+    forwarder
+}
+
+/// Datagrams from the underlay to a peer of a sealed network: the input is cut into datagrams by
+/// length bytes. None may deliver a frame.
+///
+/// # Panics
+/// If one does.
+pub fn sealed_datagrams(bytes: &[u8]) {
+    let mut forwarder = forwarder(Suite::Aes256Gcm);
+    let delivered = feed(&mut forwarder, bytes);
+    assert_eq!(delivered, 0, "a frame that nobody sealed was delivered");
+}
+
+/// The same to a peer of a network without a secret, where anything well formed is delivered: this
+/// reaches the parsers behind the seal, which a mad member could reach too.
+pub fn plain_datagrams(bytes: &[u8]) {
+    feed(&mut forwarder(Suite::Plain), bytes);
+}
+
+fn feed(forwarder: &mut Forwarder, mut bytes: &[u8]) -> usize {
+    let mut sink = Counting::default();
+    let mut now = NOW;
+    while let Some((&length, rest)) = bytes.split_first() {
+        let (datagram, rest) = rest.split_at(usize::from(length).min(rest.len()));
+        bytes = rest;
+        now += Duration::from_millis(10);
+        forwarder.handle_datagram(peer_address(), &mut datagram.to_vec(), now, &mut sink);
+        forwarder.flush(now, &mut sink);
+        forwarder.handle_timeout(now, &mut sink);
+        while forwarder.poll_event().is_some() {}
+    }
+    sink.frames
+}
+
+/// A datagram as the sealing peer would number it, for the corpus.
+#[must_use]
+pub fn plain_datagram(counter: u64, records: &[u8]) -> Vec<u8> {
+    let header = mesh_proto::wire::datagram::SleeveHeader { receiver: SESSION, counter };
+    [&header.bytes()[..], records].concat()
+}
+
+/// Frames from the TAP: a container can send anything.
+pub fn frames(bytes: &[u8]) {
+    let mut forwarder = forwarder(Suite::Plain);
+    let mut sink = Counting::default();
+    forwarder.handle_frame(bytes, NOW, &mut sink);
+    forwarder.flush(NOW, &mut sink);
+}
+
+/// The records of an opened datagram.
+pub fn records(bytes: &[u8]) {
+    for record in Records::new(bytes) {
+        if record.is_err() {
+            break;
+        }
+    }
+}
+
+/// Keys that sign for nobody: a fuzzer cannot forge, and need not.
+#[derive(Debug)]
+struct NoKeys(u8);
+
+impl Identity for NoKeys {
+    fn sign_key(&self) -> [u8; 32] {
+        [self.0; 32]
+    }
+    fn box_key(&self) -> [u8; 32] {
+        [self.0; 32]
+    }
+    fn sign(&self, _message: &[u8]) -> [u8; 64] {
+        [self.0; 64]
+    }
+    fn verify(&self, sign_key: &[u8; 32], _message: &[u8], signature: &[u8; 64]) -> bool {
+        *signature == [sign_key[0]; 64]
+    }
+}
+
+fn node(number: u8) -> Node<NoKeys> {
+    let config = NodeConfig {
+        name: format!("peer{number}"),
+        instance: u64::from(number),
+        incarnation: Incarnation(1),
+        network: "fuzz".to_owned(),
+        secret: None,
+        suites: vec![Suite::Plain],
+        endpoints: vec![SocketAddr::from(([192, 0, 2, number], 6783))],
+        targets: Vec::new(),
+        discovery: true,
+        links_max: 8,
+    };
+    Node::new(config, NoKeys(number), [number; 32], NOW)
+}
+
+/// Messages on a connection that has just been made: from a stranger who has only a TLS key.
+pub fn strangers_messages(bytes: &[u8]) {
+    let mut node = node(1);
+    connect(&mut node, 2, None);
+    messages(&mut node, bytes);
+}
+
+/// Messages on a connection whose handshake is done: from a member.
+///
+/// # Panics
+/// If the handshake between two sane peers does not end well.
+pub fn members_messages(bytes: &[u8]) {
+    let (mut one, mut two) = (node(1), node(2));
+    let dial = dial(&mut one, 2);
+    connect(&mut one, 2, Some(dial));
+    connect(&mut two, 1, None);
+    for _ in 0..4 {
+        let to_two = sent(&mut one);
+        let to_one = sent(&mut two);
+        to_two.iter().for_each(|message| two.handle_message(ConnId(1), message, NOW));
+        to_one.iter().for_each(|message| one.handle_message(ConnId(1), message, NOW));
+    }
+    assert_eq!(one.peers().len(), 2, "the handshake failed");
+    messages(&mut one, bytes);
+}
+
+/// Makes a node dial another.
+fn dial(node: &mut Node<NoKeys>, other: u8) -> DialId {
+    let address = SocketAddr::from(([192, 0, 2, other], 6783));
+    node.connect(address.to_string(), NOW);
+    let mut dialled = None;
+    while let Some(output) = node.poll_output() {
+        match output {
+            Output::Resolve { target } => node.handle_resolved(&target, &[address], NOW),
+            Output::Dial { dial, .. } => dialled = Some(dial),
+            _ => {}
+        }
+    }
+    dialled.expect("a node dials its targets at once")
+}
+
+fn connect(node: &mut Node<NoKeys>, other: u8, dial: Option<DialId>) {
+    let hop = Hop::Direct(SocketAddr::from(([192, 0, 2, other], 6783)));
+    let connected = Connected { hop, dial, sign_key: [other; 32], exporter: [3; 32] };
+    node.handle_connected(ConnId(1), connected, NOW);
+}
+
+fn sent(node: &mut Node<NoKeys>) -> Vec<Vec<u8>> {
+    let mut sent = Vec::new();
+    while let Some(output) = node.poll_output() {
+        if let Output::Send { bytes, .. } = output {
+            sent.push(bytes);
+        }
+    }
+    sent
+}
+
+fn messages(node: &mut Node<NoKeys>, mut bytes: &[u8]) {
+    let mut now = NOW;
+    while let Some((&length, rest)) = bytes.split_first() {
+        let (message, rest) = rest.split_at(usize::from(length).min(rest.len()));
+        bytes = rest;
+        now += Duration::from_millis(10);
+        node.handle_message(ConnId(1), message, now);
+        node.handle_timeout(now);
+        sent(node);
+    }
+}
+
+/// A peer id of the address protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key([u8; 16]);
+
+impl PeerKey for Key {
+    fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+    fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// Messages of the address protocol from a member, to a peer that has a network.
+///
+/// # Panics
+/// If the fixed configuration is refused.
+pub fn address_messages(mut bytes: &[u8]) {
+    let ranges = ["10.32.0.0/16", "fd00:32::/64"].map(|range| range.parse().expect("a range"));
+    let config = Config { me: Key([1; 16]), incarnation: 1, ranges: ranges.to_vec(), named_peers: 0 };
+    let mut allocator = Allocator::new(config, Vec::new(), [1; 32], NOW).expect("a usable configuration");
+    let mut now = NOW;
+    allocator.handle_peers(&[(Key([2; 16]), 1)], now);
+    store(&mut allocator, now);
+    while let Some((&length, rest)) = bytes.split_first() {
+        let (message, rest) = rest.split_at(usize::from(length).min(rest.len()));
+        bytes = rest;
+        now += Duration::from_millis(100);
+        allocator.handle_message(Key([2; 16]), 1, message, now);
+        allocator.handle_timeout(now);
+        store(&mut allocator, now);
+    }
+}
+
+fn store(allocator: &mut Allocator<Key>, now: Duration) {
+    while let Some(output) = allocator.poll_output() {
+        if let ipam::Output::Store { ticket, .. } = output {
+            allocator.handle_stored(ticket, Ok(()), now);
+        }
+    }
+}
+
+/// Every way in, by the name of its fuzz target and corpus folder.
+pub const WAYS_IN: &[(&str, fn(&[u8]))] = &[
+    ("sealed_datagrams", sealed_datagrams),
+    ("plain_datagrams", plain_datagrams),
+    ("frames", frames),
+    ("records", records),
+    ("strangers_messages", strangers_messages),
+    ("members_messages", members_messages),
+    ("address_messages", address_messages),
+];
