@@ -270,8 +270,11 @@ fn store(allocator: &mut Allocator<Key>, now: Duration) {
     }
 }
 
-/// Every way in, by the name of its fuzz target and corpus folder.
-pub const WAYS_IN: &[(&str, fn(&[u8]))] = &[
+/// The name of a fuzz target and of its corpus folder, with what it runs.
+pub type WayIn = (&'static str, fn(&[u8]));
+
+/// Every way in.
+pub const WAYS_IN: &[WayIn] = &[
     ("sealed_datagrams", sealed_datagrams),
     ("plain_datagrams", plain_datagrams),
     ("frames", frames),
