@@ -1,6 +1,7 @@
 //! What the data thread tells about itself.
 
 use mesh_proto::data::counters::Counters;
+use mesh_proto::data::report::PathReport;
 
 /// Counters of the thread's own IO since its start. The forwarder counts fates of frames; these
 /// count what happened between the kernel and the forwarder.
@@ -47,6 +48,8 @@ pub struct Report {
     pub io: IoCounters,
     /// What became of frames and datagrams.
     pub forwarder: Counters,
+    /// How each peer is reached, with round trip, loss and path MTU.
+    pub paths: Vec<PathReport>,
     /// MAC addresses that are known.
     pub macs: usize,
     /// Whether the TAP is gone (the interface was deleted): the router has to be started again.

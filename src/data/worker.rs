@@ -259,6 +259,7 @@ impl Thread {
             let report = Report {
                 io: self.outbox.counters,
                 forwarder: *self.forwarder.counters(),
+                paths: self.forwarder.paths(now).collect(),
                 macs: self.forwarder.macs_known(),
                 tap_lost: self.tap_lost,
                 turns: self.turns,

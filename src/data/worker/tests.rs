@@ -231,6 +231,9 @@ async fn frames_of_every_size_cross_two_threads_unchanged_and_sealed() {
     let report = a.handle.report().await.unwrap();
     assert_eq!((report.forwarder.frames_in, report.forwarder.frames_out), (11, 10));
     assert_eq!(report.forwarder.floods, 1);
+    let [path] = &report.paths[..] else { panic!("one peer: {report:?}") };
+    assert_eq!((path.peer, path.suite), (B, Some(Suite::Aes256Gcm)));
+    assert_eq!(path.endpoint, Some(b.socket.local_addr().unwrap()));
     assert_eq!(report.panics, 0);
 }
 
