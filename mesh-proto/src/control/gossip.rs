@@ -298,7 +298,8 @@ mod tests {
             let doubled: Vec<_> = list.iter().chain(&list).copied().collect();
             prop_assert_eq!(contents(&store(&doubled)), contents(&once));
             // Any order, split at any point and merged as two stores, gives the same.
-            list.rotate_left((seed as usize) % list.len().max(1));
+            let turn = (seed as usize) % list.len().max(1);
+            list.rotate_left(turn);
             list.reverse();
             let (left, right) = list.split_at((seed as usize / 7) % (list.len() + 1));
             let (mut a, b) = (store(left), store(right));

@@ -201,9 +201,9 @@ impl<I: Identity> Node<I> {
         if newer {
             self.reset_peer(id, proven.incarnation);
         }
-        if !self.settle_duplicates(conn, id, hop, role) {
+        let Some(crossed) = self.settle_duplicates(conn, id, hop, role) else {
             return self.close(conn, "another connection between the two peers is kept");
-        }
+        };
         self.install(&proven);
         if let Some(reply) = reply {
             self.send(conn, &reply);
@@ -221,32 +221,38 @@ impl<I: Identity> Node<I> {
                 self.greet(conn);
             }
         }
+        if crossed && role == Role::Dialler {
+            // The two ends may have installed two handshakes' keys in different orders: one more
+            // generation, made in one exchange, puts both on the same page.
+            self.propose_keys(id);
+        }
         self.stale.tables = true;
         self.stale.dials = true;
         self.stale.status = true;
         self.shed_if_crowded(id);
     }
 
-    /// Decides between a new connection and one of the same kind that stands; false if the new
-    /// one has to go. Both ends decide alike (control C12).
-    fn settle_duplicates(&mut self, conn: ConnId, id: PeerId, hop: Hop, role: Role) -> bool {
+    /// Decides between a new connection and one of the same kind that stands; `None` if the new
+    /// one has to go, else whether it replaced one that the other end had dialled at the same
+    /// time. Both ends decide alike (control C12).
+    fn settle_duplicates(&mut self, conn: ConnId, id: PeerId, hop: Hop, role: Role) -> Option<bool> {
         let (now, me) = (self.now, self.me);
-        let Some(peer) = self.peers.get_mut(&id) else { return false };
+        let Some(peer) = self.peers.get_mut(&id) else { return None };
         let (old, old_role, age) = match hop {
-            Hop::Relayed(_) if peer.up.is_some() => return false,
+            Hop::Relayed(_) if peer.up.is_some() => return None,
             Hop::Relayed(_) => match peer.relayed {
-                None => return true,
+                None => return Some(false),
                 Some(old) => (old, self.conns.get(&old).map(|conn| conn.role), None),
             },
             Hop::Direct(_) => match peer.direct {
-                None => return true,
+                None => return Some(false),
                 Some(direct) => (direct.conn, Some(direct.role), Some(now.saturating_sub(direct.since))),
             },
         };
         let by_lower = |role: Role| (role == Role::Dialler) == (me < id);
         let crossing = old_role.is_some_and(|old| old != role) && age.is_none_or(|age| age < DUPLICATE_WITHIN);
         if crossing && !by_lower(role) {
-            return false;
+            return None;
         }
         // The old one goes without a trace: what stands on it stands on the new one now.
         match hop {
@@ -259,11 +265,11 @@ impl<I: Identity> Node<I> {
                 }
             }
         }
-        let Some(_) = self.conns.remove(&old) else { return true };
+        let Some(_) = self.conns.remove(&old) else { return Some(crossing) };
         debug_assert_ne!(old, conn);
         let reason = "another connection between the two peers is kept".to_owned();
         self.out.push_back(Output::Close { conn: old, reason });
-        true
+        Some(crossing)
     }
 
     fn install(&mut self, proven: &Proven) {
