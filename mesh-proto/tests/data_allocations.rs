@@ -71,7 +71,7 @@ fn carry(net: &mut Net, from: usize, frame: &[u8], wires: &mut [Fixed; 2], scrat
             let (to, length) = here.datagrams[i];
             scratch[..length].copy_from_slice(&here.bytes[at..at + length]);
             at += length;
-            let node = &mut net.nodes[node_of(to).unwrap()];
+            let node = &mut net.nodes[node_of(to).expect("all addresses are hosts")];
             node.handle_datagram(source, &mut scratch[..length], now, there);
             node.flush(now, there);
             next = to;

@@ -50,11 +50,10 @@ impl Forwarder {
             let (Some(addr), Some(life)) = (relay.direct, relay.life()) else {
                 continue;
             };
-            let better = match (best.0, life) {
-                (None, _) | (Some(Life::Down), Life::Up | Life::Fresh) => true,
-                (Some(Life::Fresh), Life::Up) => true,
-                _ => false,
-            };
+            let better = matches!(
+                (best.0, life),
+                (None, _) | (Some(Life::Down), Life::Up | Life::Fresh) | (Some(Life::Fresh), Life::Up)
+            );
             if better && except != Some(via) {
                 best = (Some(life), Some(Route::Relay { via, addr }));
             }
