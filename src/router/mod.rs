@@ -16,6 +16,8 @@ mod checks;
 mod core;
 mod drain;
 mod host;
+#[cfg(test)]
+pub(crate) mod rig;
 mod snapshot;
 mod start;
 

@@ -5,6 +5,8 @@
 mod error;
 mod handlers;
 mod listen;
+#[cfg(test)]
+mod tests;
 pub mod types;
 mod view;
 

@@ -15,6 +15,7 @@ mod target;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use ipam::AllocError;
@@ -26,7 +27,7 @@ pub use target::{FindError, Found, InvalidTarget, Target};
 
 use crate::control::store::{Edit, Store, Table};
 use crate::netlink::container::{self, Plug};
-use crate::netlink::{NetNs, Netlink, NetlinkError, Route};
+use crate::netlink::{NetNs, NetNsId, Netlink, NetlinkError, Route};
 use crate::router::{Handle, Stopped};
 
 /// Owner of the host's own addresses.
@@ -45,7 +46,7 @@ struct Inner {
     router: Handle,
     store: Store,
     netlink: Netlink,
-    host: NetNs,
+    host: NetNsId,
     bridge: String,
     mtu: u16,
     ranges: Vec<IpNet>,
@@ -121,12 +122,14 @@ impl Attachments {
     ///
     /// # Errors
     /// If the router's own namespace cannot be named (`/proc` is not mounted).
-    pub fn new(config: AttachConfig) -> Result<Self, NetlinkError> {
+    pub fn new(config: AttachConfig) -> std::io::Result<Self> {
+        let own = std::fs::metadata("/proc/thread-self/ns/net")?;
+        let host = NetNsId { device: own.dev(), inode: own.ino() };
         let inner = Inner {
             router: config.router,
             store: config.store,
             netlink: config.netlink,
-            host: NetNs::current()?,
+            host,
             bridge: config.bridge,
             mtu: config.mtu,
             ranges: config.ranges,
@@ -150,7 +153,7 @@ impl Attachments {
     pub async fn attach(&self, target: &str, addresses: &[String]) -> Result<Record, AttachError> {
         let target: Target = target.parse()?;
         let wanted = self.wanted(addresses)?;
-        let found = target.find(&self.inner.host).await?;
+        let found = target.find(self.inner.host).await?;
         let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
         let owner = self.owner_of(&host_interface).unwrap_or(found.owner);
         let lock = self.lock(&owner);
@@ -183,7 +186,7 @@ impl Attachments {
     pub async fn detach(&self, target: &str, addresses: &[String]) -> Result<Vec<IpNet>, AttachError> {
         let target: Target = target.parse()?;
         let wanted = self.wanted(addresses)?;
-        let found = target.find(&self.inner.host).await.ok();
+        let found = target.find(self.inner.host).await.ok();
         let owner = self
             .owner_for_detach(&target, found.as_ref())
             .ok_or_else(|| AttachError::NotFound(format!("`{target}` is not attached; `weft ps` lists what is")))?;

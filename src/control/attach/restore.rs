@@ -135,7 +135,7 @@ impl Attachments {
 
     async fn mend_by_target(&self, record: &Record, there: bool) -> Fate {
         let found = match record.target.parse::<Target>() {
-            Ok(target) => target.find(&self.inner.host).await,
+            Ok(target) => target.find(self.inner.host).await,
             Err(error) => Err(FindError::Gone(error.to_string())),
         };
         match found {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::control::docker::{self, DockerError};
-use crate::netlink::NetNs;
+use crate::netlink::{NetNs, NetNsId};
 
 /// Longest target, in bytes: a path has at most 4095.
 const TARGET_MAX: usize = 4095;
@@ -99,7 +99,7 @@ impl Target {
     ///
     /// # Errors
     /// If there is no such thing, it does not run, or it is the host's own namespace.
-    pub async fn find(&self, host: &NetNs) -> Result<Found, FindError> {
+    pub async fn find(&self, host: NetNsId) -> Result<Found, FindError> {
         let found = match self {
             Self::Path(path) => {
                 let namespace = open(path)?;
@@ -118,7 +118,7 @@ impl Target {
                 Found { owner: format!("docker:{}", container.id), namespace }
             }
         };
-        if found.namespace.id() == host.id() {
+        if found.namespace.id() == host {
             return Err(FindError::Unusable(format!(
                 "target `{self}` is the network namespace of the host itself; use `weft expose` to give the host an address"
             )));

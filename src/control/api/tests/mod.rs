@@ -1,0 +1,177 @@
+//! The API over its real socket, held against its description.
+
+mod schema;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::types::{Attachment, Released, Stopping};
+use super::{BODY_MAX, ROUTES};
+use crate::control::http::request;
+use crate::router::rig::{Options, Rig};
+
+/// The description, as it is in the repository.
+fn description() -> Value {
+    serde_json::from_str(include_str!("../../../../docs/openapi.json")).expect("JSON")
+}
+
+async fn rig(directory: &Path) -> Rig {
+    Rig::start(Options { name: "one", directory, secret: None, targets: Vec::new() }).await
+}
+
+async fn call(rig: &Rig, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+    let body = body.as_bytes().to_vec();
+    let (status, answer) =
+        request(&rig.socket, method, path, Some(body), Duration::from_secs(30)).await.expect("an answer");
+    (status, serde_json::from_slice(&answer).expect("JSON"))
+}
+
+#[test]
+fn every_route_is_described_and_every_description_has_a_route() {
+    let described: BTreeSet<(String, String)> = description()["paths"]
+        .as_object()
+        .expect("paths")
+        .iter()
+        .flat_map(|(path, methods)| {
+            methods.as_object().expect("methods").keys().map(|method| (method.clone(), path.clone()))
+        })
+        .collect();
+    let served = ROUTES.iter().map(|&(method, path)| (method.to_owned(), path.to_owned())).collect();
+    assert_eq!(described, served);
+}
+
+#[test]
+fn every_reference_of_the_description_leads_somewhere() {
+    let description = description();
+    let mut seen = 0;
+    schema::each_reference(&description, &mut |reference| {
+        seen += 1;
+        schema::resolve(&description, reference);
+    });
+    assert!(seen > 30, "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reads_answers_as_described() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rig = rig(dir.path()).await;
+    let description = description();
+    for (_, path) in ROUTES.iter().filter(|(method, _)| *method == "get") {
+        let (status, answer) = call(&rig, Method::GET, path, "").await;
+        assert_eq!(status, StatusCode::OK, "{path}: {answer}");
+        schema::check_answer(&description, "get", path, &answer);
+    }
+    let (_, status) = call(&rig, Method::GET, "/v1/status", "").await;
+    assert_eq!(status["verdict"], "ok", "{status}");
+    assert_eq!(status["peer"]["name"], "one");
+    assert_eq!(status["encryption"], "none");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changes_answers_as_described() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rig = rig(dir.path()).await;
+    let description = description();
+    let good = [
+        ("/v1/connect", json!({"peers": ["192.0.2.1", "[2001:db8::1]:7000"]})),
+        ("/v1/forget", json!({"peers": ["192.0.2.1"]})),
+        ("/v1/hide", json!({})),
+        ("/v1/down", json!({})),
+    ];
+    for (path, body) in good {
+        let (status, answer) = call(&rig, Method::POST, path, &body.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {answer}");
+        schema::check_answer(&description, "post", path, &answer);
+    }
+    // What needs a kernel to succeed is checked by the shape of its answer.
+    let attachment = Attachment {
+        target: "docker:web".to_owned(),
+        interface: "weft0".to_owned(),
+        mac: "02:00:00:00:00:01".to_owned(),
+        addresses: vec!["10.32.0.1/12".to_owned()],
+    };
+    let answer = serde_json::to_value(&attachment).expect("JSON");
+    schema::check_answer(&description, "post", "/v1/attach", &answer);
+    schema::check_answer(&description, "get", "/v1/ps", &json!([answer]));
+    let answer = serde_json::to_value(Released { released: vec!["10.32.0.1/12".to_owned()] }).expect("JSON");
+    schema::check_answer(&description, "post", "/v1/detach", &answer);
+    let answer = serde_json::to_value(Stopping { pid: 1, removed: Vec::new() }).expect("JSON");
+    schema::check_answer(&description, "post", "/v1/down", &answer);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rig = rig(dir.path()).await;
+    let post = Method::POST;
+    let long = format!("{{\"peers\":[\"{}\"]}}", "a".repeat(BODY_MAX));
+    for (method, path, body, code, word) in [
+        (post.clone(), "/v1/attach", "{", 400, "EOF"),
+        (post.clone(), "/v1/attach", "[]", 400, "body"),
+        (post.clone(), "/v1/attach", "{}", 400, "target"),
+        (post.clone(), "/v1/attach", r#"{"target":"1","adresses":[]}"#, 400, "adresses"),
+        (post.clone(), "/v1/attach", r#"{"target":""}"#, 400, "empty"),
+        (post.clone(), "/v1/attach", r#"{"target":"run/x"}"#, 400, "absolute"),
+        (post.clone(), "/v1/attach", r#"{"target":"/nonexistent/ns"}"#, 404, "/nonexistent/ns"),
+        (post.clone(), "/v1/attach", r#"{"target":"1","addresses":["x"]}"#, 400, "`x` is not an IP address"),
+        (post.clone(), "/v1/attach", r#"{"target":"docker:../info"}"#, 409, "../info"),
+        (post.clone(), "/v1/detach", r#"{"target":"/nonexistent/ns"}"#, 404, "not attached"),
+        (post.clone(), "/v1/connect", r#"{"peers":[]}"#, 400, "at least one"),
+        (post.clone(), "/v1/connect", r#"{"peers":["a:b"]}"#, 400, "`b` is not a port"),
+        (post.clone(), "/v1/connect", &long, 413, "65536"),
+        (post.clone(), "/v1/forget", r#"{"peers":["192.0.2.9"]}"#, 404, "192.0.2.9"),
+        (post.clone(), "/v1/hide", r#"{"addresses":["10.32.0.9"]}"#, 404, "10.32.0.9"),
+        (post.clone(), "/v1/expose", r#"{"addresses":["192.0.2.1"]}"#, 400, "192.0.2.1"),
+        (post.clone(), "/v1/expose", r#"{"addresses":["10.32.0.1/24"]}"#, 400, "10.32.0.1/16"),
+        (post.clone(), "/v1/down", r#"{"now":true}"#, 400, "now"),
+        (post.clone(), "/v1/status", "", 405, "GET"),
+        (Method::GET, "/v1/down", "", 405, "POST"),
+        (Method::GET, "/v1/events?after=x", "", 400, "after"),
+        (Method::GET, "/v1/nothing", "", 404, "/v1/nothing"),
+        (Method::GET, "/", "", 404, "openapi"),
+    ] {
+        let (status, answer) = call(&rig, method, path, body).await;
+        let text = answer["error"].as_str().expect("an error");
+        assert_eq!(status.as_u16(), code, "{path} {body:.80}: {text}");
+        assert!(text.contains(word), "{path} {body:.80}: {text}");
+    }
+    let (status, _) = call(&rig, Method::GET, "/v1/status", "").await;
+    assert_eq!(status, StatusCode::OK);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_is_given_back_when_the_kernel_refuses() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rig = rig(dir.path()).await;
+    let (status, answer) = call(&rig, Method::POST, "/v1/expose", "{}").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
+    let (_, ipam) = call(&rig, Method::GET, "/v1/ipam", "").await;
+    assert_eq!(ipam["used"], 0, "{ipam}");
+    assert_eq!(ipam["allocations"], json!([]));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_come_when_they_happen() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rig = rig(dir.path()).await;
+    let (_, list) = call(&rig, Method::GET, "/v1/events", "").await;
+    let last = list["events"].as_array().expect("a list").last().map_or(0, |event| event["seq"].as_u64().expect("one"));
+    let path = format!("/v1/events?after={last}&wait=20");
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rig.api.events.push("2026-01-01T00:00:00Z".to_owned(), "other", "it happened".to_owned());
+    };
+    let ((status, list), ()) = tokio::join!(call(&rig, Method::GET, &path, ""), later);
+    assert_eq!(status, StatusCode::OK);
+    let events = list["events"].as_array().expect("a list");
+    assert!(events.iter().any(|event| event["message"] == "it happened"), "{list}");
+    rig.stop().await;
+}

@@ -1,0 +1,261 @@
+//! A whole router for tests, without privileges: the TAP is one end of a socket pair, the
+//! underlay is the loopback interface. Nothing of the host is changed.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use mesh_proto::control::NodeConfig;
+use mesh_proto::data::forwarder::ForwarderConfig;
+use mesh_proto::handover::{SessionKey, Suite};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+use super::Handle;
+use super::core::{Core, CoreConfig, CoreIo};
+use crate::clock::Clock;
+use crate::control::api::{self, Api, Info, Stop};
+use crate::control::attach::{AttachConfig, Attachments};
+use crate::control::events::Events;
+use crate::control::identity::Identity;
+use crate::control::quic::{Quic, QuicConfig};
+use crate::control::store::{self, Store};
+use crate::data::{DataConfig, DataHandle, bind_udp};
+use crate::netlink::Netlink;
+
+/// A router under test.
+pub(crate) struct Rig {
+    pub(crate) handle: Handle,
+    pub(crate) api: Api,
+    pub(crate) address: SocketAddr,
+    /// What the bridge would hold: frames to and from the router.
+    pub(crate) bridge: OwnedFd,
+    pub(crate) socket: PathBuf,
+    stop_core: watch::Sender<bool>,
+    core: JoinHandle<()>,
+    server: JoinHandle<()>,
+}
+
+/// What differs between rigs.
+pub(crate) struct Options<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) directory: &'a Path,
+    pub(crate) secret: Option<[u8; 32]>,
+    pub(crate) targets: Vec<String>,
+}
+
+/// The ranges of every rig.
+pub(crate) fn ranges() -> Vec<IpNet> {
+    ["10.32.0.0/16", "fd00:7::/64"].iter().map(|range| range.parse().expect("a range")).collect()
+}
+
+impl Rig {
+    pub(crate) async fn start(options: Options<'_>) -> Self {
+        let clock = Clock::start();
+        let opened = store::open(options.directory).expect("a store");
+        let state = opened.state.clone();
+        let (store, stored) = Store::start(opened).expect("a store");
+        let socket = Arc::new(bind_udp("127.0.0.1:0".parse().expect("loopback")).expect("bound"));
+        let address = socket.local_addr().expect("bound");
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (tap, bridge) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a pair");
+        let sealed = options.secret.is_some();
+        let forwarder =
+            ForwarderConfig { sealed, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max: 1472 };
+        let (data, outputs) =
+            DataHandle::start(DataConfig { tap, socket: socket.clone(), forwarder, seed: 1, clock }).expect("a thread");
+        let (quic, quic_events) = Quic::start(QuicConfig {
+            seed: state.sign_seed.clone(),
+            socket,
+            data: data.clone(),
+            incoming: outputs.quic,
+        })
+        .expect("an endpoint");
+        let identity = Identity::new(&state.sign_seed, &state.box_secret).expect("keys");
+        let id = identity.peer();
+        let suites = if sealed { vec![Suite::ChaCha20Poly1305] } else { vec![Suite::Plain] };
+        let config = CoreConfig {
+            node: NodeConfig {
+                name: options.name.to_owned(),
+                instance: state.instance,
+                incarnation: state.incarnation,
+                network: "test".to_owned(),
+                secret: options.secret.map(|key| SessionKey(Zeroizing::new(key))),
+                suites: suites.clone(),
+                endpoints: vec![address],
+                targets: options.targets.clone(),
+                discovery: true,
+                links_max: 8,
+            },
+            hints: BTreeSet::new(),
+            identity,
+            ranges: ranges(),
+            named_peers: options.targets.len(),
+            ipam: state.ipam.clone(),
+            port: address.port(),
+            problems: Vec::new(),
+        };
+        let events = Events::default();
+        let io = CoreIo {
+            clock,
+            quic,
+            quic_events,
+            data: data.clone(),
+            data_events: outputs.events,
+            store: store.clone(),
+            stored,
+            events: events.clone(),
+        };
+        let (handle, requests) = Handle::new();
+        let core = Core::new(config, io, requests).expect("a core");
+        let (stop_core, stopped) = watch::channel(false);
+        let core = tokio::spawn(core.run(stopped));
+        let attachments = Attachments::new(AttachConfig {
+            router: handle.clone(),
+            store,
+            netlink: Netlink::open().expect("netlink"),
+            // No interface can have that name: whatever reaches for it fails.
+            bridge: "no bridge".to_owned(),
+            mtu: 1410,
+            ranges: ranges(),
+        })
+        .expect("/proc");
+        let info = Arc::new(Info {
+            id,
+            name: options.name.to_owned(),
+            instance: state.instance,
+            incarnation: state.incarnation.0,
+            network: "test".to_owned(),
+            sealed,
+            suites,
+            mtu: 1410,
+            bridge: "weft".to_owned(),
+            port: address.port(),
+            clock,
+        });
+        let (stop, stopped) = watch::channel(Stop::No);
+        let api = Api { router: handle.clone(), data, attachments, events, info, stop: Arc::new(stop) };
+        let socket = options.directory.join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
+        let server = tokio::spawn(api::serve(listener, api.clone(), stopped));
+        Self { handle, api, address, bridge, socket, stop_core, core, server }
+    }
+
+    /// Ends it the way a router ends.
+    pub(crate) async fn stop(self) {
+        self.api.stop.send_replace(Stop::Keep);
+        self.server.await.expect("the API ended by itself");
+        self.stop_core.send_replace(true);
+        self.core.await.expect("the loop ended by itself");
+        self.api.data.stop();
+    }
+}
+
+/// Waits until something holds, for at most ten seconds.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within ten seconds: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+mod tests {
+    use mesh_proto::control::node::PeerState;
+
+    use super::*;
+
+    async fn linked(rig: &Rig) -> bool {
+        let snapshot = rig.handle.snapshot().await.expect("it runs");
+        snapshot.peers.iter().any(|peer| peer.info.state == PeerState::Established && peer.info.direct.is_some())
+    }
+
+    fn options<'a>(name: &'a str, directory: &'a Path, secret: Option<[u8; 32]>, to: &[&Rig]) -> Options<'a> {
+        Options { name, directory, secret, targets: to.iter().map(|rig| rig.address.to_string()).collect() }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_routers_link_share_the_addresses_and_carry_a_frame() {
+        let (one, two) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+        let one = Rig::start(options("one", one.path(), Some([7; 32]), &[])).await;
+        let two = Rig::start(options("two", two.path(), Some([7; 32]), &[&one])).await;
+        for rig in [&one, &two] {
+            eventually("a link", || linked(rig)).await;
+        }
+        let mut given = BTreeSet::new();
+        for rig in [&one, &two] {
+            for range in ranges() {
+                let address = rig.handle.allocate("test:a", range).await.expect("it runs").expect("an address");
+                assert!(given.insert(address), "{address} was given twice");
+                let again = rig.handle.allocate("test:a", range).await.expect("it runs");
+                assert_eq!(again, Ok(address), "the same owner keeps its address");
+            }
+        }
+        let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &[0x88, 0xb5], &[0x5a; 100]].concat();
+        let (mut got, mut length) = (vec![0; 2048], 0);
+        // Sent again until the broadcast trees stand at both ends.
+        eventually("a frame", || {
+            use rustix::net::{RecvFlags, SendFlags, recv, send};
+            send(&one.bridge, &frame, SendFlags::empty()).expect("sent");
+            length = recv(&two.bridge, &mut got[..], RecvFlags::empty()).map_or(0, |(_, count)| count);
+            std::future::ready(length > 0)
+        })
+        .await;
+        assert_eq!(&got[..length], &frame[..], "the frame arrives as it was sent");
+        let snapshot = two.handle.snapshot().await.expect("it runs");
+        assert_eq!(snapshot.peers[1].suite, Some(Suite::ChaCha20Poly1305));
+        assert!(snapshot.targets[0].connected, "{:?}", snapshot.targets);
+        assert!(snapshot.messages.received > 0 && snapshot.messages.sent > 0);
+        one.stop().await;
+        two.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn routers_with_other_secrets_do_not_link_and_both_say_so() {
+        let (one, two) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+        let one = Rig::start(options("one", one.path(), Some([7; 32]), &[])).await;
+        let two = Rig::start(options("two", two.path(), Some([8; 32]), &[&one])).await;
+        for rig in [&one, &two] {
+            eventually("a refusal", || async { rig.api.events.after(0).iter().any(|event| event.kind == "refused") })
+                .await;
+            assert!(!linked(rig).await);
+        }
+        let snapshot = two.handle.snapshot().await.expect("it runs");
+        assert!(!snapshot.targets[0].connected && !snapshot.targets[0].reason.is_empty());
+        one.stop().await;
+        two.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn addresses_and_keys_survive_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let rig = Rig::start(options("one", dir.path(), None, &[])).await;
+        let range = ranges()[0];
+        let address = rig.handle.allocate("test:a", range).await.expect("it runs").expect("an address");
+        let id = rig.api.info.id;
+        rig.stop().await;
+        std::fs::remove_file(dir.path().join("api.sock")).expect("removed");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // The store's thread closes the file when its last owner is gone.
+        while store::Lock::take(dir.path()).is_err() || redb_is_open(dir.path()) {
+            assert!(Instant::now() < deadline, "the store is still open");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let rig = Rig::start(options("one", dir.path(), None, &[])).await;
+        assert_eq!(rig.api.info.id, id);
+        assert_eq!(rig.handle.lookup("test:a").await, Ok(vec![address]));
+        let other = rig.handle.allocate("test:b", range).await.expect("it runs").expect("an address");
+        assert_ne!(other, address);
+        rig.stop().await;
+    }
+
+    fn redb_is_open(directory: &Path) -> bool {
+        redb::Database::open(directory.join("weft.redb")).is_err()
+    }
+}
