@@ -83,8 +83,7 @@ pub const APP_HOPS: u8 = 32;
 /// Most records in one gossip message, in bytes.
 pub const RECORDS_BYTES: usize = 256 * 1024;
 
-/// Most messages that wait to be sent for applications to peers without a path: none. (Best
-/// effort: applications repeat what matters.)
+/// Most endpoints in our own record.
 pub const OWN_ENDPOINTS_MAX: usize = crate::wire::gossip::ENDPOINTS_MAX;
 
 /// Most endpoints of our own that we learn from others.
@@ -104,3 +103,7 @@ pub const GUARD_BURST: u32 = 5;
 
 /// … and how long it takes until it has one more.
 pub const GUARD_REFILL: Duration = Duration::from_secs(1);
+
+/// Too many accepted links are given up one by one, at most one in this time, so that the
+/// topology settles in between.
+pub const SHED_EVERY: Duration = Duration::from_millis(250);

@@ -286,6 +286,7 @@ impl<I: Identity> Node<I> {
             Timer::Repair => _ = self.compare_with_one(),
             Timer::Dial => self.stale.dials = true,
             Timer::Raise => self.raise_if_due(),
+            Timer::Shed => self.shed_if_crowded(),
         }
     }
 

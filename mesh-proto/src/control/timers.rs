@@ -31,6 +31,8 @@ pub(crate) enum Timer {
     Dial,
     /// Our incarnation may be raised again.
     Raise,
+    /// One of too many accepted links may be given up.
+    Shed,
 }
 
 impl Timer {
@@ -47,6 +49,7 @@ impl Timer {
             Self::Repair => "compare digests after a change",
             Self::Dial => "dial",
             Self::Raise => "raise our incarnation",
+            Self::Shed => "make room among the links",
         }
     }
 }

@@ -4,11 +4,13 @@ use core::net::SocketAddr;
 
 use super::super::connector::{PeerView, Step, View, successors};
 use super::super::handshake::{Refusal, Role};
+use super::super::limits::SHED_EVERY;
 use super::super::timers::Timer;
 use super::super::{ConnId, Identity, Output};
 use super::Node;
 use crate::id::PeerId;
 use crate::wire::control::RefuseCode;
+use crate::wire::gossip::LINKS_MAX;
 
 impl<I: Identity> Node<I> {
     /// Dials whom the connector wants to be dialled.
@@ -78,20 +80,34 @@ impl<I: Identity> Node<I> {
             && !self.is_ring_neighbour(newcomer)
     }
 
-    /// One accepted link too many: the one that is missed least goes.
-    pub(super) fn shed_if_crowded(&mut self, newcomer: PeerId) {
+    /// Whether not one link more fits into our record.
+    pub(super) fn is_full(&self) -> bool {
+        self.peers.values().filter(|peer| peer.direct.is_some()).count() >= LINKS_MAX
+    }
+
+    /// The topology changed: perhaps there are links that nobody would miss.
+    pub(super) fn shed_soon(&mut self) {
+        if self.accepted().count() > self.config.links_max {
+            self.timers.set_if_none(Timer::Shed, self.now + SHED_EVERY);
+        }
+    }
+
+    /// One accepted link too many: the one that is missed least goes. Everybody is let in who
+    /// cannot be reached otherwise, so a peer that all others name has too many for a while.
+    pub(super) fn shed_if_crowded(&mut self) {
         if self.accepted().count() <= self.config.links_max {
             return;
         }
         let links = |id: &PeerId| self.store.get(id).map_or(0, |record| record.body.links.len());
         let victim = self
             .accepted()
-            .filter(|(id, _)| *id != newcomer && links(id) > 2 && !self.is_ring_neighbour(id))
+            .filter(|(id, _)| links(id) > 2 && !self.is_ring_neighbour(id))
             .max_by_key(|(id, _)| (links(id), *id));
         if let Some((_, conn)) = victim {
             let refusal = Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others");
             self.send(conn, &refusal.message(None));
             self.close(conn, "made room for another link");
+            self.shed_soon();
         }
     }
 

@@ -49,6 +49,7 @@ impl<I: Identity> Node<I> {
         self.stale.tables = true;
         self.stale.dials = true;
         self.compare_soon();
+        self.shed_soon();
     }
 
     /// Hands the tables over if they differ from the last.

@@ -181,7 +181,8 @@ impl<I: Identity> Node<I> {
             let line = format!("the network has {PEERS_MAX} peers already, the most that are supported");
             return Some(Refusal::both(RefuseCode::Settings, line));
         }
-        let crowded = role == Role::Acceptor && matches!(hop, Hop::Direct(_)) && self.is_crowded_for(&proven.peer);
+        let direct = matches!(hop, Hop::Direct(_));
+        let crowded = direct && (role == Role::Acceptor && self.is_crowded_for(&proven.peer) || self.is_full());
         crowded.then(|| Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others"))
     }
 
@@ -229,7 +230,6 @@ impl<I: Identity> Node<I> {
         self.stale.tables = true;
         self.stale.dials = true;
         self.stale.status = true;
-        self.shed_if_crowded(id);
     }
 
     /// Decides between a new connection and one of the same kind that stands; `None` if the new
