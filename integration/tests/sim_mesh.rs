@@ -54,6 +54,13 @@ fn no_address_is_given_twice_and_none_is_forgotten() {
 }
 
 #[test]
+fn an_idle_mesh_is_nearly_silent() {
+    for (peers, sealed) in [(2, true), (12, false), (30, false)] {
+        pass(&Options { peers, sealed, idle: true, ..Options::default() }, 0..6);
+    }
+}
+
+#[test]
 fn a_seed_makes_the_same_trace_every_time() {
     for (peers, detail) in [(7, Detail::Datagrams), (30, Detail::Events)] {
         for (sealed, addresses) in [(false, true), (true, false)] {
@@ -90,7 +97,8 @@ fn a_broken_rule_is_noticed() {
     ];
     for (ablation, text) in expected {
         let addresses = ablation == Ablation::DoubleAddress;
-        let options = Options { peers: 10, addresses, ablation: Some(ablation), ..Options::default() };
+        let idle = ablation == Ablation::Restless;
+        let options = Options { peers: 10, addresses, idle, ablation: Some(ablation), ..Options::default() };
         let failures: Vec<String> =
             (0..8).filter_map(|seed| run_caught(&Options { seed, ..options.clone() }).failure).collect();
         let noticed = failures.iter().filter(|why| why.contains(text)).count();

@@ -17,7 +17,7 @@
 //! cryptography (keys are believed) and congestion control.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_proto::control::{ConnId, Connected, DialId};
 use mesh_proto::data::Hop;
@@ -105,6 +105,8 @@ struct Conn {
     stream: Stream,
     heard: Duration,
     pinged: Duration,
+    /// Its place in [`Transport::due`].
+    due: Duration,
 }
 
 /// The connections of one peer.
@@ -115,6 +117,7 @@ pub(super) struct Transport {
     unique: u64,
     conns: BTreeMap<ConnId, Conn>,
     names: BTreeMap<(u64, Side), ConnId>,
+    due: BTreeSet<(Duration, ConnId)>,
     graves: VecDeque<(Duration, u64, Side, String)>,
     up: VecDeque<Up>,
     out: VecDeque<(Hop, Vec<u8>)>,
@@ -129,6 +132,7 @@ impl Transport {
             unique: unique << 24,
             conns: BTreeMap::new(),
             names: BTreeMap::new(),
+            due: BTreeSet::new(),
             graves: VecDeque::new(),
             up: VecDeque::new(),
             out: VecDeque::new(),
@@ -149,6 +153,7 @@ impl Transport {
         if let Some(found) = self.conns.get_mut(&conn) {
             found.stream.push(bytes);
             self.pump(conn, now);
+            self.reckon(conn);
         }
     }
 
@@ -179,6 +184,11 @@ impl Transport {
             conn.hop = from;
         }
         conn.heard = now;
+        self.take(id, kind, body, now);
+        self.reckon(id);
+    }
+
+    fn take(&mut self, id: ConnId, kind: Kind, body: &[u8], now: Duration) {
         match kind {
             Kind::Hello => self.emit(id, Kind::Accept),
             Kind::Accept => self.accepted(id, body),
@@ -197,7 +207,7 @@ impl Transport {
             }
             Kind::Reset => {
                 // Only who made the connection can, even after a restart, reset it.
-                if body == conn.key {
+                if self.conns.get(&id).is_some_and(|conn| body == conn.key) {
                     self.lose(id, "reset by peer".to_owned());
                 }
             }
@@ -209,15 +219,21 @@ impl Transport {
         while self.graves.front().is_some_and(|grave| grave.0 <= now) {
             self.graves.pop_front();
         }
-        let due: Vec<ConnId> = (self.conns.iter()).filter(|(_, conn)| conn.due() <= now).map(|(id, _)| *id).collect();
-        for id in due {
+        while let Some(&(at, id)) = self.due.first()
+            && at <= now
+        {
             self.tick(id, now);
+            self.reckon(id);
+            if self.due.first() == Some(&(at, id)) {
+                // Not done yet: the caller comes back for it.
+                break;
+            }
         }
     }
 
     /// When to call [`Self::handle_timeout`].
     pub(super) fn poll_timeout(&self) -> Option<Duration> {
-        let conns = self.conns.values().map(Conn::due).min();
+        let conns = self.due.first().map(|due| due.0);
         let graves = self.graves.front().map(|grave| grave.0);
         conns.into_iter().chain(graves).min()
     }
@@ -236,15 +252,29 @@ impl Transport {
         // The two ends of a connection have numbers of their own, also if both are this peer.
         let id = ConnId(token << 1 | u64::from(side));
         let stream = Stream::default();
-        let conn = Conn { token, side, hop, key, state, stream, heard: now, pinged: now };
+        let mut conn = Conn { token, side, hop, key, state, stream, heard: now, pinged: now, due: now };
+        conn.due = conn.next();
         self.names.insert((token, side), id);
+        self.due.insert((conn.due, id));
         self.conns.insert(id, conn);
         id
+    }
+
+    /// Something happened on a connection: when is it due now?
+    fn reckon(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let next = conn.next();
+        if next != conn.due {
+            self.due.remove(&(conn.due, id));
+            self.due.insert((next, id));
+            conn.due = next;
+        }
     }
 
     fn remove(&mut self, id: ConnId) -> Option<Conn> {
         let conn = self.conns.remove(&id)?;
         self.names.remove(&(conn.token, conn.side));
+        self.due.remove(&(conn.due, id));
         Some(conn)
     }
 
@@ -391,7 +421,7 @@ impl Transport {
 }
 
 impl Conn {
-    fn due(&self) -> Duration {
+    fn next(&self) -> Duration {
         match self.state {
             State::Dialling { since, again, .. } => again.min(since + DIAL_TIMEOUT),
             State::Accepted { since } => since + DIAL_TIMEOUT,

@@ -237,12 +237,12 @@ impl Host {
 
     /// A machine had asked to be called now.
     pub(super) fn wake(&mut self, env: &mut Env) {
-        let host = self.index;
-        let Some((live, now)) = self.running(env) else { return };
-        if live.wake != env.now {
+        let (host, now) = (self.index, self.clock.local(env.now));
+        let Some(live) = self.live.as_mut().filter(|live| live.wake == env.now) else { return };
+        live.wake = Time::MAX;
+        if self.paused {
             return;
         }
-        live.wake = Time::MAX;
         if std::mem::replace(&mut live.spun, env.now) == env.now {
             live.spins += 1;
         } else {
@@ -412,6 +412,8 @@ impl Live {
                     return;
                 }
                 env.tables += 1;
+                let (peers, trees) = (tables.peers.len(), tables.trees.len());
+                env.trace.peer(env.now, host, format_args!("has new tables: {peers} peers, {trees} trees"));
                 let tables = match env.ablation {
                     Some(Ablation::Flood) => Arc::new(flooding(&tables)),
                     _ => tables,
@@ -505,7 +507,8 @@ impl Live {
             };
             self.due.at[machine] = asked.map_or(Time::MAX, |at| clock.reaches(at, env.now));
         }
-        let next = self.due.at.into_iter().min().unwrap_or(Time::MAX);
+        // What was due while the router was stopped is due now.
+        let next = self.due.at.into_iter().min().unwrap_or(Time::MAX).max(env.now);
         if next < self.wake {
             self.wake = next;
             env.queue.push(next, Event::Wake(host));

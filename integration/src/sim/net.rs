@@ -82,6 +82,7 @@ pub(super) struct Carried {
     pub(super) datagrams: u64,
     pub(super) bytes: u64,
     pub(super) blocked: u64,
+    pub(super) blocked_bytes: u64,
     pub(super) lost: u64,
     pub(super) twice: u64,
 }
@@ -197,6 +198,7 @@ impl Net {
         self.carried.bytes += size + OVERHEAD;
         let Some((host, home)) = self.owner(to) else {
             self.carried.blocked += 1;
+            self.carried.blocked_bytes += size + OVERHEAD;
             trace.datagram(at, from, Index::MAX, Fate::Blocked, bytes);
             return;
         };
@@ -217,6 +219,7 @@ impl Net {
             }
             Fate::Blocked | Fate::TooBig => {
                 self.carried.blocked += 1;
+                self.carried.blocked_bytes += size + OVERHEAD;
                 return;
             }
         }

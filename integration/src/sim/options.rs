@@ -64,6 +64,8 @@ pub struct Options {
     pub addresses: bool,
     /// Whether there are faults.
     pub faults: bool,
+    /// Whether the mesh is left alone for a while at the end, and what it sends then is measured.
+    pub idle: bool,
     /// How much of the trace is kept as text.
     pub detail: Detail,
     /// The rule that is broken, if any.
@@ -79,6 +81,7 @@ impl Default for Options {
             sealed: false,
             addresses: false,
             faults: true,
+            idle: false,
             detail: Detail::Hash,
             ablation: None,
         }
@@ -94,6 +97,7 @@ impl fmt::Display for Options {
             (self.sealed, " --sealed"),
             (self.addresses, " --addresses"),
             (!self.faults, " --no-faults"),
+            (self.idle, " --idle"),
         ];
         for (_, flag) in flags.iter().filter(|(on, _)| *on) {
             f.write_str(flag)?;
@@ -131,6 +135,7 @@ impl Options {
             "--sealed" => self.sealed = true,
             "--addresses" => self.addresses = true,
             "--no-faults" => self.faults = false,
+            "--idle" => self.idle = true,
             "--trace" => {
                 self.detail = match value()?.as_str() {
                     "hash" => Detail::Hash,
@@ -175,6 +180,7 @@ mod tests {
                 sealed: true,
                 addresses: true,
                 faults: false,
+                idle: true,
                 detail: Detail::Events,
                 ablation: Some(ablation),
             };

@@ -98,6 +98,7 @@ impl Summary {
         all.addresses += one.addresses;
         all.converged_ms = all.converged_ms.max(one.converged_ms);
         all.idle_per_peer = all.idle_per_peer.max(one.idle_per_peer);
+        all.idle_dials = all.idle_dials.max(one.idle_dials);
         all.idle_per_link = all.idle_per_link.max(one.idle_per_link);
         if outcome.failure.is_none() {
             *self.converged.entry(one.converged_ms).or_default() += 1;
@@ -124,8 +125,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} runs, {} failed, {:.1} s; {} s simulated, {} datagrams, {} frames, {} deliveries, {} addresses; \
-             converged after {} ms (median), {} ms (99 %), {} ms (most); idle at most {} bytes/s a peer, {} a link; \
-             hash {:016x}",
+             converged after {} ms (median), {} ms (99 %), {} ms (most); hash {:016x}",
             self.runs,
             self.failed,
             self.took.as_secs_f64(),
@@ -137,9 +137,15 @@ impl fmt::Display for Summary {
             self.converged(500),
             self.converged(990),
             all.converged_ms,
-            all.idle_per_peer,
-            all.idle_per_link,
             self.hash,
-        )
+        )?;
+        if all.idle_per_peer > 0 {
+            write!(
+                f,
+                "; idle at most {} bytes/s a peer, {} of them in vain, {} for each link",
+                all.idle_per_peer, all.idle_dials, all.idle_per_link
+            )?;
+        }
+        Ok(())
     }
 }

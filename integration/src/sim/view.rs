@@ -65,13 +65,18 @@ fn routes(host: &Host, names: &BTreeMap<PeerId, &Host>) -> Result<(), String> {
     Ok(())
 }
 
+/// What a router tells of itself and of each peer that it has a route to.
 fn view(live: &Live) -> View {
-    let reached = |peer: &PeerInfo| matches!(peer.state, PeerState::Me | PeerState::Established);
+    let routed = |id: &PeerId| {
+        let path = live.tables.as_ref().and_then(|tables| tables.peers.get(id));
+        path.is_some_and(|path| path.direct.is_some() || !path.relays.is_empty())
+    };
     let entry = |mut peer: PeerInfo| {
         peer.links.sort_unstable();
         (peer.id, (peer.incarnation, peer.links))
     };
-    live.node.peers().into_iter().filter(reached).map(entry).collect()
+    let seen = |peer: &PeerInfo| peer.state == PeerState::Me || routed(&peer.id);
+    live.node.peers().into_iter().filter(seen).map(entry).collect()
 }
 
 fn edges(view: &View, names: &BTreeMap<PeerId, &Host>, net: &Net) -> Result<Edges, String> {

@@ -43,6 +43,8 @@ pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) traffic: Traffic,
     pub(super) events: u64,
+    /// Whether the underlay neither repeats nor reorders when it is well.
+    pub(super) clean: bool,
     /// Whom each host is told of.
     targets: Vec<Vec<Index>>,
     discovery: bool,
@@ -101,6 +103,7 @@ impl World {
             base: Vec::new(),
             traffic: Traffic::new(seed, options.addresses),
             events: 0,
+            clean,
             targets,
             discovery,
             links_max: [8, 16, 32][dice.index(3)],
