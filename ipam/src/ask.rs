@@ -33,10 +33,13 @@ const MAX_PAUSE: Duration = Duration::from_secs(320);
 pub(crate) struct Ask {
     /// The peer asked now, the number of the request, and until when it may answer.
     asked: Option<(Id, u64, Duration)>,
-    /// What was answered in this round; `None` for silence.
-    answers: BTreeMap<Id, Option<Refusal>>,
+    /// Who was asked before in this round, with the number of the request, and what the answer
+    /// was; `None` for silence until now.
+    answers: BTreeMap<Id, (u64, Option<Refusal>)>,
     /// When this round began.
     started: Duration,
+    /// How often the ring had changed when it began.
+    changes: u64,
     /// When the next step is due.
     next: Duration,
     fruitless: u32,
@@ -45,7 +48,7 @@ pub(crate) struct Ask {
 
 impl Ask {
     fn new(now: Duration) -> Self {
-        Self { asked: None, answers: BTreeMap::new(), started: now, next: now, fruitless: 0, urgent: false }
+        Self { asked: None, answers: BTreeMap::new(), started: now, changes: 0, next: now, fruitless: 0, urgent: false }
     }
 
     /// Something changed for the better: go on now.
@@ -132,15 +135,16 @@ impl Machine {
         let Some(mut ask) = self.asks.remove(&wanted) else {
             return;
         };
-        if let Some((peer, _, until)) = ask.asked
+        if let Some((peer, seq, until)) = ask.asked
             && (self.now >= until || !self.peers.contains_key(&peer))
         {
-            ask.answers.insert(peer, None);
+            ask.answers.insert(peer, (seq, None));
             ask.asked = None;
         }
         if ask.asked.is_none() && self.now >= ask.next {
             if ask.answers.is_empty() {
                 ask.started = self.now;
+                ask.changes = self.changes(&wanted);
             }
             match self.candidate(&wanted, &ask) {
                 Some(peer) => {
@@ -173,7 +177,9 @@ impl Machine {
 
     /// Everyone was asked: refuses the requests that cannot be served.
     fn end_round(&mut self, wanted: Wanted, ask: &mut Ask) {
-        let everyone_refused = self.silent(&wanted, &ask.answers).is_empty();
+        // A block may have been on its way from one that was not asked yet to one that was.
+        let calm = ask.changes == self.changes(&wanted);
+        let everyone_refused = calm && self.silent(&wanted, &ask.answers).is_empty();
         if everyone_refused {
             let hopeless: Vec<(RequestId, Pending)> = self
                 .pending
@@ -189,30 +195,35 @@ impl Machine {
         }
         let left = self.pending.values().any(|pending| pending.wanted == wanted);
         ask.urgent = left;
-        ask.next = if everyone_refused && left { self.now } else { self.now + ask.pause() };
+        let again_at_once = left && (everyone_refused || !calm);
+        ask.next = if again_at_once { self.now } else { self.now + ask.pause() };
         ask.answers.clear();
         ask.fruitless = ask.fruitless.saturating_add(1);
     }
 
+    fn changes(&self, wanted: &Wanted) -> u64 {
+        self.areas.get(usize::from(wanted.range)).map_or(0, |area| area.ring.changes())
+    }
+
     /// The owners of wanted blocks that did not answer.
-    fn silent(&self, wanted: &Wanted, answers: &BTreeMap<Id, Option<Refusal>>) -> Vec<Id> {
+    fn silent(&self, wanted: &Wanted, answers: &BTreeMap<Id, (u64, Option<Refusal>)>) -> Vec<Id> {
         let Some(area) = self.areas.get(usize::from(wanted.range)) else {
             return Vec::new();
         };
         area.shares(wanted.lo, wanted.hi)
             .into_keys()
-            .filter(|peer| *peer != self.me.peer && !matches!(answers.get(peer), Some(Some(_))))
+            .filter(|peer| *peer != self.me.peer && !matches!(answers.get(peer), Some((_, Some(_)))))
             .collect()
     }
 
-    fn refusal(&self, pending: &Pending, answers: &BTreeMap<Id, Option<Refusal>>) -> AllocError {
+    fn refusal(&self, pending: &Pending, answers: &BTreeMap<Id, (u64, Option<Refusal>)>) -> AllocError {
         let area = &self.areas[usize::from(pending.wanted.range)];
         match &pending.want {
             Want::Any(net) => AllocError::Exhausted { range: *net, detail: exhausted(area, *net, answers.len()) },
             Want::This(address) => {
                 let address = *address;
-                for answer in answers.values().flatten() {
-                    if let Refusal::InUse(owner) = answer {
+                for (_, answer) in answers.values() {
+                    if let Some(Refusal::InUse(owner)) = answer {
                         let owner = owner.clone();
                         return AllocError::InUse { address, owner };
                     }
@@ -247,9 +258,17 @@ impl Machine {
             return;
         }
         for ask in self.asks.values_mut() {
-            if ask.asked.is_some_and(|(peer, asked, _)| peer == from.peer && asked == seq) {
+            let now = ask.asked;
+            if now.is_some_and(|(peer, asked, _)| (peer, asked) == (from.peer, seq)) {
                 ask.asked = None;
-                ask.answers.insert(from.peer, Some(why));
+                ask.answers.insert(from.peer, (seq, Some(why)));
+                return;
+            }
+            // A late answer counts as long as the round lasts.
+            if let Some((asked, answer)) = ask.answers.get_mut(&from.peer)
+                && *asked == seq
+            {
+                *answer = Some(why);
                 return;
             }
         }

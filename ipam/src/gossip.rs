@@ -31,6 +31,11 @@ impl Machine {
         hash.finish()
     }
 
+    /// What a member says to others from time to time.
+    pub(crate) fn here(&self) -> Body {
+        Body::Here { root: self.root(), untouched: self.is_untouched(), ranges: self.universe.hash() }
+    }
+
     /// Sets the time of the next comparison.
     pub(crate) fn schedule_gossip(&mut self) {
         self.next_gossip = self.now + PERIOD + self.jitter(PERIOD / 2);
@@ -48,8 +53,8 @@ impl Machine {
         let count = self.peers.len() as u64;
         let at = usize::try_from(self.rng.next_u64() % count).unwrap_or(0);
         if let Some(&peer) = self.peers.keys().nth(at) {
-            let root = self.root();
-            self.send_durably(peer, Body::Here { root });
+            let here = self.here();
+            self.send_durably(peer, here);
         }
     }
 

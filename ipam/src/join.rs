@@ -31,8 +31,10 @@ const QUIET: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(10);
 /// How much later the next peer in the order of ids begins, if the first did not.
 const RANK_PAUSE: Duration = Duration::from_millis(700);
-/// How long an attempt may take.
+/// How long the first attempt may take; doubled with each further one up to [`MAX_ATTEMPT`], in
+/// case that answers take longer than that.
 const ATTEMPT: Duration = Duration::from_secs(1);
+const MAX_ATTEMPT: Duration = Duration::from_secs(16);
 /// Pause between two calls for the same network's state.
 const FETCH_PAUSE: Duration = Duration::from_millis(300);
 /// Most rounds by which a ballot of others may raise one's own.
@@ -61,6 +63,7 @@ pub(crate) struct Join {
     propose_at: Option<Duration>,
     proposal: Option<(Proposal, Duration)>,
     round: u64,
+    attempts: u32,
 }
 
 impl Join {
@@ -77,12 +80,21 @@ impl Join {
             propose_at: None,
             proposal: None,
             round: 0,
+            attempts: 0,
         }
     }
 
     /// A new peer was met: wait for others.
     pub(crate) fn met(&mut self, now: Duration) {
         self.last_met = now;
+    }
+
+    /// The network was left: seek again.
+    pub(crate) fn left(&mut self, now: Duration) {
+        self.named = self.named.max(1);
+        self.last_met = now;
+        self.next_seek = now;
+        self.next_fetch = now;
     }
 
     /// When the next step is due.
@@ -135,14 +147,15 @@ impl Machine {
         self.journal.put(store::put(Key::Network, &network));
         for run in network.first_registers(&self.universe) {
             let (index, run) = run.parts();
-            let ring = &mut self.areas[index].ring;
-            ring.merge(run);
+            let area = &mut self.areas[index];
+            area.ring.merge(run);
             // A share is taken once, by the state that was there when it was decided.
             if let Holder::One(owner) = run.reg.holder
                 && owner.peer == self.me.peer
                 && (self.born..=self.me.incarnation).contains(&owner.incarnation)
             {
-                ring.write(run, true);
+                area.ring.write(run, true);
+                area.space.gained(area.range.first_of(run.lo));
             }
             self.record(index, run.lo, run.hi);
         }
@@ -152,8 +165,8 @@ impl Machine {
         self.join.seekers.clear();
         self.problems.clear();
         self.wake = true;
-        let root = self.root();
-        self.broadcast_durably(Body::Here { root });
+        let here = self.here();
+        self.broadcast_durably(here);
     }
 
     /// The seeking part of the clock.
@@ -186,7 +199,7 @@ impl Machine {
     /// Says hello to a peer that can be reached since now.
     pub(crate) fn greet(&mut self, peer: Id) {
         let body = match self.network {
-            Some(_) => Body::Here { root: self.root() },
+            Some(_) => self.here(),
             None => self.seeking(),
         };
         self.send_durably(peer, body);
@@ -234,7 +247,9 @@ impl Machine {
         self.join.round = self.join.round.max(promised).saturating_add(1);
         let ballot = Ballot { round: self.join.round, proposer: self.me.peer, incarnation: self.me.incarnation };
         let proposal = Proposal::new(ballot, self.join.population());
-        self.join.proposal = Some((proposal, self.now + ATTEMPT));
+        let patience = MAX_ATTEMPT.min(ATTEMPT * (1u32 << self.join.attempts.min(5)));
+        self.join.attempts = self.join.attempts.saturating_add(1);
+        self.join.proposal = Some((proposal, self.now + patience));
         self.ask_founders(&Body::Prepare(ballot));
     }
 
@@ -248,8 +263,8 @@ impl Machine {
     /// A peer has no network.
     pub(crate) fn on_seeking(&mut self, from: Owner, named: u32, ranges: &[Net]) {
         if self.network.is_some() {
-            let root = self.root();
-            self.tell_network(from.peer, Body::Here { root });
+            let here = self.here();
+            self.tell_network(from.peer, here);
             return;
         }
         let ours: Vec<Net> = self.universe.nets().into_iter().map(Net).collect();

@@ -54,6 +54,8 @@ pub(crate) struct Journal<E> {
     in_flight: Option<InFlight>,
     /// The number that the pending changes will get.
     next: u64,
+    /// The last batch that somebody may wait for.
+    newest: u64,
     durable: u64,
     held: VecDeque<(u64, Effect<E>)>,
     failing: Option<Failing>,
@@ -84,6 +86,7 @@ impl<E> Journal<E> {
             lazy_at: None,
             in_flight: None,
             next: 1,
+            newest: 0,
             durable: 0,
             held: VecDeque::new(),
             failing: None,
@@ -94,6 +97,7 @@ impl<E> Journal<E> {
     pub(crate) fn put(&mut self, change: Change) -> u64 {
         self.pending.insert(change.key, change.value);
         self.urgent = true;
+        self.newest = self.next;
         self.next
     }
 
@@ -104,13 +108,10 @@ impl<E> Journal<E> {
         self.lazy_at.get_or_insert(now + LAZY);
     }
 
-    /// The batch that, once durable, has everything that was put until now.
+    /// The batch that, once durable, has everything that was put until now, lazily put changes
+    /// aside: nothing waits for those.
     pub(crate) fn newest(&self) -> u64 {
-        match &self.in_flight {
-            _ if !self.pending.is_empty() => self.next,
-            Some(write) => write.batch,
-            None => self.durable,
-        }
+        self.newest
     }
 
     /// Whether a batch is durable.
@@ -271,6 +272,7 @@ mod tests {
         journal.put_lazily(set(1, 1), NOW);
         assert_eq!(journal.flush(NOW), None);
         assert_eq!(journal.next_flush(), Some(LAZY));
+        assert!(journal.is_durable(journal.newest()), "nothing waits for it");
         journal.put(set(2, 2));
         assert_eq!(journal.flush(NOW).map(|(_, list)| list.len()), Some(2));
     }

@@ -12,6 +12,7 @@ mod grant;
 mod id;
 mod join;
 mod journal;
+mod leave;
 mod machine;
 mod range;
 mod restore;

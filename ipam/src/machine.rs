@@ -19,6 +19,7 @@ use crate::grant::Outstanding;
 use crate::id::{Id, NetworkId, Owner};
 use crate::join::Join;
 use crate::journal::{Effect, Finished, Journal};
+use crate::leave::Others;
 use crate::range::{Range, Universe};
 use crate::ring::Ring;
 use crate::serve::Pending;
@@ -28,7 +29,7 @@ use crate::wire::{Body, Message, Wanted};
 use crate::{AllocError, Change, Output, RequestId, Ticket};
 
 /// Most foreign networks that are remembered, and texts about the network that are kept.
-const MAX_NOTED: usize = 64;
+pub(crate) const MAX_NOTED: usize = 64;
 
 /// A message on its way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +93,7 @@ pub(crate) struct Machine {
     pub(crate) next_gossip: Duration,
     /// Something changed that may let a pending request be served.
     pub(crate) wake: bool,
+    pub(crate) others: Others,
     /// Other networks that were met, and by which peer.
     pub(crate) foreign: BTreeMap<NetworkId, Id>,
     /// Peers that sent what this version cannot read.
@@ -135,6 +137,7 @@ impl Machine {
             join: Join::new(setup.named, now),
             next_gossip: now,
             wake: false,
+            others: Others::default(),
             foreign: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             problems: BTreeSet::new(),
@@ -186,13 +189,13 @@ impl Machine {
         if let (Some(ours), Some(theirs)) = (self.network_id(), message.network)
             && ours != theirs
         {
-            self.note_foreign(theirs, from.peer);
+            self.on_foreign(from, theirs, message.body);
             return;
         }
         let same = message.network.is_some() && message.network == self.network_id();
         match message.body {
             Body::Seeking { named, ranges } => self.on_seeking(from, named, &ranges),
-            Body::Here { root } => self.on_here(from, root),
+            Body::Here { root, .. } => self.on_here(from, root),
             Body::Fetch => self.on_fetch(from),
             Body::Founded(network) => self.on_founded(network),
             Body::Prepare(ballot) => self.on_prepare(from, ballot),
@@ -241,6 +244,7 @@ impl Machine {
         self.clock(now);
         self.cool_down();
         self.tick_join();
+        self.tick_others();
         self.tick_gossip();
         self.tick_grants();
         self.expire_requests();
@@ -281,6 +285,7 @@ impl Machine {
         let cooled = self.areas.iter().filter_map(|area| area.space.next_cooled()).min();
         [
             (self.journal.next_flush(), "write the address state"),
+            (self.others.next(), "choose among address networks"),
             (self.join.next(self.network.is_some()), "found or join an address network"),
             (
                 (self.network.is_some() && !self.peers.is_empty()).then_some(self.next_gossip),
@@ -361,17 +366,6 @@ impl Machine {
     pub(crate) fn problem(&mut self, text: String) {
         if self.problems.len() < MAX_NOTED && self.problems.insert(text.clone()) {
             self.notice(text);
-        }
-    }
-
-    fn note_foreign(&mut self, theirs: NetworkId, peer: Id) {
-        if self.foreign.len() < MAX_NOTED && self.foreign.insert(theirs, peer).is_none() {
-            let ours = self.network_id().map(|id| id.to_string()).unwrap_or_default();
-            self.notice(format!(
-                "peer {peer} belongs to another address network ({theirs}; ours is {ours}): both \
-                 were founded apart and are not merged, so the same address may be in use in \
-                 both; remove the address state of one side and start it with --peer"
-            ));
         }
     }
 

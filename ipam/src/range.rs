@@ -14,6 +14,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::ring::Hash;
+
 /// A range has at most two to this power blocks.
 pub(crate) const MAX_BLOCK_BITS: u32 = 14;
 
@@ -182,6 +184,18 @@ impl Universe {
     pub(crate) fn text(&self) -> String {
         let texts: Vec<String> = self.ranges.iter().map(|range| range.net.to_string()).collect();
         texts.join(", ")
+    }
+
+    /// A hash of the ranges; it never changes from version to version.
+    pub(crate) fn hash(&self) -> u64 {
+        let mut hash = Hash::default();
+        for range in &self.ranges {
+            hash.word(if range.net.addr().is_ipv4() { 4 } else { 6 });
+            hash.word(u64::from(range.net.prefix_len()));
+            hash.word((range.base >> 64) as u64);
+            hash.word(range.base as u64);
+        }
+        hash.finish()
     }
 
     /// The range that contains a network, by its number.

@@ -128,21 +128,27 @@ pub(crate) struct Merged {
 pub(crate) const BUCKETS: u32 = 64;
 
 /// The registers of one range, and what this peer holds of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ring {
     regs: Runs<Reg>,
     held: Runs<bool>,
+    changes: u64,
 }
 
 impl Ring {
     /// A ring of which nothing is known.
     pub(crate) fn new(blocks: u32) -> Self {
-        Self { regs: Runs::new(blocks, Reg::UNKNOWN), held: Runs::new(blocks, false) }
+        Self { regs: Runs::new(blocks, Reg::UNKNOWN), held: Runs::new(blocks, false), changes: 0 }
     }
 
     /// Number of blocks.
     pub(crate) fn blocks(&self) -> u32 {
         self.regs.end()
+    }
+
+    /// How often a register has changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The register of a block.
@@ -192,6 +198,7 @@ impl Ring {
                 merged.disputed.push((old.lo, old.hi));
             }
             merged.lost.extend(self.held(old.lo, old.hi));
+            self.changes += 1;
             self.regs.set(old.lo, old.hi, new);
             self.held.set(old.lo, old.hi, false);
         }
@@ -201,6 +208,7 @@ impl Ring {
     /// Writes a register that this peer decided on or was granted, and whether it holds the
     /// blocks from now on.
     pub(crate) fn write(&mut self, run: RegRun, held: bool) {
+        self.changes += 1;
         self.regs.set(run.lo, run.hi, run.reg);
         self.held.set(run.lo, run.hi, held);
     }
@@ -309,6 +317,12 @@ mod tests {
             }
             ring
         })
+    }
+
+    impl PartialEq for Ring {
+        fn eq(&self, other: &Self) -> bool {
+            self.regs == other.regs && self.held == other.held
+        }
     }
 
     fn joined(one: &Ring, other: &Ring) -> Ring {

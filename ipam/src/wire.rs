@@ -228,6 +228,12 @@ pub(crate) enum Body {
         /// The hash.
         #[n(0)]
         root: u64,
+        /// I founded it alone, and nobody has got anything of it yet.
+        #[n(1)]
+        untouched: bool,
+        /// A hash of my ranges.
+        #[n(2)]
+        ranges: u64,
     },
     /// Send me your network.
     #[n(2)]

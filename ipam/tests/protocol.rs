@@ -80,3 +80,225 @@ fn a_peer_alone_says_whom_it_waits_for() {
     assert!(matches!(refused, AllocError::TimedOut { waited_s: 10, .. }), "{refused}");
     settle(&world);
 }
+
+#[test]
+fn peers_that_agree_are_silent_but_for_a_small_comparison_every_ten_seconds() {
+    let mut world = World::new(5, &[2, 2, 2], &["10.32.0.0/12", "fd00::/64"]);
+    world.start_all();
+    world.run_for(secs(60));
+    let sent = |world: &World| -> (u64, u64) {
+        let nodes = world.nodes.iter();
+        nodes.fold((0, 0), |(count, bytes), node| (count + node.messages_sent, bytes + node.bytes_sent))
+    };
+    let before = sent(&world);
+    let writes: u64 = world.nodes.iter().map(|node| node.writes).sum();
+    world.run_for(secs(600));
+    let after = sent(&world);
+    let (count, bytes) = (after.0 - before.0, after.1 - before.1);
+    println!("{count} messages, {bytes} bytes of 3 peers in 600 s");
+    assert!(count <= 3 * 60, "{count}");
+    assert!(bytes <= count * 48, "{bytes}");
+    assert_eq!(writes, world.nodes.iter().map(|node| node.writes).sum::<u64>());
+    settle(&world);
+}
+
+fn readiness(world: &World, node: usize) -> Result<(), String> {
+    world.nodes[node].allocator.as_ref().unwrap().readiness()
+}
+
+fn problems(world: &World, node: usize) -> Vec<String> {
+    let allocator = world.nodes[node].allocator.as_ref().unwrap();
+    allocator.summary().problems
+}
+
+#[test]
+fn networks_that_were_founded_apart_stay_apart_and_say_so_once() {
+    let mut world = World::new(6, &[0, 0], &["10.0.0.0/24"]);
+    world.groups = vec![0, 1];
+    world.start_all();
+    for node in 0..2 {
+        let request = world.allocate(node, "c1", net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+    }
+    // Both gave 10.0.0.1: that is what being apart means.
+    world.check.violations.clear();
+    world.partition(vec![0, 0]);
+    world.run_for(secs(120));
+    assert_eq!(world.networks().len(), 2);
+    for node in 0..2 {
+        assert_eq!(readiness(&world, node), Ok(()));
+        let told = world.nodes[node].notices.iter();
+        assert_eq!(told.filter(|text| text.contains("another address network")).count(), 1);
+        assert!(problems(&world, node)[0].contains("another address network"));
+        let more = world.allocate(node, "c2", net("10.0.0.0/24"));
+        world.answer(more).unwrap();
+    }
+}
+
+#[test]
+fn a_network_of_which_nobody_has_anything_gives_way() {
+    for first in 0..2 {
+        let mut world = World::new(7, &[0, 0], &["10.0.0.0/24"]);
+        world.groups = vec![0, 1];
+        world.start_all();
+        let request = world.allocate(first, "c1", net("10.0.0.0/24"));
+        assert_eq!(world.answer(request), Ok(net("10.0.0.1/24")));
+        world.partition(vec![0, 0]);
+        world.run_for(secs(5));
+        assert_eq!(world.networks().len(), 1);
+        let request = world.allocate(1 - first, "c2", net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+        assert_eq!(problems(&world, 0).len() + problems(&world, 1).len(), 0);
+        settle(&world);
+    }
+}
+
+#[test]
+fn peers_with_other_ranges_do_not_join_and_say_why() {
+    let mut world = World::new(8, &[0, 1], &["10.0.0.0/24"]);
+    world.start(0);
+    world.ranges = vec![net("10.9.0.0/24")];
+    world.start(1);
+    world.run_for(secs(5));
+    let waits = readiness(&world, 1).unwrap_err();
+    assert!(waits.contains("10.0.0.0/24") && waits.contains("10.9.0.0/24"), "{waits}");
+    settle(&world);
+}
+
+#[test]
+fn a_claim_is_served_by_whoever_asks_if_the_block_is_free_and_refused_with_the_reason_if_not() {
+    let mut world = World::new(9, &[0, 1], &["10.0.0.0/24", "10.64.0.0/16"]);
+    world.start_all();
+    world.run_for(secs(3));
+    let far = world.claim(1, "c1", "10.0.0.7".parse().unwrap());
+    assert_eq!(world.answer(far), Ok(net("10.0.0.7/24")));
+    let taken = world.claim(0, "c2", "10.0.0.7".parse().unwrap());
+    let refused = world.answer(taken).unwrap_err();
+    assert!(refused.to_string().contains("in use by c1"), "{refused}");
+    let own = world.claim(1, "c1", "10.0.0.7".parse().unwrap());
+    assert_eq!(world.answer(own), Ok(net("10.0.0.7/24")));
+    let near = world.allocate(0, "c3", net("10.64.0.0/16"));
+    assert_eq!(world.answer(near), Ok(net("10.64.0.1/16")));
+    let neighbour = world.claim(1, "c4", "10.64.0.2".parse().unwrap());
+    let refused = world.answer(neighbour).unwrap_err();
+    assert!(matches!(refused, AllocError::HeldElsewhere { .. }), "{refused}");
+    for (address, text) in [("10.0.0.255", "reserved"), ("10.1.0.1", "in no range")] {
+        let wrong = world.claim(0, "c5", address.parse().unwrap());
+        let refused = world.answer(wrong).unwrap_err();
+        assert!(refused.to_string().contains(text), "{refused}");
+    }
+    settle(&world);
+}
+
+#[test]
+fn all_addresses_of_a_range_can_be_given_and_then_it_is_exhausted_at_once() {
+    let mut world = World::new(10, &[2, 2, 2], &["10.0.0.0/26"]);
+    world.start_all();
+    world.run_for(secs(5));
+    for count in 0..62 {
+        let request = world.allocate(count % 3, &format!("c{count}"), net("10.0.0.0/26"));
+        world.answer(request).unwrap();
+    }
+    let before = world.now;
+    let request = world.allocate(0, "one more", net("10.0.0.0/26"));
+    let refused = world.answer(request).unwrap_err();
+    assert!(matches!(refused, AllocError::Exhausted { .. }), "{refused}");
+    assert!(world.now < before + secs(1));
+    world.free(1, "c4", None);
+    world.run_for(secs(31));
+    let request = world.allocate(0, "one more", net("10.0.0.0/26"));
+    world.answer(request).unwrap();
+    settle(&world);
+}
+
+#[test]
+fn space_of_a_peer_that_is_away_is_named_when_it_is_missed() {
+    let mut world = World::new(11, &[0, 1], &["10.0.0.0/29"]);
+    world.start_all();
+    world.run_for(secs(3));
+    world.partition(vec![0, 1]);
+    world.run_for(secs(1));
+    let mut last = None;
+    for count in 0..5 {
+        let request = world.allocate(1, &format!("c{count}"), net("10.0.0.0/29"));
+        last = Some(world.answer(request));
+    }
+    let refused = last.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("cannot be reached: 01010101"), "{refused}");
+    settle(&world);
+}
+
+#[test]
+fn nothing_is_answered_while_the_disk_fails_and_all_goes_on_after() {
+    let mut world = World::new(12, &[0], &["10.0.0.0/24"]);
+    world.start(0);
+    world.run_for(secs(1));
+    world.faults.write_error = 1000;
+    let request = world.allocate(0, "c1", net("10.0.0.0/24"));
+    let refused = world.answer(request).unwrap_err();
+    assert!(matches!(refused, AllocError::Storage(_)), "{refused}");
+    assert!(readiness(&world, 0).unwrap_err().contains("no space left"));
+    assert_eq!(world.nodes[0].allocator.as_ref().unwrap().lookup("c1"), []);
+    world.run_for(secs(60));
+    assert!(world.nodes[0].writes < 20, "writes are tried again with pauses");
+    world.faults.write_error = 0;
+    world.run_for(secs(11));
+    assert_eq!(readiness(&world, 0), Ok(()));
+    let request = world.allocate(0, "c1", net("10.0.0.0/24"));
+    world.answer(request).unwrap();
+    settle(&world);
+}
+
+#[test]
+fn requests_that_arrive_during_a_write_share_the_next_one() {
+    let mut world = World::new(13, &[0], &["10.0.0.0/16"]);
+    world.start(0);
+    world.run_for(secs(1));
+    let before = world.nodes[0].writes;
+    let asked: Vec<_> = (0..100).map(|count| world.allocate(0, &format!("c{count}"), net("10.0.0.0/16"))).collect();
+    for request in asked {
+        world.answer(request).unwrap();
+    }
+    assert_eq!(world.nodes[0].writes - before, 2);
+    settle(&world);
+}
+
+#[test]
+fn a_damaged_entry_is_named_and_other_ranges_are_refused() {
+    use ipam::allocator::{Allocator, Config, StateError};
+    let mut world = World::new(14, &[0], &["10.0.0.0/24"]);
+    world.start(0);
+    let request = world.allocate(0, "c1", net("10.0.0.0/24"));
+    world.answer(request).unwrap();
+    let config =
+        |range: &str| Config { me: world.nodes[0].peer, incarnation: 2, ranges: vec![net(range)], named_peers: 0 };
+    for key in world.nodes[0].disk.keys() {
+        let mut disk = world.nodes[0].disk.clone();
+        disk.get_mut(key).unwrap()[3] ^= 4;
+        let disk = disk.into_iter().collect();
+        let error = Allocator::new(config("10.0.0.0/24"), disk, [0; 32], world.now).unwrap_err();
+        let named = key.escape_ascii().to_string();
+        assert!(matches!(&error, StateError::Corrupt { key, .. } if *key == named), "{error}");
+    }
+    let disk = world.nodes[0].disk.clone().into_iter().collect();
+    let error = Allocator::new(config("10.0.1.0/24"), disk, [0; 32], world.now).unwrap_err();
+    assert!(matches!(&error, StateError::Ranges(text) if text.contains("10.0.1.0/24")), "{error}");
+}
+
+#[test]
+fn many_that_were_started_apart_find_together_when_they_are_connected() {
+    for seed in 0..50 {
+        let mut world = World::new(seed, &[0; 7], &["10.32.0.0/12"]);
+        world.groups = (0..7).collect();
+        world.start_all();
+        world.run_for(secs(10));
+        world.partition(vec![0; 7]);
+        world.run_for(secs(10));
+        assert!(world.is_one_network(), "seed {seed}: {:?}", world.networks());
+        for node in 0..7 {
+            let request = world.allocate(node, "c1", net("10.32.0.0/12"));
+            world.answer(request).unwrap();
+        }
+        settle(&world);
+    }
+}

@@ -498,6 +498,13 @@ impl World {
         }
     }
 
+    /// Whether all nodes are up and in one network.
+    pub(crate) fn is_one_network(&self) -> bool {
+        let up = self.nodes.iter().all(|node| node.allocator.is_some());
+        let networks = self.networks();
+        up && networks.len() == 1 && !networks.contains(&None)
+    }
+
     /// The networks that the nodes which are up belong to.
     pub(crate) fn networks(&self) -> BTreeSet<Option<String>> {
         let up = self.nodes.iter().filter_map(|node| node.allocator.as_ref());
