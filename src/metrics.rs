@@ -163,6 +163,7 @@ fn saturate(count: u64) -> i64 {
 mod tests {
     use super::*;
     use crate::control::api::types::{Counters, Me};
+    use crate::router::rig::{Options, Rig};
 
     fn sample() -> Status {
         let peer = Peer {
@@ -179,7 +180,7 @@ mod tests {
             endpoint: None,
             mtu: None,
             rtt_us: Some(1500),
-            loss: None,
+            loss: Some(0.25),
             since: String::new(),
             reason: String::new(),
             links: Vec::new(),
@@ -210,6 +211,29 @@ mod tests {
         }
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_scraper_gets_the_text_of_a_running_router() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = Options { name: "one", directory: dir.path(), secret: None, targets: Vec::new() };
+        let rig = Rig::start(options);
+        let listener = bind("127.0.0.1:0".parse().expect("loopback")).await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        assert!(bind(address).await.is_err_and(|error| format!("{error:#}").contains("--metrics")));
+        let server = tokio::spawn(serve(listener, rig.api.clone()));
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let question = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(question).await.expect("asked");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("name=\"one\"") && answer.contains("# EOF"), "{answer}");
+        server.abort();
+        let _ = server.await;
+        rig.stop().await;
+    }
+
     #[test]
     fn the_text_has_every_family_with_its_unit_and_ends_as_it_must() {
         let text = render(&sample(), [10, 7, u64::MAX]).expect("written");
@@ -228,5 +252,10 @@ mod tests {
         assert!(text.contains("weft_peer_rtt_seconds{") && text.contains("} 0.0015"), "{text}");
         assert!(text.contains(r#"name="host\"2""#), "labels are escaped:\n{text}");
         assert!(text.ends_with("# EOF\n"));
+        let documented = include_str!("../docs/api.md");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().expect("a name");
+            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/api.md");
+        }
     }
 }

@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn every_key_and_every_command_is_documented() {
+        let keys = include_str!("../../docs/configuration.md");
+        for key in KEYS {
+            assert!(keys.contains(&format!("| `{}` |", key.name)), "{} is not in docs/configuration.md", key.name);
+        }
+        let commands = include_str!("../../docs/api.md");
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let known = ["help", "up", "demo", "completions", "version"].contains(&name);
+            assert!(known || commands.contains(&format!("`weft {name}")), "{name} is not in docs/api.md");
+        }
+        for (_, path) in crate::control::api::ROUTES {
+            assert!(commands.contains(path), "{path} is not in docs/api.md");
+        }
+    }
+
+    #[test]
     fn wrong_usage_exits_with_two() {
         for line in [
             "weft",

@@ -1,6 +1,6 @@
 //! What Docker knows of a container: its id and the process whose namespace it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
@@ -79,9 +79,13 @@ struct Message {
 /// # Errors
 /// If there is no such container, it does not run, or Docker does not answer.
 pub async fn inspect(name: &str) -> Result<Container, DockerError> {
+    inspect_at(&socket()?, name).await
+}
+
+async fn inspect_at(socket: &Path, name: &str) -> Result<Container, DockerError> {
     check_name(name)?;
     let path = format!("/containers/{name}/json");
-    let (status, body) = http::request(&socket()?, Method::GET, &path, None, TIMEOUT)
+    let (status, body) = http::request(socket, Method::GET, &path, None, TIMEOUT)
         .await
         .map_err(|source| DockerError::Unreachable { name: name.to_owned(), source })?;
     understand(name, status, &body)
@@ -137,6 +141,23 @@ mod tests {
         assert!(error(StatusCode::OK, b"[]").contains("not understood"));
         let refusal = error(StatusCode::INTERNAL_SERVER_ERROR, br#"{"message":"busy"}"#);
         assert!(refusal.contains("busy"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn the_question_is_asked_over_the_socket() {
+        use axum::routing::get;
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("docker.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
+        let body = r#"{"Id":"abc","State":{"Running":true,"Pid":7}}"#;
+        let app = axum::Router::new().route("/containers/web/json", get(move || async move { body }));
+        let server = tokio::spawn(axum::serve(listener, app).into_future());
+        assert_eq!(inspect_at(&socket, "web").await.expect("running").pid, 7);
+        assert!(matches!(inspect_at(&socket, "db").await, Err(DockerError::Unknown(_))));
+        server.abort();
+        let error = inspect_at(&dir.path().join("none"), "web").await.expect_err("nobody there");
+        assert!(error.to_string().contains("by path or pid"), "{error}");
     }
 
     #[test]

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ipam::allocator::Allocator;
+use ipam::allocator::{Allocator, StateError};
 use ipam::{AllocError, RequestId};
 use ipnet::IpNet;
 use mesh_proto::control::NodeConfig;
 use mesh_proto::control::node::{Node, PeerInfo, PeerState, TargetInfo};
 use mesh_proto::data::Hop;
-use mesh_proto::handover::{DataEvent, Suite};
+use mesh_proto::handover::DataEvent;
 use mesh_proto::id::PeerId;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{MessageCounters, Peer, PeerView, Request, Snapshot, TargetView};
+use super::{MessageCounters, Peer, Request, Snapshot, TargetView};
 use crate::clock::Clock;
 use crate::control::events::Events;
 use crate::control::identity::Identity;
@@ -71,14 +71,6 @@ pub(super) struct CoreIo {
     pub(super) events: Events,
 }
 
-/// What the data path said of a peer.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct PathView {
-    pub(super) suite: Option<Suite>,
-    pub(super) rtt: Option<Duration>,
-    pub(super) payload: Option<u16>,
-}
-
 type Answer = oneshot::Sender<Result<IpNet, AllocError>>;
 
 /// The machines, and what they are connected to.
@@ -104,12 +96,12 @@ pub(super) struct Core {
     /// Addresses at which this peer met itself.
     pub(super) own_addresses: BTreeSet<SocketAddr>,
     pub(super) own_key: [u8; 32],
-    pub(super) paths: BTreeMap<PeerId, PathView>,
     /// Set by whatever may have changed who is reachable.
     pub(super) reachability_changed: bool,
     reachable: Vec<(Peer, u64)>,
     pub(super) waiting: BTreeMap<RequestId, Answer>,
     next_request: u64,
+    pub(super) address_state: AddressState,
     inputs: Inputs,
 }
 
@@ -142,10 +134,7 @@ impl Core {
         use mesh_proto::control::Identity as _;
 
         let now = io.clock.now();
-        let mut seeds = [[0; 32]; 2];
-        for seed in &mut seeds {
-            aws_lc_rs::rand::fill(seed).map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
-        }
+        let seeds = [seed()?, seed()?];
         let own_key = config.identity.sign_key();
         let me = Peer(config.identity.peer());
         let incarnation = config.node.incarnation.0;
@@ -155,7 +144,8 @@ impl Core {
         let node = Node::new(config.node, config.identity, seeds[0], now);
         let ipam_config =
             ipam::allocator::Config { me, incarnation, ranges: config.ranges.clone(), named_peers: config.named_peers };
-        let ipam = Allocator::new(ipam_config, config.ipam, seeds[1], now)?;
+        let address_state = AddressState { config: ipam_config, pairs: config.ipam.into_iter().collect(), life: 0 };
+        let ipam = address_state.allocator(seeds[1], now)?;
         let (resolver, resolved) = mpsc::channel(64);
         Ok(Self {
             node,
@@ -176,11 +166,11 @@ impl Core {
             resolver,
             own_addresses: BTreeSet::new(),
             own_key,
-            paths: BTreeMap::new(),
             reachability_changed: true,
             reachable: Vec::new(),
             waiting: BTreeMap::new(),
             next_request: 0,
+            address_state,
             inputs: Inputs { quic: io.quic_events, data: io.data_events, stored: io.stored, requests, resolved },
         })
     }
@@ -229,15 +219,15 @@ impl Core {
         let now = self.clock.now();
         match input {
             Input::Quic(event) => self.handle_quic(event, now),
-            Input::Data(event) => {
-                self.note_data_event(&event);
-                self.node.handle_data_event(event, now);
-            }
+            Input::Data(event) => self.node.handle_data_event(event, now),
             Input::Stored(stored) => {
                 if let Err(error) = &stored.result {
                     tracing::error!(%error, "the address state could not be written: check the disk under the data directory");
                 }
-                self.ipam.handle_stored(stored.ticket, stored.result, now);
+                // What an allocator before this one wrote concerns nobody any more.
+                if stored.life == self.address_state.life {
+                    self.ipam.handle_stored(stored.ticket, stored.result, now);
+                }
             }
             Input::Request(request) => self.handle_request(request, now),
             Input::Resolved(target, addresses) => {
@@ -275,19 +265,6 @@ impl Core {
                 self.node.handle_message(conn, &bytes, now);
             }
             QuicEvent::Disconnected(conn, reason) => self.node.handle_disconnected(conn, &reason, now),
-        }
-    }
-
-    fn note_data_event(&mut self, event: &DataEvent) {
-        match *event {
-            DataEvent::PathUp { peer, rtt } | DataEvent::Rtt { peer, rtt } => {
-                self.paths.entry(peer).or_default().rtt = Some(rtt);
-            }
-            DataEvent::PathDown { peer } => self.paths.entry(peer).or_default().rtt = None,
-            DataEvent::Mtu { peer, payload } => {
-                self.paths.entry(peer).or_default().payload = Some(payload);
-            }
-            DataEvent::Moved { .. } | DataEvent::SessionWanted { .. } | DataEvent::RekeyDue { .. } => {}
         }
     }
 
@@ -388,13 +365,9 @@ impl Core {
         let found = self.node.targets();
         let named = found.iter().filter(|info| self.targets.contains(&info.target));
         let targets = named.map(|info| self.target(info, &infos)).collect();
-        let peers = infos.into_iter().map(|info| {
-            let path = self.paths.get(&info.id).copied().unwrap_or_default();
-            PeerView { suite: path.suite, rtt: path.rtt, payload: path.payload, loss: None, info }
-        });
         Snapshot {
-            peers: peers.collect(),
             targets,
+            peers: infos,
             readiness: self.ipam.readiness(),
             addresses: [summary.owned, summary.free, summary.used],
             ranges: self.ranges.clone(),
@@ -418,8 +391,48 @@ impl Core {
             (.., false) if info.reason.is_empty() => "not dialled yet".to_owned(),
             _ => info.reason.clone(),
         };
-        TargetView { target: info.target.clone(), addresses, connected: itself || reached, reason }
+        TargetView { target: info.target.clone(), peer: info.peer, addresses, connected: itself || reached, reason }
     }
+}
+
+/// What the address protocol is made from, again if need be: its durable state as it was last
+/// asked to be written.
+#[derive(Debug)]
+pub(super) struct AddressState {
+    config: ipam::allocator::Config<Peer>,
+    pub(super) pairs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// How often it was made again: tells writes of one allocator from those of the next.
+    pub(super) life: u32,
+}
+
+impl AddressState {
+    fn allocator(&self, seed: [u8; 32], now: Duration) -> Result<Allocator<Peer>, StateError> {
+        let pairs = self.pairs.iter().map(|(key, value)| (key.clone(), value.clone()));
+        Allocator::new(self.config.clone(), pairs.collect(), seed, now)
+    }
+}
+
+impl Core {
+    /// Begins a new life of the address protocol, under a higher incarnation. Whoever waits for
+    /// an address is told to ask again.
+    pub(super) fn restart_addresses(&mut self, incarnation: u64) -> anyhow::Result<()> {
+        self.address_state.config.incarnation = incarnation;
+        self.address_state.life += 1;
+        self.ipam = self.address_state.allocator(seed()?, self.clock.now())?;
+        for (_, reply) in std::mem::take(&mut self.waiting) {
+            let waiting_for = "this peer's addresses were loaded again; ask again".to_owned();
+            let _ = reply.send(Err(AllocError::TimedOut { waited_s: 0, waiting_for }));
+        }
+        self.reachable.clear();
+        self.reachability_changed = true;
+        Ok(())
+    }
+}
+
+fn seed() -> anyhow::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    aws_lc_rs::rand::fill(&mut seed).map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+    Ok(seed)
 }
 
 /// Key of a target in the peers' table.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ipam::Output as IpamOutput;
+use ipam::{Change, Output as IpamOutput};
 use mesh_proto::control::{Event, Output};
 use mesh_proto::handover::Command;
 use mesh_proto::id::PeerId;
@@ -65,19 +65,7 @@ impl Core {
             }
             Output::Close { conn, reason } => self.quic.close(conn, &reason),
             Output::Data(command) => {
-                match &command {
-                    Command::Install(keys) => {
-                        self.paths.entry(keys.peer).or_default().suite = Some(keys.suite);
-                    }
-                    Command::Remove(peer) => {
-                        self.paths.remove(peer);
-                    }
-                    Command::Tables(tables) => {
-                        self.paths.retain(|peer, _| tables.peers.contains_key(peer));
-                        self.reachability_changed = true;
-                    }
-                    Command::Probe(_) => {}
-                }
+                self.reachability_changed |= matches!(command, Command::Tables(_));
                 self.data.command(command);
             }
             Output::App { from, incarnation, payload } => match payload.split_first() {
@@ -99,9 +87,16 @@ impl Core {
         let tagged = |bytes: &[u8]| [&[CHANNEL_IPAM], bytes].concat();
         match output {
             IpamOutput::Store { ticket, changes } => {
-                let edits =
-                    changes.into_iter().map(|change| Edit { table: Table::Ipam, key: change.key, value: change.value });
-                if let Err(error) = self.store.write(edits.collect(), Done::Ipam(ticket)) {
+                for change in &changes {
+                    match &change.value {
+                        Some(value) => self.address_state.pairs.insert(change.key.clone(), value.clone()),
+                        None => self.address_state.pairs.remove(&change.key),
+                    };
+                }
+                let edit = |change: Change| Edit { table: Table::Ipam, key: change.key, value: change.value };
+                let edits = changes.into_iter().map(edit).collect();
+                let done = Done::Ipam { life: self.address_state.life, ticket };
+                if let Err(error) = self.store.write(edits, done) {
                     tracing::error!(%error, "the address state could not be written");
                     self.ipam.handle_stored(ticket, Err(error.to_string()), now);
                 }
@@ -187,6 +182,10 @@ impl Core {
                     to.0
                 );
                 tracing::warn!("{text}");
+                if let Err(error) = self.restart_addresses(to.0) {
+                    tracing::error!(%error, "no addresses can be given until the router is restarted");
+                    self.problems.push(format!("no addresses can be given until the router is restarted: {error}"));
+                }
                 ("incarnation-raised", text)
             }
             other => {

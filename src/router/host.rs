@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mesh_proto::data::overhead::Carrier;
+use mesh_proto::handover::Suite;
 
 use super::Handle;
 use crate::config::{Mtu, Settings, host_port};
@@ -16,9 +18,9 @@ const LOOK: Duration = Duration::from_secs(5);
 const MTU_UNKNOWN: u32 = 1500;
 /// Bytes that an IPv4 and a UDP header add to a datagram.
 const IPV4_UDP: u32 = 28;
-/// Room for everything around an inner packet: IPv6 (40), UDP (8), sleeve and its tag, the
-/// relay's header, the inner Ethernet header and a VLAN tag.
-const OVERHEAD: u32 = 90;
+/// What is around an inner packet in the worst direct case, so that all hosts come to the same
+/// size: interfaces of one Ethernet segment have one MTU.
+const CARRIER: Carrier = Carrier { v6: true, relayed: false, suite: Suite::Aes256Gcm };
 /// IPv6 does not work below (RFC 8200 section 5).
 const MTU_MIN: u32 = 1280;
 /// Largest overlay MTU that is chosen by itself: a loopback underlay has 65536.
@@ -160,7 +162,7 @@ fn overlay_mtu(wanted: Mtu, underlay: u32) -> u16 {
         // Sleeve carries frames of any size in pieces, so a small underlay costs speed, not
         // reachability.
         Mtu::Auto => {
-            let bytes = underlay.saturating_sub(OVERHEAD).clamp(MTU_MIN, MTU_AUTO_MAX);
+            let bytes = underlay.saturating_sub(u32::from(CARRIER.total())).clamp(MTU_MIN, MTU_AUTO_MAX);
             u16::try_from(bytes).unwrap_or(u16::MAX)
         }
     }
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_overlay_leaves_room_for_what_is_around_a_packet() {
-        assert_eq!(overlay_mtu(Mtu::Auto, 1500), 1410);
+        assert_eq!(overlay_mtu(Mtu::Auto, 1500), 1402);
         assert_eq!(overlay_mtu(Mtu::Auto, 1280), 1280);
         assert_eq!(overlay_mtu(Mtu::Auto, 65_536), 9000);
         assert_eq!(overlay_mtu(Mtu::Fixed(1000), 9000), 1000);

@@ -22,13 +22,14 @@ mod snapshot;
 mod start;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipam::AllocError;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 pub use checks::CheckError;
-pub use snapshot::{MessageCounters, PeerView, Snapshot, TargetView};
+pub use snapshot::{MessageCounters, Snapshot, TargetView};
 pub use start::{Finished, run};
 
 /// Most requests that wait for the loop.
@@ -59,10 +60,13 @@ pub(crate) enum Request {
     Problem(String),
 }
 
-/// The loop has ended.
+/// The loop has ended, or is stuck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the router is stopping")]
+#[error("the router is stopping, or too busy to answer")]
 pub struct Stopped;
+
+/// How long an answer that needs no other peer may take.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A hold on the loop. Clones share it.
 #[derive(Debug, Clone)]
@@ -83,12 +87,18 @@ impl Handle {
         answer.await.map_err(|_| Stopped)
     }
 
+    /// As [`Self::ask`], for what the loop answers at once: a loop that is stuck must not hold up
+    /// whoever wants to know why.
+    async fn ask_soon<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
+        tokio::time::timeout(SOON, self.ask(make)).await.unwrap_or(Err(Stopped))
+    }
+
     /// Everything for `status`, `peers` and metrics.
     ///
     /// # Errors
     /// If the router stops.
     pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
-        self.ask(Request::Snapshot).await
+        self.ask_soon(Request::Snapshot).await
     }
 
     /// The state of the address space.
@@ -96,7 +106,7 @@ impl Handle {
     /// # Errors
     /// If the router stops.
     pub async fn ipam(&self) -> Result<ipam::allocator::Summary<Peer>, Stopped> {
-        self.ask(Request::Ipam).await
+        self.ask_soon(Request::Ipam).await
     }
 
     /// Dials these peers from now on; the answer is all of them.
@@ -104,7 +114,7 @@ impl Handle {
     /// # Errors
     /// If the router stops.
     pub async fn connect(&self, targets: Vec<String>) -> Result<Vec<String>, Stopped> {
-        self.ask(|reply| Request::Connect(targets, reply)).await
+        self.ask_soon(|reply| Request::Connect(targets, reply)).await
     }
 
     /// Dials these peers no more, and closes the links to them; the answer is those that are
@@ -113,7 +123,7 @@ impl Handle {
     /// # Errors
     /// If the router stops.
     pub async fn forget(&self, targets: Vec<String>) -> Result<Result<Vec<String>, Vec<String>>, Stopped> {
-        self.ask(|reply| Request::Forget(targets, reply)).await
+        self.ask_soon(|reply| Request::Forget(targets, reply)).await
     }
 
     /// An address of a range for an owner; the same one again if it has one.
@@ -140,7 +150,7 @@ impl Handle {
     /// If the router stops.
     pub async fn free(&self, owner: &str, address: Option<IpAddr>) -> Result<Vec<IpNet>, Stopped> {
         let owner = owner.to_owned();
-        self.ask(|reply| Request::Free { owner, address, reply }).await
+        self.ask_soon(|reply| Request::Free { owner, address, reply }).await
     }
 
     /// The addresses of an owner.
@@ -149,7 +159,7 @@ impl Handle {
     /// If the router stops.
     pub async fn lookup(&self, owner: &str) -> Result<Vec<IpNet>, Stopped> {
         let owner = owner.to_owned();
-        self.ask(|reply| Request::Lookup { owner, reply }).await
+        self.ask_soon(|reply| Request::Lookup { owner, reply }).await
     }
 
     /// Tells the mesh at which addresses this peer can be dialled.

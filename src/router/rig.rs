@@ -56,7 +56,7 @@ pub(crate) fn ranges() -> Vec<IpNet> {
 }
 
 impl Rig {
-    pub(crate) async fn start(options: Options<'_>) -> Self {
+    pub(crate) fn start(options: Options<'_>) -> Self {
         let clock = Clock::start();
         let opened = store::open(options.directory).expect("a store");
         let state = opened.state.clone();
@@ -173,7 +173,7 @@ mod tests {
 
     async fn linked(rig: &Rig) -> bool {
         let snapshot = rig.handle.snapshot().await.expect("it runs");
-        snapshot.peers.iter().any(|peer| peer.info.state == PeerState::Established && peer.info.direct.is_some())
+        snapshot.peers.iter().any(|peer| peer.state == PeerState::Established && peer.direct.is_some())
     }
 
     fn options<'a>(name: &'a str, directory: &'a Path, secret: Option<[u8; 32]>, to: &[&Rig]) -> Options<'a> {
@@ -183,8 +183,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn two_routers_link_share_the_addresses_and_carry_a_frame() {
         let (one, two) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
-        let one = Rig::start(options("one", one.path(), Some([7; 32]), &[])).await;
-        let two = Rig::start(options("two", two.path(), Some([7; 32]), &[&one])).await;
+        let one = Rig::start(options("one", one.path(), Some([7; 32]), &[]));
+        let two = Rig::start(options("two", two.path(), Some([7; 32]), &[&one]));
         for rig in [&one, &two] {
             eventually("a link", || linked(rig)).await;
         }
@@ -209,7 +209,12 @@ mod tests {
         .await;
         assert_eq!(&got[..length], &frame[..], "the frame arrives as it was sent");
         let snapshot = two.handle.snapshot().await.expect("it runs");
-        assert_eq!(snapshot.peers[1].suite, Some(Suite::ChaCha20Poly1305));
+        let status = api::status(&two.api.info, &snapshot, two.api.data.report().await.as_ref());
+        assert_eq!(status.verdict, "ok", "{:?}", status.problems);
+        let peer = &status.peers[0];
+        assert_eq!((peer.name.as_str(), peer.carrier.as_deref()), ("one", Some("sleeve")));
+        assert_eq!(peer.cipher.as_deref(), Some("chacha20-poly1305"));
+        assert!(peer.encrypted && peer.rtt_us.is_some() && peer.loss.is_some(), "{peer:?}");
         assert!(snapshot.targets[0].connected, "{:?}", snapshot.targets);
         assert!(snapshot.messages.received > 0 && snapshot.messages.sent > 0);
         one.stop().await;
@@ -219,8 +224,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn routers_with_other_secrets_do_not_link_and_both_say_so() {
         let (one, two) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
-        let one = Rig::start(options("one", one.path(), Some([7; 32]), &[])).await;
-        let two = Rig::start(options("two", two.path(), Some([8; 32]), &[&one])).await;
+        let one = Rig::start(options("one", one.path(), Some([7; 32]), &[]));
+        let two = Rig::start(options("two", two.path(), Some([8; 32]), &[&one]));
         for rig in [&one, &two] {
             eventually("a refusal", || async { rig.api.events.after(0).iter().any(|event| event.kind == "refused") })
                 .await;
@@ -235,7 +240,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn addresses_and_keys_survive_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let rig = Rig::start(options("one", dir.path(), None, &[])).await;
+        let rig = Rig::start(options("one", dir.path(), None, &[]));
         let range = ranges()[0];
         let address = rig.handle.allocate("test:a", range).await.expect("it runs").expect("an address");
         let id = rig.api.info.id;
@@ -247,7 +252,7 @@ mod tests {
             assert!(Instant::now() < deadline, "the store is still open");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let rig = Rig::start(options("one", dir.path(), None, &[])).await;
+        let rig = Rig::start(options("one", dir.path(), None, &[]));
         assert_eq!(rig.api.info.id, id);
         assert_eq!(rig.handle.lookup("test:a").await, Ok(vec![address]));
         let other = rig.handle.allocate("test:b", range).await.expect("it runs").expect("an address");

@@ -1,17 +1,16 @@
 //! What the loop shows of itself: a copy, made when asked for.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_proto::control::node::PeerInfo;
-use mesh_proto::handover::Suite;
+use mesh_proto::id::PeerId;
 
 /// Everything that `status`, `peers` and metrics need of the loop.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// Every peer that is known, this one first.
-    pub peers: Vec<PeerView>,
+    pub peers: Vec<PeerInfo>,
     /// The peers that the operator named.
     pub targets: Vec<TargetView>,
     /// Whether addresses can be given; otherwise what is waited for.
@@ -28,26 +27,13 @@ pub struct Snapshot {
     pub messages: MessageCounters,
 }
 
-/// One peer, and what the data path said of it.
-#[derive(Debug, Clone)]
-pub struct PeerView {
-    /// As the control plane sees it.
-    pub info: PeerInfo,
-    /// What protects the frames of the newest session.
-    pub suite: Option<Suite>,
-    /// Smoothed round trip of the link.
-    pub rtt: Option<Duration>,
-    /// Largest UDP payload that the path carries.
-    pub payload: Option<u16>,
-    /// Share of probes lost lately.
-    pub loss: Option<f64>,
-}
-
 /// One peer that the operator named.
 #[derive(Debug, Clone)]
 pub struct TargetView {
     /// As it was written.
     pub target: String,
+    /// Who was found there.
+    pub peer: Option<PeerId>,
     /// What it resolved to last.
     pub addresses: Vec<SocketAddr>,
     /// Whether there is a link to one of them, or to a peer that says it is there.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipam::allocator::Summary;
-use mesh_proto::control::node::PeerState;
+use mesh_proto::control::node::{PeerInfo, PeerState};
+use mesh_proto::data::report::{Carried, PathReport};
 use mesh_proto::handover::Suite;
 use mesh_proto::id::PeerId;
 
@@ -11,7 +12,7 @@ use super::types::{Allocation, Counters, Ipam, IpamPeer, Me, Peer, Status, Targe
 use crate::clock::Clock;
 use crate::data::Report;
 use crate::logging::rfc3339;
-use crate::router::{Peer as PeerKey, PeerView, Snapshot};
+use crate::router::{Peer as PeerKey, Snapshot};
 
 /// What does not change while a router runs.
 #[derive(Debug, Clone)]
@@ -50,11 +51,12 @@ impl Info {
 #[must_use]
 pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Status {
     let names = names(snapshot);
+    let paths: BTreeMap<_, _> = report.iter().flat_map(|report| &report.paths).map(|path| (path.peer, path)).collect();
     let peers: Vec<_> = snapshot
         .peers
         .iter()
-        .filter(|peer| peer.info.state != PeerState::Me)
-        .map(|view| peer(info, view, &names))
+        .filter(|peer| peer.state != PeerState::Me)
+        .map(|one| peer(info, one, paths.get(&one.id).copied(), &names))
         .collect();
     let ready = snapshot.readiness.is_ok() && report.is_some_and(|report| !report.tap_lost);
     let problems = problems(snapshot, report, &peers);
@@ -106,18 +108,26 @@ fn encryption(info: &Info) -> &'static str {
 }
 
 fn names(snapshot: &Snapshot) -> BTreeMap<PeerId, &str> {
-    snapshot.peers.iter().map(|view| (view.info.id, view.info.name.as_str())).collect()
+    snapshot.peers.iter().map(|view| (view.id, view.name.as_str())).collect()
 }
 
-fn peer(info: &Info, view: &PeerView, names: &BTreeMap<PeerId, &str>) -> Peer {
-    let peer = &view.info;
+fn peer(info: &Info, peer: &PeerInfo, path: Option<&PathReport>, names: &BTreeMap<PeerId, &str>) -> Peer {
     let established = peer.state == PeerState::Established;
-    let carrier = match (established, peer.direct, peer.via) {
-        (false, _, _) | (true, None, None) => None,
-        (true, _, Some(_)) => Some("relay"),
-        (true, Some(_), None) => Some("sleeve"),
+    // What the data path does counts; what control wants comes to pass within milliseconds.
+    let via = match path.map(|path| path.carrier) {
+        Some(Carried::Direct) => None,
+        Some(Carried::Relay(via)) => Some(via),
+        Some(Carried::Nowhere) | None => peer.via,
     };
-    let linked = peer.direct.is_some();
+    let via = via.filter(|_| established);
+    let carrier = match (established, via, peer.direct) {
+        (true, Some(_), _) => Some("relay"),
+        (true, None, Some(_)) => Some("sleeve"),
+        _ => None,
+    };
+    let path = path.filter(|_| established);
+    let suite = path.and_then(|path| path.suite).filter(|suite| *suite != Suite::Plain);
+    let linked = path.filter(|path| path.direct_up);
     Peer {
         id: peer.id.to_string(),
         name: peer.name.clone(),
@@ -125,14 +135,14 @@ fn peer(info: &Info, view: &PeerView, names: &BTreeMap<PeerId, &str>) -> Peer {
         incarnation: peer.incarnation.0,
         state: state(peer.state).to_owned(),
         carrier: carrier.map(str::to_owned),
-        via: peer.via.filter(|_| established).map(|via| via.to_string()),
-        via_name: peer.via.filter(|_| established).and_then(|via| names.get(&via).map(|&name| name.to_owned())),
+        via: via.map(|via| via.to_string()),
+        via_name: via.and_then(|via| names.get(&via).map(|&name| name.to_owned())),
         encrypted: info.sealed,
-        cipher: view.suite.filter(|suite| *suite != Suite::Plain).map(|s| s.name().to_owned()),
+        cipher: suite.map(|suite| suite.name().to_owned()),
         endpoint: peer.direct.map(|address| address.to_string()),
-        mtu: view.payload.filter(|_| linked),
-        rtt_us: view.rtt.filter(|_| linked).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-        loss: view.loss.filter(|_| linked),
+        mtu: path.map(|path| path.payload_mtu).filter(|bytes| *bytes > 0),
+        rtt_us: linked.and_then(|path| path.rtt).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        loss: linked.map(|path| path.loss),
         since: info.at(peer.since),
         reason: peer.reason.clone(),
         links: peer.links.iter().map(ToString::to_string).collect(),
@@ -166,7 +176,9 @@ fn problems(snapshot: &Snapshot, report: Option<&Report>, peers: &[Peer]) -> Vec
     for target in snapshot.targets.iter().filter(|target| !target.connected) {
         problems.push(format!("peer {} is not connected: {}", target.target, target.reason));
     }
-    for peer in peers.iter().filter(|peer| peer.state == "retrying") {
+    let named =
+        |peer: &Peer| snapshot.targets.iter().any(|target| target.peer.is_some_and(|id| id.to_string() == peer.id));
+    for peer in peers.iter().filter(|peer| peer.state == "retrying" && !named(peer)) {
         problems.push(format!("peer {} cannot be reached: {}", peer.name, peer.reason));
     }
     problems
@@ -216,8 +228,8 @@ pub fn ipam(info: &Info, snapshot: &Snapshot, summary: &Summary<PeerKey>) -> Ipa
     let reachable: BTreeSet<PeerId> = snapshot
         .peers
         .iter()
-        .filter(|view| matches!(view.info.state, PeerState::Established | PeerState::Me))
-        .map(|view| view.info.id)
+        .filter(|view| matches!(view.state, PeerState::Established | PeerState::Me))
+        .map(|view| view.id)
         .collect();
     let share = |&(PeerKey(id), owned): &(PeerKey, u64)| IpamPeer {
         id: id.to_string(),

@@ -19,8 +19,8 @@ fn description() -> Value {
     serde_json::from_str(include_str!("../../../../docs/openapi.json")).expect("JSON")
 }
 
-async fn rig(directory: &Path) -> Rig {
-    Rig::start(Options { name: "one", directory, secret: None, targets: Vec::new() }).await
+fn rig(directory: &Path) -> Rig {
+    Rig::start(Options { name: "one", directory, secret: None, targets: Vec::new() })
 }
 
 async fn call(rig: &Rig, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
@@ -58,7 +58,7 @@ fn every_reference_of_the_description_leads_somewhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_reads_answers_as_described() {
     let dir = tempfile::tempdir().expect("a directory");
-    let rig = rig(dir.path()).await;
+    let rig = rig(dir.path());
     let description = description();
     for (_, path) in ROUTES.iter().filter(|(method, _)| *method == "get") {
         let (status, answer) = call(&rig, Method::GET, path, "").await;
@@ -75,7 +75,7 @@ async fn what_reads_answers_as_described() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changes_answers_as_described() {
     let dir = tempfile::tempdir().expect("a directory");
-    let rig = rig(dir.path()).await;
+    let rig = rig(dir.path());
     let description = description();
     let good = [
         ("/v1/connect", json!({"peers": ["192.0.2.1", "[2001:db8::1]:7000"]})),
@@ -108,7 +108,7 @@ async fn what_changes_answers_as_described() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
     let dir = tempfile::tempdir().expect("a directory");
-    let rig = rig(dir.path()).await;
+    let rig = rig(dir.path());
     let post = Method::POST;
     let long = format!("{{\"peers\":[\"{}\"]}}", "a".repeat(BODY_MAX));
     for (method, path, body, code, word) in [
@@ -149,7 +149,7 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_is_given_back_when_the_kernel_refuses() {
     let dir = tempfile::tempdir().expect("a directory");
-    let rig = rig(dir.path()).await;
+    let rig = rig(dir.path());
     let (status, answer) = call(&rig, Method::POST, "/v1/expose", "{}").await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
     let (_, ipam) = call(&rig, Method::GET, "/v1/ipam", "").await;
@@ -161,7 +161,7 @@ async fn an_address_is_given_back_when_the_kernel_refuses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_come_when_they_happen() {
     let dir = tempfile::tempdir().expect("a directory");
-    let rig = rig(dir.path()).await;
+    let rig = rig(dir.path());
     let (_, list) = call(&rig, Method::GET, "/v1/events", "").await;
     let last = list["events"].as_array().expect("a list").last().map_or(0, |event| event["seq"].as_u64().expect("one"));
     let path = format!("/v1/events?after={last}&wait=20");
