@@ -153,6 +153,43 @@ fn disagreeing_trees_give_no_frame_twice_and_no_storm() {
 }
 
 #[test]
+fn a_flood_is_not_passed_back_to_where_it_came_from() {
+    use mesh_proto::handover::Command;
+    use std::sync::Arc;
+    let mut net = Net::new(3);
+    net.ready(LINE);
+    // The last of the line is told to pass on to the one before.
+    let mut tables = net.tables(2, LINE);
+    tables.trees.insert(id(0), vec![id(1), id(0)]);
+    net.command(2, Command::Tables(Arc::new(tables)));
+    net.send(0, &frame(EVERYBODY, mac(0, 1), 60, 5));
+    net.run(ms(100));
+    assert_eq!(net.frames[2].len(), 1);
+    assert_eq!(net.nodes[1].counters().flood_duplicates, 0);
+    assert_eq!(net.dropped(0).len(), 0);
+}
+
+#[test]
+fn a_flood_ends_when_it_was_passed_on_too_often() {
+    use mesh_proto::handover::Command;
+    use std::sync::Arc;
+    let line: Vec<_> = (0..40).map(|n| (n, n + 1)).collect();
+    let mut net = Net::new(41);
+    for n in 0..41 {
+        let tables = net.tables(n, &line);
+        net.command(n, Command::Tables(Arc::new(tables)));
+    }
+    line.iter().for_each(|&(a, b)| net.session(a, b));
+    net.run(ms(500));
+    net.send(0, &frame(EVERYBODY, mac(0, 1), 60, 5));
+    net.run(ms(500));
+    let came: Vec<_> = net.frames.iter().map(Vec::len).collect();
+    assert_eq!(came[1..33], [1; 32]);
+    assert_eq!(came[33..], [0; 8]);
+    assert_eq!(net.dropped(32)["hop_limit"], 1);
+}
+
+#[test]
 fn frames_of_every_size_arrive_byte_identical() {
     let mut net = Net::new(3);
     net.ready(LINE);

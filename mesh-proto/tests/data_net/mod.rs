@@ -80,6 +80,9 @@ pub(crate) struct Wire {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// Delays of the copies of a datagram that arrive: none if it is lost.
+pub(crate) type Weather = Box<dyn FnMut() -> Vec<Duration>>;
+
 /// Whether a datagram passes: from, to, bytes, time.
 type Filter = Box<dyn FnMut(usize, usize, &[u8], Duration) -> bool>;
 
@@ -94,6 +97,7 @@ pub(crate) struct Net {
     pub(crate) capture: Vec<Wire>,
     pub(crate) now: Duration,
     pub(crate) filter: Filter,
+    pub(crate) weather: Weather,
     pub(crate) lives: Vec<u64>,
     next_index: u32,
     sealed: bool,
@@ -121,6 +125,7 @@ impl Net {
             capture: Vec::new(),
             now,
             filter: Box::new(|_, _, _, _| true),
+            weather: Box::new(|| vec![DELAY]),
             lives: vec![1; count],
             next_index: 100,
             sealed,
@@ -133,9 +138,13 @@ impl Net {
         let mut out = Out::default();
         let result = f(&mut self.nodes[n], self.now, &mut out);
         for (to, bytes) in out.datagrams {
-            let wire = Wire { at: self.now + DELAY, from: self.source[n], to, bytes };
+            let wire = Wire { at: self.now, from: self.source[n], to, bytes };
             self.capture.push(wire.clone());
-            self.wire.push_back(wire);
+            for delay in (self.weather)() {
+                let at = self.now + delay;
+                let place = self.wire.partition_point(|w| w.at <= at);
+                self.wire.insert(place, Wire { at, ..wire.clone() });
+            }
         }
         self.frames[n].extend(out.frames);
         self.quic[n].extend(out.quic);
