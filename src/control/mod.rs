@@ -4,6 +4,7 @@ pub mod api;
 pub mod attach;
 pub mod docker;
 pub mod events;
+pub mod firewall;
 pub mod http;
 pub mod identity;
 pub mod quic;

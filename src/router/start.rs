@@ -27,6 +27,7 @@ use crate::config::{Settings, host_port};
 use crate::control::api::{self, Api, Info, SocketFile, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
+use crate::control::firewall::Firewall;
 use crate::control::identity::Identity;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
@@ -168,6 +169,8 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
     })?;
+    let mut firewall = Firewall::new(&settings.bridge);
+    firewall.ensure().await;
     attachments.restore(&state.attachments).await;
 
     let info = Arc::new(Info {
@@ -198,6 +201,7 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
         tasks.spawn(metrics::serve(listener, api.clone()));
     }
     tasks.spawn(host::watch(netlink, settings.clone(), endpoints, handle.clone()));
+    tasks.spawn(firewall.keep());
     tasks.spawn(look_after(attachments, handle));
     let server = tokio::spawn(api::serve(claimed.listener, api.clone(), stopped.clone()));
     announce(&settings, &state, id, sizes, sealed);
@@ -219,6 +223,7 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
     }
     data.stop();
     if finished == Finished::Removed {
+        Firewall::new(&settings.bridge).remove().await;
         devices.remove().await;
     }
     tracing::info!("stopped");

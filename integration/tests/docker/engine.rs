@@ -1,0 +1,172 @@
+//! A Docker engine of the test's own: its network is a host of the lab, all else is its own too.
+//!
+//! ```text
+//!   test ─ stdin ─► bash (own mount namespace, own /run)        ends all below when stdin ends
+//!                     └── dockerd (network of host N, own cgroup parent, data, socket)
+//!                           └── containerd ── shim ── container
+//! ```
+//!
+//! The shell is what makes it leave nothing behind, even if the test is killed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Output, Stdio},
+    time::Duration,
+};
+
+use weft::lab::{Host, wait_until};
+
+/// Programs that the tests need and `scripts/setup` installs.
+const PROGRAMS: [&str; 7] = ["dockerd", "containerd", "runc", "iptables", "docker", "busybox", "tar"];
+/// Where Debian keeps them.
+pub(crate) const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:/usr/local/sbin";
+/// Name of the image that [`Engine::start`] makes.
+pub(crate) const IMAGE: &str = "box";
+/// Longest time for a command or for an engine to come or go.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// From when the test ends (or is killed) to when nothing of the engine is left.
+const KEEPER: &str = r#"
+set -u
+mount -t tmpfs tmpfs /run
+dockerd --host "unix://$DIR/docker.sock" --data-root "$DIR/data" --exec-root "$DIR/exec" \
+  --pidfile "$DIR/docker.pid" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$GROUP" \
+  --storage-driver vfs </dev/null >"$DIR/log" 2>&1 &
+engine=$!
+cat >/dev/null
+docker ps -aq | xargs -r docker rm -f >/dev/null 2>&1
+kill -TERM $engine 2>/dev/null
+for _ in $(seq 100); do kill -0 $engine 2>/dev/null || break; sleep 0.1; done
+kill -KILL $engine 2>/dev/null
+wait $engine
+find /sys/fs/cgroup -depth -type d -path "*/$GROUP*" -exec rmdir {} + 2>/dev/null
+exit 0
+"#;
+
+/// The first program that is not there.
+pub(crate) fn missing_program() -> Option<&'static str> {
+    let there = |name: &&str| PATH.split(':').any(|folder| Path::new(folder).join(name).exists());
+    PROGRAMS.into_iter().find(|name| !there(name))
+}
+
+/// Parent of the control groups of an engine's containers.
+pub(crate) fn group(host: &str) -> String {
+    format!("weft-test-{}-{host}", std::process::id())
+}
+
+/// A running engine; it ends when it is dropped.
+pub(crate) struct Engine {
+    dir: PathBuf,
+    keeper: Child,
+    /// Its end is what tells the keeper to clean up.
+    stdin: Option<ChildStdin>,
+}
+
+impl Engine {
+    /// Starts an engine on a host, with its files in `dir`, and gives it an image with busybox.
+    pub(crate) fn start(host: &Host, dir: PathBuf) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        let group = group(host.name());
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "bash", "-c", KEEPER])
+            .env("PATH", PATH)
+            .env("DIR", &dir)
+            .env("GROUP", group)
+            .env("DOCKER_HOST", format!("unix://{}", dir.join("docker.sock").display()))
+            .stdin(Stdio::piped());
+        // A child is born in the network namespace of the thread that starts it.
+        let mut keeper = host.namespace().run(|| command.spawn()).map_err(io::Error::other)??;
+        let stdin = keeper.stdin.take();
+        let engine = Self { dir, keeper, stdin };
+        let answers = wait_until(LIMIT, || engine.docker(&["version"]).is_ok());
+        if !answers {
+            return Err(io::Error::other(format!("the engine does not answer:\n{}", engine.log())));
+        }
+        engine.import_image()?;
+        Ok(engine)
+    }
+
+    /// What `DOCKER_HOST` must be to reach it.
+    pub(crate) fn host(&self) -> String {
+        format!("unix://{}", self.dir.join("docker.sock").display())
+    }
+
+    /// Runs a `docker` command: what it prints, or an error with what it complains of.
+    pub(crate) fn docker(&self, args: &[&str]) -> io::Result<String> {
+        let output = self.command().args(args).stdin(Stdio::null()).output()?;
+        text_of(&output, &args.join(" "))
+    }
+
+    /// Starts a container that runs until it is removed, serving `/data` over HTTP.
+    pub(crate) fn run(&self, name: &str, more: &[&str]) -> io::Result<()> {
+        let mut args = vec!["run", "-d", "--name", name];
+        args.extend(more);
+        args.extend([IMAGE, "httpd", "-f", "-p", "80", "-h", "/srv"]);
+        self.docker(&args).map(drop)
+    }
+
+    /// Runs a command in a container.
+    pub(crate) fn exec(&self, name: &str, command: &[&str]) -> io::Result<String> {
+        self.docker(&[&["exec", name], command].concat())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("timeout");
+        command.args([&LIMIT.as_secs().to_string(), "docker"]).env("PATH", PATH).env("DOCKER_HOST", self.host());
+        command
+    }
+
+    /// A root of busybox and one file to fetch, imported without any registry.
+    fn import_image(&self) -> io::Result<()> {
+        let root = self.dir.join("root");
+        for folder in ["bin", "srv", "proc", "sys", "dev", "etc", "tmp"] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        let busybox = PATH.split(':').map(|folder| Path::new(folder).join("busybox")).find(|path| path.exists());
+        let busybox = busybox.ok_or_else(|| io::Error::other("busybox is not installed"))?;
+        fs::copy(busybox, root.join("bin/busybox"))?;
+        for applet in ["sh", "httpd", "wget", "ping", "ip", "sha256sum", "cat"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
+        }
+        fs::write(root.join("srv/data"), super::data())?;
+        let mut tar = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).stdout(Stdio::piped()).spawn()?;
+        let archive = tar.stdout.take().ok_or_else(|| io::Error::other("tar has no output"))?;
+        let output = self.command().args(["import", "-", IMAGE]).stdin(archive).output()?;
+        tar.wait()?;
+        text_of(&output, "import").map(drop)
+    }
+
+    /// The end of what the engine wrote.
+    pub(crate) fn log(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Ends the engine and its containers; false if that took too long.
+    pub(crate) fn end(&mut self) -> bool {
+        drop(self.stdin.take());
+        let ended = wait_until(LIMIT, || !matches!(self.keeper.try_wait(), Ok(None)));
+        if !ended {
+            let _ = self.keeper.kill();
+            let _ = self.keeper.wait();
+        }
+        ended
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn text_of(output: &Output, what: &str) -> io::Result<String> {
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("docker {what}: {}: {}", output.status, said.trim())))
+}
