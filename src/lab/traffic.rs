@@ -103,6 +103,8 @@ fn accept(listener: &TcpListener, stop: &AtomicBool, streams: &Mutex<Vec<TcpStre
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nodelay(true)?;
+                // It has inherited the listener's, and would end with the first pause.
+                stream.set_read_timeout(None)?;
                 let copy = stream.try_clone()?;
                 streams.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
                 workers.push(thread::spawn(move || serve(stream)));

@@ -54,13 +54,16 @@ fn wrong_usage() {
         (&["up", "--port", "70000"], &["port", "70000"]),
         (&["up", "--mtu", "12"], &["mtu", "12"]),
         (&["up", "--peer", "host:port:x"], &["--peer", "host:port:x"]),
-        (&["up", "--secret-file", "/nonexistent/secret"], &["/nonexistent/secret"]),
-        (&["up", "--config", "/nonexistent/weft.toml"], &["/nonexistent/weft.toml"]),
         (&["up", "--bridge", "a-name-that-is-too-long"], &["bridge", "a-name-that-is-too-long"]),
         (&["attach"], &["TARGET"]),
         (&["frobnicate"], &["frobnicate"]),
     ] {
         refused(&weft(args), 2, words);
+    }
+    for args in [["up", "--secret-file", "/nonexistent/file"], ["up", "--config", "/nonexistent/file"]] {
+        let output = weft(args);
+        assert!(!output.status.success());
+        assert!(said(&output).contains("/nonexistent/file"), "{}", said(&output));
     }
     let output = weft(["--socket", "/nonexistent/weft.sock", "status"]);
     refused(&output, 1, &["/nonexistent/weft.sock"]);
@@ -98,12 +101,15 @@ fn start_up_checks() {
 
 fn wrong_commands() {
     let mut mesh = Mesh::start(&MeshConfig::star(2));
+    let target = mesh.containers[0].target();
+    let target = target.to_str().must("a path in UTF-8");
     for (args, words) in [
         (&["attach", "/nonexistent/ns"][..], &["/nonexistent/ns"][..]),
         (&["attach", "/proc/self/status"], &["/proc/self/status"]),
+        (&["attach", "/proc/self/ns/net"], &["/proc/self/ns/net", "expose"]),
         (&["attach", "4294967295"], &["4294967295"]),
-        (&["attach", "/proc/self/ns/net", "192.0.2.7/24"], &["192.0.2.7"]),
-        (&["attach", "/proc/self/ns/net", "nonsense"], &["nonsense"]),
+        (&["attach", target, "192.0.2.7"], &["192.0.2.7"]),
+        (&["attach", target, "nonsense"], &["nonsense"]),
         (&["detach", "/nonexistent/ns"], &["/nonexistent/ns"]),
         (&["expose", "not-an-address"], &["not-an-address"]),
         (&["connect", "host:with:colons"], &["host:with:colons"]),

@@ -238,12 +238,14 @@ impl Mesh {
         assert!(held, "{} says of {name} after {limit:?}: {}", self.routers[router].name(), self.status(router));
     }
 
-    /// Waits until every router counts every other as established.
+    /// Waits until every router counts every other as established, and has a way to it.
     #[track_caller]
     pub(crate) fn wait_established(&self, limit: Duration) {
         for router in 0..self.routers.len() {
             for peer in (0..self.routers.len()).filter(|&peer| peer != router) {
-                self.wait_for_peer(router, peer, limit, |peer| peer["state"] == "established");
+                self.wait_for_peer(router, peer, limit, |peer| {
+                    peer["state"] == "established" && peer["carrier"].is_string()
+                });
             }
         }
     }

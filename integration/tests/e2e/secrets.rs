@@ -177,7 +177,7 @@ fn another_version() {
     let to = SocketAddr::new(IpAddr::V4(mesh.lab.host(0).v4()), PORT);
     let future = || -> anyhow::Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(tokio::time::timeout(Duration::from_secs(10), dial_from_the_future(to)))?
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), dial_from_the_future(to)).await })?
     };
     let reason = mesh.lab.host(2).namespace().run(future).must("enter").must("an answer");
     assert!(reason.contains("version"), "the other side is told: {reason}");
