@@ -13,7 +13,7 @@ use std::thread;
 use integration::sim::{Detail, Options, number, run_caught, sweep};
 
 const USAGE: &str = "\
-usage: sim [--seed N | --seeds FROM..TO] [--peers N] [--full] [--sealed] [--addresses] [--no-faults] [--idle]
+usage: sim [--seed N | --seeds FROM..TO] [--peers N] [--full] [--sealed] [--addresses] [--no-faults] [--without KIND]… [--idle]
            [--break RULE] [--trace hash|events|datagrams] [--threads N] [--keep-going]";
 
 struct Job {

@@ -31,6 +31,8 @@ pub(super) struct Env {
     pub(super) disk_faults: u64,
     /// Messages that nodes sent on connections, and their bytes.
     pub(super) messages: (u64, u64),
+    /// Links that came or went.
+    pub(super) link_changes: u64,
     /// Tables that nodes made.
     pub(super) tables: u64,
 }

@@ -69,27 +69,45 @@ pub(super) enum Fault {
 
 /// Kinds of faults; each is on in half of the seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// Loss, duplication, delay and jitter everywhere.
     Weather,
+    /// Ways that are cut both ways.
     Cuts,
+    /// Ways that are cut in one direction.
     OneWay,
+    /// Loss, duplication and jitter of single ways, in one direction.
     Sick,
+    /// Ways that carry smaller datagrams only.
     Narrow,
+    /// An underlay in two or three parts.
     Splits,
+    /// Routers that die and start again.
     Crashes,
+    /// Hosts that come back with an empty disk.
     Wipes,
+    /// Hosts that come back with an old copy of their disk.
     Copies,
+    /// Routers that end as they should and start again.
     Leaves,
+    /// Hosts that are gone for good.
     Deaths,
+    /// Routers that are stopped for a while.
     Pauses,
+    /// Clocks that jump forward.
     Jumps,
+    /// Clocks that run at half to double speed.
     Rates,
+    /// Hosts that get another address.
     Roams,
+    /// Containers that move between hosts.
     Migrations,
+    /// Disks that refuse writes.
     Disks,
 }
 
-const KINDS: [Kind; 17] = [
+/// Every kind.
+pub(super) const KINDS: [Kind; 17] = [
     Kind::Weather,
     Kind::Cuts,
     Kind::OneWay,
@@ -131,11 +149,11 @@ struct Drawer<'a> {
 
 impl Plan {
     /// Draws a plan. The hosts that are gone for good leave `needed` in one piece.
-    pub(super) fn draw(dice: Dice, hosts: Index, graph: &Graph, needed: &Graph) -> Self {
+    pub(super) fn draw(dice: Dice, hosts: Index, graph: &Graph, needed: &Graph, without: &[Kind]) -> Self {
         let plan = Self::default();
         let mut drawer = Drawer { plan, dice, hosts, links: graph.links(), needed };
         for kind in KINDS {
-            if drawer.dice.chance(500) {
+            if drawer.dice.chance(500) && !without.contains(&kind) {
                 drawer.plan.kinds.push_str(&format!(" {kind:?}"));
                 drawer.kind(kind);
             }
@@ -298,7 +316,7 @@ mod tests {
             let mut dice = Dice::new(seed, "graph");
             let graph = Graph::partial(20, &mut dice);
             let tree = graph.thin(&mut dice);
-            let plan = Plan::draw(Dice::new(seed, "faults"), 20, &graph, &tree);
+            let plan = Plan::draw(Dice::new(seed, "faults"), 20, &graph, &tree, &[]);
             for (count, kind) in seen.iter_mut().zip(KINDS) {
                 let on = plan.kinds.split(' ').any(|name| name == format!("{kind:?}"));
                 *count += u32::from(on);

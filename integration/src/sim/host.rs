@@ -396,8 +396,10 @@ impl Live {
                 }
                 Output::Event(event) => {
                     env.trace.peer(env.now, host, format_args!("{event:?}"));
-                    if let NodeEvent::IncarnationRaised { to } = event {
-                        disk.incarnation = to;
+                    match event {
+                        NodeEvent::IncarnationRaised { to } => disk.incarnation = to,
+                        NodeEvent::LinkUp { .. } | NodeEvent::LinkDown { .. } => env.link_changes += 1,
+                        _ => {}
                     }
                 }
             }

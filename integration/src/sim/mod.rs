@@ -35,6 +35,7 @@ mod traffic;
 mod view;
 mod world;
 
+pub use faults::Kind;
 pub use options::{Ablation, Options, Underlay, number};
 pub use run::{CONVERGE, IDLE_PER_LINK, Measured, Outcome, run};
 pub use sweep::{Summary, run_caught, sweep};

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::faults::{KINDS, Kind};
 use super::trace::Detail;
 
 /// How hosts reach each other.
@@ -64,6 +65,8 @@ pub struct Options {
     pub addresses: bool,
     /// Whether there are faults.
     pub faults: bool,
+    /// Kinds of faults that stay off although the seed has them on, to find out which one matters.
+    pub without: Vec<Kind>,
     /// Whether the mesh is left alone for a while at the end, and what it sends then is measured.
     pub idle: bool,
     /// How much of the trace is kept as text.
@@ -81,6 +84,7 @@ impl Default for Options {
             sealed: false,
             addresses: false,
             faults: true,
+            without: Vec::new(),
             idle: false,
             detail: Detail::Hash,
             ablation: None,
@@ -101,6 +105,9 @@ impl fmt::Display for Options {
         ];
         for (_, flag) in flags.iter().filter(|(on, _)| *on) {
             f.write_str(flag)?;
+        }
+        for kind in &self.without {
+            write!(f, " --without {kind:?}")?;
         }
         match self.ablation {
             Some(ablation) => write!(f, " --break {}", ablation.name()),
@@ -136,6 +143,11 @@ impl Options {
             "--addresses" => self.addresses = true,
             "--no-faults" => self.faults = false,
             "--idle" => self.idle = true,
+            "--without" => {
+                let name = value()?;
+                let found = KINDS.into_iter().find(|kind| format!("{kind:?}") == name);
+                self.without.push(found.ok_or_else(|| format!("--without {name}: expected one of {KINDS:?}"))?);
+            }
             "--trace" => {
                 self.detail = match value()?.as_str() {
                     "hash" => Detail::Hash,
@@ -180,6 +192,7 @@ mod tests {
                 sealed: true,
                 addresses: true,
                 faults: false,
+                without: vec![Kind::Roams, Kind::Wipes],
                 idle: true,
                 detail: Detail::Events,
                 ablation: Some(ablation),
@@ -197,7 +210,9 @@ mod tests {
     #[test]
     fn wrong_values_are_named() {
         let mut options = Options::default();
-        for (argument, value) in [("--seed", "x"), ("--peers", "1"), ("--trace", "all"), ("--break", "it")] {
+        for (argument, value) in
+            [("--seed", "x"), ("--peers", "1"), ("--trace", "all"), ("--break", "it"), ("--without", "rain")]
+        {
             let mut values = [value.to_owned()].into_iter();
             let error = options.take(argument, &mut values).unwrap_err();
             assert!(error.contains(argument) && error.contains(value), "{error}");

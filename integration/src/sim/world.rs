@@ -45,6 +45,8 @@ pub(super) struct World {
     pub(super) events: u64,
     /// Whether the underlay neither repeats nor reorders when it is well.
     pub(super) clean: bool,
+    /// Whether a round of liveness met a change and says nothing.
+    pub(super) disturbed: bool,
     /// Whom each host is told of.
     targets: Vec<Vec<Index>>,
     discovery: bool,
@@ -68,7 +70,8 @@ impl World {
         let needed = if discovery { &tree } else { &graph };
         let targets = targets(needed, &mut dice);
         let plan = if options.faults {
-            Plan::draw(Dice::new(seed, "faults"), options.peers, &graph, needed)
+            let dice = Dice::new(seed, "faults");
+            Plan::draw(dice, options.peers, &graph, needed, &options.without)
         } else {
             Plan::default()
         };
@@ -96,6 +99,7 @@ impl World {
             stale: None,
             disk_faults: 0,
             messages: (0, 0),
+            link_changes: 0,
             tables: 0,
         };
         let mut world = Self {
@@ -103,6 +107,7 @@ impl World {
             base: Vec::new(),
             traffic: Traffic::new(seed, options.addresses),
             events: 0,
+            disturbed: false,
             clean,
             targets,
             discovery,
