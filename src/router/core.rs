@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::control::events::Events;
 use crate::control::identity::Identity;
 use crate::control::quic::{Quic, QuicEvent};
-use crate::control::store::{Done, Edit, Store, Stored, Table};
+use crate::control::store::{Edit, Store, Stored, Table};
 use crate::data::DataHandle;
 
 /// Timers are served at most this often: a machine that names the past again and again costs a
@@ -91,6 +91,8 @@ pub(super) struct Core {
     pub(super) discovery: bool,
     /// What the operator named.
     pub(super) targets: BTreeSet<String>,
+    /// What the node was told besides, to find again whom there were links with.
+    hints: BTreeSet<String>,
     pub(super) resolved: BTreeMap<String, Vec<SocketAddr>>,
     pub(super) resolver: mpsc::Sender<(String, Vec<SocketAddr>)>,
     /// Addresses at which this peer met itself.
@@ -162,6 +164,7 @@ impl Core {
             messages: MessageCounters::default(),
             discovery,
             targets,
+            hints: config.hints,
             resolved: BTreeMap::new(),
             resolver,
             own_addresses: BTreeSet::new(),
@@ -278,11 +281,7 @@ impl Core {
                 let _ = reply.send(self.ipam.summary());
             }
             Request::Connect(targets, reply) => {
-                for target in targets {
-                    self.remember_target(&target);
-                    self.node.connect(target, now);
-                }
-                let _ = reply.send(self.targets.iter().cloned().collect());
+                let _ = reply.send(self.connect(targets, now));
             }
             Request::Forget(targets, reply) => {
                 let _ = reply.send(self.forget(&targets, now));
@@ -316,13 +315,19 @@ impl Core {
         request
     }
 
-    fn remember_target(&mut self, target: &str) {
-        if self.targets.insert(target.to_owned()) {
-            let edit = Edit::set(Table::Peers, target_key(target), Vec::new());
-            if let Err(error) = self.store.write(vec![edit], Done::Nobody) {
-                tracing::warn!(%error, peer = target, "this peer will not be dialled after a restart");
-            }
+    fn connect(&mut self, targets: Vec<String>, now: Duration) -> Result<Vec<String>, Vec<String>> {
+        for target in &targets {
+            self.hints.remove(target);
+            self.node.connect(target.clone(), now);
         }
+        // The node takes a bounded number.
+        let taken: BTreeSet<_> = self.node.targets().into_iter().map(|info| info.target).collect();
+        let (taken, refused): (Vec<_>, Vec<_>) = targets.into_iter().partition(|target| taken.contains(target));
+        for target in taken {
+            self.write_later(Edit::set(Table::Peers, target_key(&target), Vec::new()));
+            self.targets.insert(target);
+        }
+        if refused.is_empty() { Ok(self.targets.iter().cloned().collect()) } else { Err(refused) }
     }
 
     fn forget(&mut self, targets: &[String], now: Duration) -> Result<Vec<String>, Vec<String>> {
@@ -331,15 +336,33 @@ impl Core {
             return Err(unknown);
         }
         for target in targets {
+            self.forget_hints(target, now);
+            self.node.forget(target, now);
+            self.write_later(Edit::delete(Table::Peers, target_key(target)));
             self.targets.remove(target);
             self.resolved.remove(target);
-            self.node.forget(target, now);
-            let edit = Edit::delete(Table::Peers, target_key(target));
-            if let Err(error) = self.store.write(vec![edit], Done::Nobody) {
-                tracing::warn!(%error, peer = target, "this peer may be dialled again after a restart");
-            }
         }
         Ok(self.targets.iter().cloned().collect())
+    }
+
+    /// Who is forgotten is not found again by what the last run knew of it.
+    fn forget_hints(&mut self, target: &str, now: Duration) {
+        let infos = self.node.targets();
+        let found = infos.iter().find(|info| info.target == target).and_then(|info| info.peer);
+        if let Some(peer) = found {
+            self.write_later(Edit::delete(Table::Peers, known_key(peer)));
+        }
+        let addresses = self.resolved.get(target).cloned().unwrap_or_default();
+        for info in infos {
+            if !self.hints.contains(&info.target) {
+                continue;
+            }
+            let same_peer = found.is_some() && info.peer == found;
+            if same_peer || addresses.iter().any(|address| address.to_string() == info.target) {
+                self.node.forget(&info.target, now);
+                self.hints.remove(&info.target);
+            }
+        }
     }
 
     /// Tells the address protocol who can be reached, if that changed.
@@ -429,7 +452,8 @@ impl Core {
     }
 }
 
-fn seed() -> anyhow::Result<[u8; 32]> {
+/// Random bytes of the system.
+pub(super) fn seed() -> anyhow::Result<[u8; 32]> {
     let mut seed = [0; 32];
     aws_lc_rs::rand::fill(&mut seed).map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
     Ok(seed)

@@ -1,16 +1,16 @@
 //! Carries out what the machines ask for.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ipam::{Change, Output as IpamOutput};
 use mesh_proto::control::{Event, Output};
 use mesh_proto::handover::Command;
 use mesh_proto::id::PeerId;
-use serde::{Deserialize, Serialize};
 
 use super::Peer;
 use super::core::{Core, known_key};
+use super::dial::{Known, wall_clock};
 use crate::config::host_port;
 use crate::control::store::{Done, Edit, Table};
 use crate::logging::rfc3339;
@@ -19,17 +19,6 @@ use crate::logging::rfc3339;
 const CHANNEL_IPAM: u8 = 1;
 /// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A peer that there was a link with, as the store keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Known {
-    /// Its name.
-    pub(super) name: String,
-    /// Where it was.
-    pub(super) address: SocketAddr,
-    /// When, in seconds since the Unix epoch.
-    pub(super) seen: u64,
-}
 
 impl Core {
     /// Until neither machine has anything to ask for.
@@ -201,15 +190,15 @@ impl Core {
         if !self.discovery {
             return;
         }
-        let seen = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let known = Known { name: name.to_owned(), address, seen };
+        let known = Known { name: name.to_owned(), address, seen: wall_clock() };
         match serde_json::to_vec(&known) {
             Ok(value) => self.write_later(Edit::set(Table::Peers, known_key(peer), value)),
             Err(error) => tracing::debug!(%error, "a known peer was not kept"),
         }
     }
 
-    fn write_later(&self, edit: Edit) {
+    /// Keeps what is only of use later; if the disk does not keep up, it is left out.
+    pub(super) fn write_later(&self, edit: Edit) {
         if let Err(error) = self.store.write(vec![edit], Done::Nobody) {
             tracing::warn!(%error, "a write to the data directory was left out");
         }

@@ -14,8 +14,10 @@
 
 mod checks;
 mod core;
+mod dial;
 mod drain;
 mod host;
+mod prepare;
 #[cfg(test)]
 pub(crate) mod rig;
 mod snapshot;
@@ -42,8 +44,8 @@ pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     /// The state of the address space.
     Ipam(oneshot::Sender<ipam::allocator::Summary<Peer>>),
-    /// Dial these from now on.
-    Connect(Vec<String>, oneshot::Sender<Vec<String>>),
+    /// Dial these from now on; names the ones that were too many.
+    Connect(Vec<String>, oneshot::Sender<Result<Vec<String>, Vec<String>>>),
     /// Dial these no more; names the ones that were no targets.
     Forget(Vec<String>, oneshot::Sender<Result<Vec<String>, Vec<String>>>),
     /// An address of a range.
@@ -109,11 +111,12 @@ impl Handle {
         self.ask_soon(Request::Ipam).await
     }
 
-    /// Dials these peers from now on; the answer is all of them.
+    /// Dials these peers from now on; the answer is all that are dialled, or those that were too
+    /// many.
     ///
     /// # Errors
     /// If the router stops.
-    pub async fn connect(&self, targets: Vec<String>) -> Result<Vec<String>, Stopped> {
+    pub async fn connect(&self, targets: Vec<String>) -> Result<Result<Vec<String>, Vec<String>>, Stopped> {
         self.ask_soon(|reply| Request::Connect(targets, reply)).await
     }
 

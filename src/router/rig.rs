@@ -60,7 +60,7 @@ impl Rig {
         let clock = Clock::start();
         let opened = store::open(options.directory).expect("a store");
         let state = opened.state.clone();
-        let (store, stored) = Store::start(opened).expect("a store");
+        let (store, stored) = Store::start(opened.file).expect("a store");
         let socket = Arc::new(bind_udp("127.0.0.1:0".parse().expect("loopback")).expect("bound"));
         let address = socket.local_addr().expect("bound");
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -137,6 +137,7 @@ impl Rig {
             mtu: 1410,
             bridge: "weft".to_owned(),
             port: address.port(),
+            endpoints: vec![address],
             clock,
         });
         let (stop, stopped) = watch::channel(Stop::No);

@@ -1,41 +1,37 @@
 //! From settings to a running router, and from a running router to nothing.
 //!
 //! ```text
-//!  checks ─► lock, socket ─► state ─► UDP ─► bridge, TAP ─► data thread ─► QUIC ─► core ─► API
-//!  stop:   API ─► core (goodbye) ─► data thread (closes the TAP) ─► bridge, on `down` only
+//!  start:  Ground (checks, locks, sockets, state) ─► bridge, TAP ─► data thread ─► QUIC ─► core ─► API
+//!  stop:   API ─► core (goodbye) ─► store (flush) ─► data thread (closes the TAP) ─► bridge, on `down` only
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_proto::control::NodeConfig;
 use mesh_proto::data::forwarder::ForwarderConfig;
-use mesh_proto::handover::Suite;
-use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Handle;
-use super::checks::{check_kernel, overlaps};
-use super::core::{Core, CoreConfig, CoreIo};
-use super::drain::Known;
-use super::host::{self, Sizes};
+use super::core::{Core, CoreConfig, CoreIo, seed};
+use super::dial::{named_peers, whom_to_dial};
+use super::host;
+use super::prepare::{Devices, Ground};
 use crate::clock::Clock;
-use crate::config::{Settings, host_port};
-use crate::control::api::{self, Api, Info, SocketFile, Stop};
+use crate::config::Settings;
+use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
 use crate::control::firewall::Firewall;
 use crate::control::identity::Identity;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
-use crate::control::store::{self, Lock, Opened, State, Store};
-use crate::data::{DataConfig, DataHandle, bind_udp, open_tap};
+use crate::control::store::{File, Store};
+use crate::data::{DataConfig, DataHandle};
 use crate::logging::rfc3339;
 use crate::metrics;
-use crate::netlink::Netlink;
 
 /// Most learned MAC addresses: 40 bytes each, far above any host's containers and its peers'.
 const MACS_MAX: usize = 65_536;
@@ -45,11 +41,6 @@ const MAC_AGE: Duration = Duration::from_secs(300);
 const LINKS_MAX: usize = 128;
 /// How often attachments are compared with what is there.
 const AUDIT: Duration = Duration::from_secs(10);
-/// Peers of the last run that are dialled at once.
-const HINTS_MAX: usize = 16;
-/// A peer that was last linked with so long ago is not dialled by itself.
-const HINT_AGE: u64 = 7 * 24 * 3600;
-
 /// How long the disk may take at the end.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -62,108 +53,37 @@ pub enum Finished {
     Removed,
 }
 
-/// What was taken before anything was changed on the host.
-struct Claimed {
-    _lock: Lock,
-    listener: UnixListener,
-    _socket: SocketFile,
-    problems: Vec<String>,
-}
-
 /// Runs a router until it is told to stop.
 ///
 /// # Errors
 /// Why it cannot start: everything that is wrong with this host, or the first thing that went
-/// wrong on the way. Then nothing is left behind.
+/// wrong on the way. Then nothing is left that was not there before.
 pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<Finished> {
-    let claimed = claim(&settings).await?;
     let signals = Signals::new()?;
-    let clock = Clock::start();
-    let opened = open_state(&settings).await?;
-    let netlink = Netlink::open()?;
-    let sizes = host::sizes(&netlink, &settings).await?;
-    let bound = SocketAddr::new(settings.listen.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), settings.port);
-    let socket = Arc::new(bind_udp(bound)?);
-    let stretched = match secret {
-        Some(secret) => {
-            let network = settings.network.clone();
-            Some(tokio::task::spawn_blocking(move || secret.stretch(&network)).await??)
-        }
-        None => None,
+    let (ground, file, held) = Ground::take(settings, secret).await?;
+    let devices = ground.devices();
+    let adopted = devices.exist().await?;
+    let result = operate(ground, file, &devices, signals).await;
+    let leave_nothing = match &result {
+        Ok(finished) => *finished == Finished::Removed,
+        Err(_) => !adopted,
     };
-    let suites = if stretched.is_some() { settings.cipher.suites() } else { vec![Suite::Plain] };
-    let sealed = stretched.is_some();
-
-    let state = opened.state.clone();
-    let identity = Identity::new(&state.sign_seed, &state.box_secret)?;
-    let id = identity.peer();
-    let devices = Devices { netlink: netlink.clone(), settings: settings.clone(), sizes };
-    let tap = devices.make(id.0).await?;
-    let (data, outputs) = DataHandle::start(DataConfig {
-        tap,
-        socket: socket.clone(),
-        forwarder: ForwarderConfig { sealed, macs_max: MACS_MAX, mac_age: MAC_AGE, payload_max: sizes.payload_max },
-        seed: u64::from_ne_bytes(random()?),
-        clock,
-    })
-    .context("the data thread cannot be started")?;
-    let (quic, quic_events) =
-        Quic::start(QuicConfig { seed: state.sign_seed.clone(), socket, data: data.clone(), incoming: outputs.quic })?;
-
-    let mut problems = claimed.problems;
-    if let Some((kept, why)) = &opened.set_aside {
-        let text = format!(
-            "the state in the data directory was unreadable ({why}); it was kept as {} and this router started as a new peer",
-            kept.display()
-        );
-        tracing::error!("{text}");
-        problems.push(text);
+    if leave_nothing {
+        devices.remove().await;
     }
-    let (store, stored) = Store::start(opened)?;
-    let events = Events::default();
-    let endpoints = host::endpoints(&netlink, &settings).await?;
-    let named = named_peers(&settings, &endpoints);
-    let (targets, hints) = whom_to_dial(&settings, &state);
-    let (handle, requests) = Handle::new();
-    let node = NodeConfig {
-        name: settings.name.clone(),
-        instance: state.instance,
-        incarnation: state.incarnation,
-        network: settings.network.clone(),
-        secret: stretched,
-        suites: suites.clone(),
-        endpoints: endpoints.clone(),
-        targets,
-        discovery: settings.discovery,
-        links_max: LINKS_MAX,
-    };
-    let config = CoreConfig {
-        node,
-        hints,
-        identity,
-        ranges: settings.ranges.clone(),
-        named_peers: named,
-        ipam: state.ipam.clone(),
-        port: settings.port,
-        problems,
-    };
-    let io = CoreIo {
-        clock,
-        quic,
-        quic_events,
-        data: data.clone(),
-        data_events: outputs.events,
-        store: store.clone(),
-        stored,
-        events: events.clone(),
-    };
-    let core = Core::new(config, io, requests)?;
-    let (stop_core, core_stops) = watch::channel(false);
-    let core = tokio::spawn(core.run(core_stops));
+    drop(held);
+    tracing::info!("stopped");
+    result
+}
 
+async fn operate(mut ground: Ground, file: File, devices: &Devices, signals: Signals) -> anyhow::Result<Finished> {
+    let clock = Clock::start();
+    let stored_attachments = std::mem::take(&mut ground.state.attachments);
+    let core = RunningCore::start(&mut ground, file, devices, clock).await?;
+    let Ground { settings, netlink, sizes, listener, metrics, .. } = ground;
     let attachments = Attachments::new(AttachConfig {
-        router: handle.clone(),
-        store: store.clone(),
+        router: core.handle.clone(),
+        store: core.store.clone(),
         netlink: netlink.clone(),
         bridge: settings.bridge.clone(),
         mtu: sizes.overlay,
@@ -171,183 +91,150 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
     })?;
     let mut firewall = Firewall::new(&settings.bridge);
     firewall.ensure().await;
-    attachments.restore(&state.attachments).await;
+    attachments.load(&stored_attachments).await;
 
-    let info = Arc::new(Info {
-        id,
-        name: settings.name.clone(),
-        instance: state.instance,
-        incarnation: state.incarnation.0,
-        network: settings.network.clone(),
-        sealed,
-        suites,
-        mtu: sizes.overlay,
-        bridge: settings.bridge.clone(),
-        port: settings.port,
-        clock,
-    });
     let (stop, stopped) = watch::channel(Stop::No);
     let api = Api {
-        router: handle.clone(),
-        data: data.clone(),
+        router: core.handle.clone(),
+        data: core.data.clone(),
         attachments: attachments.clone(),
-        events: events.clone(),
-        info,
+        events: core.events.clone(),
+        info: core.info.clone(),
         stop: Arc::new(stop),
     };
-    let mut tasks = tokio::task::JoinSet::new();
-    if let Some(address) = settings.metrics {
-        let listener = metrics::bind(address).await?;
+    let mut tasks = JoinSet::new();
+    if let Some(listener) = metrics {
         tasks.spawn(metrics::serve(listener, api.clone()));
     }
-    tasks.spawn(host::watch(netlink, settings.clone(), endpoints, handle.clone()));
+    tasks.spawn(host::watch(netlink, settings.clone(), core.info.endpoints.clone(), core.handle.clone()));
     tasks.spawn(firewall.keep());
-    tasks.spawn(look_after(attachments, handle));
-    let server = tokio::spawn(api::serve(claimed.listener, api.clone(), stopped.clone()));
-    announce(&settings, &state, id, sizes, sealed);
-    events.push(rfc3339(clock.wall(clock.now())), "started", format!("start {}", state.incarnation.0));
+    tasks.spawn(look_after(attachments, core.handle.clone()));
+    let server = tokio::spawn(api::serve(listener, api.clone(), stopped.clone()));
+    announce(&settings, &core);
 
     let finished = wait_for_the_end(signals, stopped).await;
+    tracing::info!("stopping");
     if finished == Finished::Kept {
         api.stop.send_replace(Stop::Keep);
     }
-    tracing::info!("stopping");
+    // The tasks end by themselves or are ended here; how is of no interest any more.
     let _ = server.await;
     tasks.shutdown().await;
-    stop_core.send_replace(true);
-    let _ = core.await;
-    // What the machines asked to be kept last is durable before the process ends.
-    let flushed = tokio::time::timeout(FLUSH, store.write_and_wait(Vec::new())).await;
-    if !matches!(flushed, Ok(Ok(()))) {
-        tracing::error!(result = ?flushed, "the last writes to the data directory may be lost");
-    }
-    data.stop();
-    if finished == Finished::Removed {
-        Firewall::new(&settings.bridge).remove().await;
-        devices.remove().await;
-    }
-    tracing::info!("stopped");
+    core.stop().await;
     Ok(finished)
 }
 
-/// Everything that can be wrong with this host, before anything is changed on it.
-async fn claim(settings: &Settings) -> anyhow::Result<Claimed> {
-    let mut wrong: Vec<String> = Vec::new();
-    let mut problems = Vec::new();
-    if let Err(missing) = check_kernel() {
-        wrong.extend(missing.iter().map(ToString::to_string));
-    }
-    for overlap in overlaps(&settings.ranges, &settings.bridge, settings.ranges_given) {
-        if settings.ranges_given {
-            tracing::warn!("{overlap}");
-            problems.push(overlap.to_string());
-        } else {
-            wrong.push(overlap.to_string());
-        }
-    }
-    let socket = api::claim(&settings.socket).await.map_err(|error| wrong.push(error.to_string()));
-    let lock = Lock::take(&settings.data_dir).map_err(|error| wrong.push(error.to_string()));
-    match (socket, lock) {
-        (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => {
-            Ok(Claimed { _lock: lock, listener, _socket: socket, problems })
-        }
-        _ => Err(anyhow::anyhow!(wrong.join("\n"))),
-    }
+/// The loop and what it drives.
+struct RunningCore {
+    handle: Handle,
+    data: DataHandle,
+    store: Store,
+    events: Events,
+    info: Arc<Info>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
 }
 
-async fn open_state(settings: &Settings) -> anyhow::Result<Opened> {
-    let directory = settings.data_dir.clone();
-    Ok(tokio::task::spawn_blocking(move || store::open(&directory)).await??)
-}
-
-fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
-    Ok(bytes)
-}
-
-/// Bridge and TAP.
-struct Devices {
-    netlink: Netlink,
-    settings: Settings,
-    sizes: Sizes,
-}
-
-impl Devices {
-    /// Makes or adopts the bridge and puts a new TAP into it.
-    async fn make(&self, id: [u8; 16]) -> anyhow::Result<std::os::fd::OwnedFd> {
-        let mtu = u32::from(self.sizes.overlay);
-        let (bridge, tap) = (&self.settings.bridge, self.settings.tap());
-        let existed = self.netlink.link(bridge).await?.is_some();
-        let made = async {
-            // A function of the peer, so that the host keeps its address across restarts.
-            let mac = [0x02, 0x62, id[0], id[1], id[2], id[3]];
-            let link = self.netlink.ensure_bridge(bridge, mtu, mac).await?;
-            let fd = open_tap(&tap)?;
-            self.netlink.enslave(&tap, &link, mtu).await?;
-            Ok(fd)
-        }
-        .await;
-        if made.is_err() && !existed {
-            self.remove().await;
-        }
-        made
-    }
-
-    async fn remove(&self) {
-        for name in [self.settings.tap(), self.settings.bridge.clone()] {
-            if let Err(error) = self.netlink.delete_link(&name).await {
-                tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");
-            }
-        }
-    }
-}
-
-/// How many of the peers named are not this one: alone, it founds the network.
-fn named_peers(settings: &Settings, endpoints: &[SocketAddr]) -> usize {
-    let is_me = |peer: &&String| {
-        let Ok((host, port)) = host_port(peer) else {
-            return false;
+impl RunningCore {
+    async fn start(ground: &mut Ground, file: File, devices: &Devices, clock: Clock) -> anyhow::Result<Self> {
+        let settings = &ground.settings;
+        let state = ground.state.clone();
+        let identity = Identity::new(&state.sign_seed, &state.box_secret)?;
+        let endpoints = host::endpoints(&ground.netlink, settings).await?;
+        let (targets, hints) = whom_to_dial(settings, &state);
+        let info = Arc::new(Info {
+            id: identity.peer(),
+            name: settings.name.clone(),
+            instance: state.instance,
+            incarnation: state.incarnation.0,
+            network: settings.network.clone(),
+            sealed: ground.secret.is_some(),
+            suites: ground.suites.clone(),
+            mtu: ground.sizes.overlay,
+            bridge: settings.bridge.clone(),
+            port: settings.port,
+            endpoints: endpoints.clone(),
+            clock,
+        });
+        let config = CoreConfig {
+            node: NodeConfig {
+                name: settings.name.clone(),
+                instance: state.instance,
+                incarnation: state.incarnation,
+                network: settings.network.clone(),
+                secret: ground.secret.take(),
+                suites: ground.suites.clone(),
+                endpoints: endpoints.clone(),
+                targets,
+                discovery: settings.discovery,
+                links_max: LINKS_MAX,
+            },
+            hints,
+            ranges: settings.ranges.clone(),
+            named_peers: named_peers(settings, &endpoints),
+            ipam: state.ipam,
+            port: settings.port,
+            problems: std::mem::take(&mut ground.problems),
+            identity,
         };
-        let same_port = port.is_none_or(|port| port == settings.port);
-        let same_host = match host.parse::<IpAddr>() {
-            Ok(address) => address.is_loopback() || endpoints.iter().any(|endpoint| endpoint.ip() == address),
-            Err(_) => host == settings.name,
+        let tap = devices.make(info.id.0).await?;
+        let [a, b, c, d, e, f, g, h, ..] = seed()?;
+        let (data, outputs) = DataHandle::start(DataConfig {
+            tap,
+            socket: ground.socket.clone(),
+            forwarder: ForwarderConfig {
+                sealed: info.sealed,
+                macs_max: MACS_MAX,
+                mac_age: MAC_AGE,
+                payload_max: ground.sizes.payload_max,
+            },
+            seed: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            clock,
+        })
+        .context("the data thread cannot be started")?;
+        let (quic, quic_events) = Quic::start(QuicConfig {
+            seed: state.sign_seed,
+            socket: ground.socket.clone(),
+            data: data.clone(),
+            incoming: outputs.quic,
+        })?;
+        let (store, stored) = Store::start(file)?;
+        let events = Events::default();
+        let io = CoreIo {
+            clock,
+            quic,
+            quic_events,
+            data: data.clone(),
+            data_events: outputs.events,
+            store: store.clone(),
+            stored,
+            events: events.clone(),
         };
-        same_port && same_host
-    };
-    settings.peers.iter().filter(|peer| !is_me(peer)).count()
-}
+        let (handle, requests) = Handle::new();
+        let core = Core::new(config, io, requests)?;
+        let (stop, stops) = watch::channel(false);
+        let task = tokio::spawn(core.run(stops));
+        Ok(Self { handle, data, store, events, info, stop, task })
+    }
 
-/// Targets of the operator (now and by `connect` in earlier runs), and besides them the addresses
-/// of peers that there were links with lately.
-fn whom_to_dial(settings: &Settings, state: &State) -> (Vec<String>, BTreeSet<String>) {
-    let mut targets = settings.peers.clone();
-    let mut known: BTreeMap<(u64, String), ()> = BTreeMap::new();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    for (key, value) in &state.peers {
-        let key = String::from_utf8_lossy(key);
-        if let Some(target) = key.strip_prefix("target:") {
-            if host_port(target).is_ok() && !targets.iter().any(|other| other == target) {
-                targets.push(target.to_owned());
-            }
-        } else if let Ok(peer) = serde_json::from_slice::<Known>(value)
-            && now.saturating_sub(peer.seen) < HINT_AGE
-        {
-            known.insert((peer.seen, peer.address.to_string()), ());
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the router's loop ended before its time");
         }
+        // What the machines asked to be kept last is durable before the process ends.
+        let flushed = tokio::time::timeout(FLUSH, self.store.write_and_wait(Vec::new())).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::error!(result = ?flushed, "the last writes to the data directory may be lost");
+        }
+        self.data.stop();
     }
-    let mut hints = BTreeSet::new();
-    if settings.discovery {
-        let fresh = known.into_keys().rev().map(|(_, address)| address);
-        hints.extend(fresh.filter(|address| !targets.contains(address)).take(HINTS_MAX));
-    }
-    targets.extend(hints.iter().cloned());
-    (targets, hints)
 }
 
-/// Compares attachments with what is there, again and again.
+/// Connects what was attached in the last run, and compares what is attached with what is there,
+/// again and again.
 async fn look_after(attachments: Attachments, router: Handle) {
+    attachments.restore().await;
     if let Err(lost) = attachments.reclaim().await {
         for line in lost {
             tracing::error!("{line}");
@@ -362,23 +249,26 @@ async fn look_after(attachments: Attachments, router: Handle) {
     }
 }
 
-fn announce(settings: &Settings, state: &State, id: mesh_proto::id::PeerId, sizes: Sizes, sealed: bool) {
+fn announce(settings: &Settings, core: &RunningCore) {
+    let info = &core.info;
     tracing::info!(
-        peer = %id,
-        name = settings.name,
-        network = settings.network,
-        start = state.incarnation.0,
-        port = settings.port,
-        mtu = sizes.overlay,
+        peer = %info.id,
+        name = info.name,
+        network = info.network,
+        start = info.incarnation,
+        port = info.port,
+        mtu = info.mtu,
         socket = %settings.socket.display(),
         "weft {} is up",
         env!("CARGO_PKG_VERSION"),
     );
-    if !sealed {
+    if !info.sealed {
         tracing::warn!(
             "no secret is set: whoever reaches the port can join, and frames are not encrypted; set one with --secret-file or WEFT_SECRET"
         );
     }
+    let now = rfc3339(info.clock.wall(info.clock.now()));
+    core.events.push(now, "started", format!("start {}", info.incarnation));
 }
 
 struct Signals {
@@ -399,50 +289,5 @@ async fn wait_for_the_end(mut signals: Signals, mut stop: watch::Receiver<Stop>)
         _ = signals.terminate.recv() => Finished::Kept,
         // The sender is in the API's state, which outlives this.
         _ = stop.wait_for(|stop| *stop == Stop::Remove) => Finished::Removed,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Given, Source};
-
-    fn settings(peers: &[&str]) -> Settings {
-        let values = peers.iter().map(|&peer| peer.to_owned()).collect();
-        let given = BTreeMap::from([("peer", Given { values, source: Source::Flag })]);
-        Settings::parse(&given, "host1").expect("valid")
-    }
-
-    #[test]
-    fn a_list_that_is_the_same_on_every_host_does_not_count_the_host_itself() {
-        let endpoints = ["192.0.2.1:6783".parse().expect("an address")];
-        for (peers, count) in [
-            (&[][..], 0),
-            (&["192.0.2.1"], 0),
-            (&["192.0.2.1", "192.0.2.2"], 1),
-            (&["host1", "host2"], 1),
-            (&["192.0.2.1:7000"], 1),
-            (&["127.0.0.1:6783"], 0),
-        ] {
-            assert_eq!(named_peers(&settings(peers), &endpoints), count, "{peers:?}");
-        }
-    }
-
-    #[test]
-    fn targets_of_earlier_runs_and_peers_seen_lately_are_dialled_again() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut state = store::open(dir.path()).expect("made").state;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let known = |address: &str, seen| {
-            let address = address.parse().expect("an address");
-            serde_json::to_vec(&Known { name: "n".to_owned(), address, seen }).expect("JSON")
-        };
-        state.peers.insert(b"target:host9".to_vec(), Vec::new());
-        state.peers.insert(b"known:a".to_vec(), known("192.0.2.3:6783", now));
-        state.peers.insert(b"known:b".to_vec(), known("192.0.2.4:6783", now - 2 * HINT_AGE));
-        state.peers.insert(b"known:c".to_vec(), b"not JSON".to_vec());
-        let (targets, hints) = whom_to_dial(&settings(&["host2"]), &state);
-        assert_eq!(targets, ["host2", "host9", "192.0.2.3:6783"]);
-        assert_eq!(hints, BTreeSet::from(["192.0.2.3:6783".to_owned()]));
     }
 }

@@ -58,7 +58,16 @@ pub(super) async fn events(
 
 pub(super) async fn connect(State(api): State<Api>, Body(request): Body<PeersRequest>) -> Answer<Targets> {
     let peers = check_peers(request.peers)?;
-    Ok(Json(Targets { targets: api.router.connect(peers).await? }))
+    match api.router.connect(peers).await? {
+        Ok(targets) => Ok(Json(Targets { targets })),
+        Err(refused) => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            format!(
+                "too many peers are named already for: {}; forget some, discovery finds the rest",
+                refused.join(", ")
+            ),
+        )),
+    }
 }
 
 pub(super) async fn forget(State(api): State<Api>, Body(request): Body<PeersRequest>) -> Answer<Targets> {

@@ -1,6 +1,7 @@
 //! From what the machines know to what the API says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use ipam::allocator::Summary;
 use mesh_proto::control::node::{PeerInfo, PeerState};
@@ -37,6 +38,8 @@ pub struct Info {
     pub bridge: String,
     /// UDP port.
     pub port: u16,
+    /// Where this peer could be dialled when it started.
+    pub endpoints: Vec<SocketAddr>,
     /// The process' clock; began with the router.
     pub clock: Clock,
 }

@@ -16,6 +16,7 @@ mod target;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use ipam::AllocError;
@@ -51,6 +52,8 @@ struct Inner {
     mtu: u16,
     ranges: Vec<IpNet>,
     records: StdMutex<BTreeMap<String, Record>>,
+    /// Everything is being taken away.
+    closing: AtomicBool,
     /// One lock for each owner that a request is about.
     busy: StdMutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -134,6 +137,7 @@ impl Attachments {
             mtu: config.mtu,
             ranges: config.ranges,
             records: StdMutex::default(),
+            closing: AtomicBool::new(false),
             busy: StdMutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -274,6 +278,10 @@ impl Attachments {
         before: Option<&Record>,
         wanted: &[Wanted],
     ) -> Result<(Vec<IpNet>, Vec<IpNet>), AttachError> {
+        // Looked at under the owner's lock, which `remove_all` takes after it has set this.
+        if self.inner.closing.load(Ordering::SeqCst) {
+            return Err(Stopped.into());
+        }
         let router = &self.inner.router;
         let had = router.lookup(owner).await?;
         let mut all = before.map(|record| record.addresses.clone()).unwrap_or_default();

@@ -9,9 +9,15 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::{Attachments, EXPOSE, FindError, Record, Target};
 use crate::netlink::{NetlinkError, container};
+
+/// How long requests may take that are under way when everything is taken away.
+const REQUESTS_END: Duration = Duration::from_secs(2);
 
 /// What came of one record.
 enum Fate {
@@ -21,9 +27,9 @@ enum Fate {
 }
 
 impl Attachments {
-    /// Takes over the records of the last run: connects what is still there, releases what has
-    /// gone, and deletes what a crash left half-made. Does not need the mesh.
-    pub async fn restore(&self, stored: &BTreeMap<Vec<u8>, Vec<u8>>) {
+    /// Takes over the records of the last run, and deletes what a crash left half-made. Comes
+    /// before every request.
+    pub async fn load(&self, stored: &BTreeMap<Vec<u8>, Vec<u8>>) {
         for (owner, value) in stored {
             match serde_json::from_slice::<Record>(value) {
                 Ok(record) => {
@@ -35,6 +41,14 @@ impl Attachments {
                 }
             }
         }
+        if let Err(error) = self.delete_leftovers().await {
+            tracing::warn!(%error, "interfaces of a run that was cut off may be left");
+        }
+    }
+
+    /// Connects what was attached in the last run and is still there, and releases what has gone.
+    /// Does not need the mesh.
+    pub async fn restore(&self) {
         let (mut restored, mut released) = (0, 0);
         for record in self.all() {
             match self.mend(&record, true).await {
@@ -45,9 +59,6 @@ impl Attachments {
         }
         if restored + released > 0 {
             tracing::info!(restored, released, "attachments of the last run");
-        }
-        if let Err(error) = self.delete_leftovers().await {
-            tracing::warn!(%error, "interfaces of a run that was cut off may be left");
         }
     }
 
@@ -86,8 +97,11 @@ impl Attachments {
         }
     }
 
-    /// Takes everything away: interfaces, records, addresses. One line for each thing.
+    /// Takes everything away, for good: interfaces, records, addresses. One line for each thing.
+    /// Nothing can be attached afterwards.
     pub async fn remove_all(&self) -> Vec<String> {
+        self.inner.closing.store(true, Ordering::SeqCst);
+        self.wait_for_requests().await;
         let mut removed = Vec::new();
         for record in self.all() {
             let lock = self.lock(&record.owner);
@@ -101,6 +115,21 @@ impl Attachments {
             removed.push(format!("{}: {}", record.target, record.address_texts().join(" ")));
         }
         removed
+    }
+
+    /// Lets those end that began before the closing; one that waits for the mesh is not waited for.
+    async fn wait_for_requests(&self) {
+        let busy: Vec<_> = {
+            let busy = self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.values().cloned().collect()
+        };
+        let all = async {
+            for lock in busy {
+                drop(lock.lock().await);
+            }
+        };
+        // Too late: it finds the router stopped.
+        let _ = tokio::time::timeout(REQUESTS_END, all).await;
     }
 
     fn all(&self) -> Vec<Record> {
@@ -178,6 +207,7 @@ impl Attachments {
         for port in netlink.bridge_ports(bridge.index).await? {
             let ours = port.kind.as_deref() == Some("veth") && port.name.starts_with("weft-");
             if ours && !known.contains(&port.name) {
+                tracing::warn!(interface = port.name, "belongs to nothing that is attached: deleted");
                 netlink.delete_link(&port.name).await?;
             }
         }

@@ -19,11 +19,15 @@ const FORMAT: u64 = 1;
 /// Name of the file in the data directory.
 const FILE: &str = "weft.redb";
 
+/// The file, open.
+#[derive(Debug)]
+pub struct File(pub(super) Database);
+
 /// An open file, read.
 #[derive(Debug)]
 pub struct Opened {
     /// For the [`super::Store`].
-    pub(super) database: Database,
+    pub file: File,
     /// All that was in it.
     pub state: State,
     /// Where an unreadable file was kept, and why it was; then `state` is that of a new peer.
@@ -66,7 +70,7 @@ enum Trouble {
 pub fn open(directory: &Path) -> Result<Opened, OpenError> {
     let path = directory.join(FILE);
     match attempt(&path) {
-        Ok((database, state)) => Ok(Opened { database, state, set_aside: None }),
+        Ok((database, state)) => Ok(Opened { file: File(database), state, set_aside: None }),
         Err(Trouble::Fatal(error)) => Err(error),
         Err(Trouble::Unreadable(why)) => {
             let kept = set_aside(&path).map_err(|error| OpenError::Refused {
@@ -77,7 +81,7 @@ pub fn open(directory: &Path) -> Result<Opened, OpenError> {
                 Trouble::Fatal(error) => error,
                 Trouble::Unreadable(why) => OpenError::Refused { path, why },
             })?;
-            Ok(Opened { database, state, set_aside: Some((kept, why)) })
+            Ok(Opened { file: File(database), state, set_aside: Some((kept, why)) })
         }
     }
 }
@@ -302,7 +306,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let opened = open(dir.path()).expect("made");
         let newer = BTreeMap::from([(b"format".to_vec(), 9_u64.to_be_bytes().to_vec())]);
-        write_meta(&opened.database, &newer).expect("written");
+        write_meta(&opened.file.0, &newer).expect("written");
         drop(opened);
         let error = open(dir.path()).expect_err("newer").to_string();
         assert!(error.contains("newer version"), "{error}");
@@ -314,7 +318,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let opened = open(dir.path()).expect("made");
         let short = BTreeMap::from([(b"sign-seed".to_vec(), vec![1; 31])]);
-        write_meta(&opened.database, &short).expect("written");
+        write_meta(&opened.file.0, &short).expect("written");
         drop(opened);
         let (_, why) = open(dir.path()).expect("anew").set_aside.expect("kept aside");
         assert!(why.contains("sign-seed") && why.contains("31"), "{why}");

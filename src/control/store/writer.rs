@@ -15,7 +15,7 @@ use ipam::Ticket;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Edit, Opened};
+use super::{Edit, File};
 
 /// Most writes that wait for the disk.
 const QUEUE: usize = 1024;
@@ -71,11 +71,11 @@ impl Store {
     ///
     /// # Errors
     /// If the system has no thread to spare.
-    pub fn start(opened: Opened) -> std::io::Result<(Self, mpsc::Receiver<Stored>)> {
+    pub fn start(file: File) -> std::io::Result<(Self, mpsc::Receiver<Stored>)> {
         let (queue, writes) = mpsc::channel(QUEUE);
         // As many as can wait: the thread is never held up by a slow router.
         let (tell, stored) = mpsc::channel(QUEUE + BATCH);
-        let database = opened.database;
+        let File(database) = file;
         thread::Builder::new().name("weft-store".to_owned()).spawn(move || run(&database, writes, &tell))?;
         Ok((Self { queue }, stored))
     }
@@ -160,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn writes_are_durable_in_their_order_and_reported_in_it() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (store, mut stored) = Store::start(open(dir.path()).expect("made")).expect("started");
+        let (store, mut stored) = Store::start(open(dir.path()).expect("made").file).expect("started");
         for number in 0..500_u64 {
             let edit = Edit::set(Table::Ipam, *b"key", number.to_be_bytes());
             store.write(vec![edit], Done::Ipam { life: 1, ticket: Ticket(number) }).expect("taken");
@@ -178,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn a_deleted_key_is_gone_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (store, mut stored) = Store::start(open(dir.path()).expect("made")).expect("started");
+        let (store, mut stored) = Store::start(open(dir.path()).expect("made").file).expect("started");
         let set = |key: &[u8]| Edit::set(Table::Attachments, key, *b"v");
         store.write_and_wait(vec![set(b"a"), set(b"b")]).await.expect("written");
         store.write_and_wait(vec![Edit::delete(Table::Attachments, *b"a")]).await.expect("written");

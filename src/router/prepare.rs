@@ -1,0 +1,142 @@
+//! What a router takes before it changes anything on the host, and the interfaces it makes.
+
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use mesh_proto::handover::{SessionKey, Suite};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::checks::{check_kernel, overlaps};
+use super::host::{self, Sizes};
+use crate::config::Settings;
+use crate::control::api::{self, SocketFile};
+use crate::control::firewall::Firewall;
+use crate::control::secret::Secret;
+use crate::control::store::{self, File, Lock, Opened, State};
+use crate::data::{bind_udp, open_tap};
+use crate::metrics;
+use crate::netlink::Netlink;
+
+/// Everything that can be refused, taken.
+pub(super) struct Ground {
+    pub(super) settings: Settings,
+    pub(super) netlink: Netlink,
+    pub(super) sizes: Sizes,
+    pub(super) socket: Arc<UdpSocket>,
+    pub(super) state: State,
+    pub(super) secret: Option<SessionKey>,
+    pub(super) suites: Vec<Suite>,
+    pub(super) listener: UnixListener,
+    pub(super) metrics: Option<TcpListener>,
+    pub(super) problems: Vec<String>,
+}
+
+/// What nobody else may have while this router is there. Given back in this order: whoever sees
+/// the socket gone may take the directory.
+pub(super) struct Held {
+    _lock: Lock,
+    _socket: SocketFile,
+}
+
+impl Ground {
+    /// Takes it, or says what is wrong; then nothing is held or changed.
+    ///
+    /// # Errors
+    /// Everything that is wrong with this host, or the first thing that cannot be taken.
+    pub(super) async fn take(settings: Settings, secret: Option<Secret>) -> anyhow::Result<(Self, File, Held)> {
+        let (listener, socket_file, lock, mut problems) = claim(&settings).await?;
+        let netlink = Netlink::open()?;
+        let sizes = host::sizes(&netlink, &settings).await?;
+        let address = settings.listen.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        let socket = Arc::new(bind_udp(SocketAddr::new(address, settings.port))?);
+        let metrics = match settings.metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        let secret = match secret {
+            Some(secret) => {
+                let network = settings.network.clone();
+                Some(tokio::task::spawn_blocking(move || secret.stretch(&network)).await??)
+            }
+            None => None,
+        };
+        let suites = if secret.is_some() { settings.cipher.suites() } else { vec![Suite::Plain] };
+        let directory = settings.data_dir.clone();
+        let Opened { file, state, set_aside } = tokio::task::spawn_blocking(move || store::open(&directory)).await??;
+        if let Some((kept, why)) = set_aside {
+            let text = format!(
+                "the state in the data directory was unreadable ({why}); it was kept as {} and this router started as a new peer: attach this host's containers again",
+                kept.display()
+            );
+            tracing::error!("{text}");
+            problems.push(text);
+        }
+        let held = Held { _lock: lock, _socket: socket_file };
+        let ground = Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, problems };
+        Ok((ground, file, held))
+    }
+
+    /// The interfaces of a router on this ground.
+    pub(super) fn devices(&self) -> Devices {
+        Devices { netlink: self.netlink.clone(), settings: self.settings.clone(), sizes: self.sizes }
+    }
+}
+
+/// Everything that can be wrong with this host, at once.
+async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile, Lock, Vec<String>)> {
+    let mut wrong: Vec<String> = Vec::new();
+    let mut problems = Vec::new();
+    if let Err(missing) = check_kernel() {
+        wrong.extend(missing.iter().map(ToString::to_string));
+    }
+    for overlap in overlaps(&settings.ranges, &settings.bridge, settings.ranges_given) {
+        if settings.ranges_given {
+            tracing::warn!("{overlap}");
+            problems.push(overlap.to_string());
+        } else {
+            wrong.push(overlap.to_string());
+        }
+    }
+    let socket = api::claim(&settings.socket).await.map_err(|error| wrong.push(error.to_string()));
+    let lock = Lock::take(&settings.data_dir).map_err(|error| wrong.push(error.to_string()));
+    match (socket, lock) {
+        (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => Ok((listener, socket, lock, problems)),
+        _ => Err(anyhow::anyhow!(wrong.join("\n"))),
+    }
+}
+
+/// Bridge and TAP.
+pub(super) struct Devices {
+    netlink: Netlink,
+    settings: Settings,
+    sizes: Sizes,
+}
+
+impl Devices {
+    /// Whether there is a bridge of an earlier run.
+    pub(super) async fn exist(&self) -> anyhow::Result<bool> {
+        Ok(self.netlink.link(&self.settings.bridge).await?.is_some())
+    }
+
+    /// Makes or adopts the bridge and puts a new TAP into it.
+    pub(super) async fn make(&self, id: [u8; 16]) -> anyhow::Result<OwnedFd> {
+        let mtu = u32::from(self.sizes.overlay);
+        // A function of the peer, so that the host keeps its address across restarts.
+        let mac = [0x02, 0x62, id[0], id[1], id[2], id[3]];
+        let bridge = self.netlink.ensure_bridge(&self.settings.bridge, mtu, mac).await?;
+        let tap = open_tap(&self.settings.tap())?;
+        self.netlink.enslave(&self.settings.tap(), &bridge, mtu).await?;
+        Ok(tap)
+    }
+
+    /// Removes both, and what lets their frames pass the host's filter.
+    pub(super) async fn remove(&self) {
+        Firewall::new(&self.settings.bridge).remove().await;
+        for name in [self.settings.tap(), self.settings.bridge.clone()] {
+            if let Err(error) = self.netlink.delete_link(&name).await {
+                tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");
+            }
+        }
+    }
+}
