@@ -410,3 +410,65 @@ impl Machine {
         Duration::from_millis(self.rng.next_u64() % most)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::tests::body;
+
+    const PEER: Owner = Owner { peer: Id([2; 16]), incarnation: 1 };
+
+    fn machine(named: usize) -> Machine {
+        let ranges = ["10.0.0.0/26", "fd00::/64", "10.64.0.0/16"];
+        let setup = Setup {
+            me: Owner { peer: Id([1; 16]), incarnation: 1 },
+            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            named,
+            seed: [7; 32],
+        };
+        let mut machine = Machine::new(setup, Vec::new(), Duration::ZERO).unwrap();
+        machine.handle_peers(BTreeMap::from([(PEER.peer, 1)]), Duration::ZERO);
+        drain(&mut machine);
+        machine
+    }
+
+    fn drain(machine: &mut Machine) -> usize {
+        let mut count = 0;
+        while let Some(output) = machine.poll_output() {
+            count += 1;
+            assert!(count < 10_000, "outputs without end");
+            if let Output::Store { ticket, .. } = output {
+                machine.handle_stored(ticket, Ok(()), machine.now);
+            }
+        }
+        count
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_leaves_a_machine_that_goes_on(
+            named in 0usize..3,
+            bodies in proptest::collection::vec((body(), any::<bool>(), any::<bool>()), 1..20),
+        ) {
+            let mut machine = machine(named);
+            machine.allocate(RequestId(1), "c1", "10.0.0.0/26".parse().unwrap());
+            machine.settle();
+            for (body, own, wait) in bodies {
+                let network = if own { machine.network_id() } else { Some(NetworkId([3; 16])) };
+                let bytes = Message { network, body }.encode();
+                machine.handle_message(PEER, &bytes, machine.now);
+                drain(&mut machine);
+                if wait {
+                    machine.handle_timeout(machine.now + Duration::from_secs(2));
+                    drain(&mut machine);
+                }
+            }
+            machine.handle_timeout(machine.now + Duration::from_secs(60));
+            drain(&mut machine);
+            prop_assert!(machine.pending.is_empty());
+            let _ = (machine.readiness(), machine.counts(), machine.owned_by_peers(), machine.held());
+        }
+    }
+}

@@ -369,3 +369,171 @@ pub(crate) fn names<'a>(peers: impl Iterator<Item = &'a Id>) -> String {
     let names: Vec<String> = peers.map(Id::to_string).collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::Owner;
+    use crate::ring::{Holder, Order};
+
+    fn id() -> impl Strategy<Value = Id> {
+        prop_oneof![(1u8..4).prop_map(|peer| Id([peer; 16])), any::<[u8; 16]>().prop_map(Id)]
+    }
+
+    fn owner() -> impl Strategy<Value = Owner> {
+        (id(), prop_oneof![Just(1), any::<u64>()]).prop_map(|(peer, incarnation)| Owner { peer, incarnation })
+    }
+
+    fn net() -> impl Strategy<Value = Net> {
+        let v4 = (any::<[u8; 4]>(), 0u8..=32).prop_map(|(bits, len)| (IpAddr::from(bits), len));
+        let v6 = (any::<[u8; 16]>(), 0u8..=128).prop_map(|(bits, len)| (IpAddr::from(bits), len));
+        prop_oneof![v4, v6].prop_map(|(address, len)| Net(IpNet::new(address, len).unwrap()))
+    }
+
+    /// Mostly numbers that mean something.
+    fn few16() -> impl Strategy<Value = u16> {
+        prop_oneof![0u16..3, any::<u16>()]
+    }
+
+    fn few32() -> impl Strategy<Value = u32> {
+        prop_oneof![0u32..70, any::<u32>()]
+    }
+
+    fn run() -> impl Strategy<Value = WireRun> {
+        let holder = prop_oneof![Just(Holder::Nobody), Just(Holder::Disputed), owner().prop_map(Holder::One)];
+        (few16(), few32(), few32(), any::<u64>(), any::<u64>(), holder).prop_map(
+            |(range, lo, hi, term, epoch, holder)| WireRun {
+                range,
+                lo,
+                hi,
+                reg: Reg { order: Order { term, epoch }, holder },
+            },
+        )
+    }
+
+    fn ballot() -> impl Strategy<Value = Ballot> {
+        (any::<u64>(), id(), any::<u64>()).prop_map(|(round, proposer, incarnation)| Ballot {
+            round,
+            proposer,
+            incarnation,
+        })
+    }
+
+    fn network() -> impl Strategy<Value = Network> {
+        let list = |of| proptest::collection::vec(of, 0..4);
+        (
+            any::<[u8; 16]>(),
+            list(net().boxed()),
+            proptest::collection::vec(id(), 0..4),
+            proptest::collection::vec(owner(), 0..4),
+        )
+            .prop_map(|(name, ranges, voters, shares)| Network { id: NetworkId(name), ranges, voters, shares })
+    }
+
+    fn accepted() -> impl Strategy<Value = Accepted> {
+        (ballot(), network()).prop_map(|(ballot, network)| Accepted { ballot, network })
+    }
+
+    fn wanted() -> impl Strategy<Value = Wanted> {
+        (few16(), few32(), few32(), proptest::option::of(net()))
+            .prop_map(|(range, lo, hi, address)| Wanted { range, lo, hi, address })
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        (any::<[u64; 2]>(), prop_oneof![Just(1), any::<u64>()], wanted(), any::<u32>(), any::<u32>()).prop_map(
+            |([nonce, seq], incarnation, wanted, need, has)| Request { nonce, seq, incarnation, wanted, need, has },
+        )
+    }
+
+    pub(crate) fn body() -> impl Strategy<Value = Body> {
+        let runs = || proptest::collection::vec(run(), 0..5);
+        let parts = proptest::collection::vec((any::<u16>(), any::<u8>()), 0..5)
+            .prop_map(|list| list.into_iter().map(|(range, bucket)| Part { range, bucket }).collect());
+        let digest = proptest::collection::vec(any::<u64>(), 0..70).prop_map(|buckets| vec![RangeDigest { buckets }]);
+        let why = prop_oneof![
+            Just(Refusal::Nothing),
+            Just(Refusal::BlockInUse),
+            Just(Refusal::NotMine),
+            ".*".prop_map(Refusal::InUse),
+        ];
+        prop_oneof![
+            (any::<u32>(), proptest::collection::vec(net(), 0..4))
+                .prop_map(|(named, ranges)| Body::Seeking { named, ranges }),
+            (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(root, untouched, ranges)| Body::Here {
+                root,
+                untouched,
+                ranges
+            }),
+            Just(Body::Fetch),
+            network().prop_map(Body::Founded),
+            digest.prop_map(Body::Digest),
+            (runs(), parts).prop_map(|(runs, want)| Body::Delta { runs, want }),
+            ballot().prop_map(Body::Prepare),
+            (ballot(), proptest::option::of(accepted()), any::<u32>())
+                .prop_map(|(ballot, accepted, named)| Body::Promise { ballot, accepted, named }),
+            ballot().prop_map(Body::Promised),
+            accepted().prop_map(Body::Accept),
+            ballot().prop_map(Body::AcceptedBallot),
+            request().prop_map(Body::Request),
+            (any::<u64>(), any::<u64>(), why).prop_map(|(seq, nonce, why)| Body::Refused { seq, nonce, why }),
+            (any::<u64>(), any::<u64>(), runs()).prop_map(|(id, nonce, runs)| Body::Grant(Grant { id, nonce, runs })),
+            any::<u64>().prop_map(|id| Body::Confirm { id }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn messages_read_back(body in body(), network in proptest::option::of(any::<[u8; 16]>())) {
+            let message = Message { network: network.map(NetworkId), body };
+            prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_read_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Message::decode(&bytes);
+            if let Some(first) = bytes.first_mut() {
+                *first = VERSION;
+            }
+            let _ = Message::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn version_1_stays_as_it_is() {
+        let hex = |body: Body| {
+            let message = Message { network: Some(NetworkId([0xaa; 16])), body };
+            let bytes = message.encode();
+            let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            text.replace(&"aa".repeat(16), "<network>").replace(&"11".repeat(16), "<peer>")
+        };
+        let peer = Id([0x11; 16]);
+        let owner = Owner { peer, incarnation: 3 };
+        let reg = Reg { order: Order { term: 1, epoch: 2 }, holder: Holder::One(owner) };
+        let run = WireRun { range: 0, lo: 5, hi: 9, reg };
+        let wanted = Wanted { range: 0, lo: 0, hi: 16, address: None };
+        let request = Request { nonce: 7, seq: 8, incarnation: 3, wanted, need: 1, has: 0 };
+        assert_eq!(hex(Body::Fetch), "018250<network>820280");
+        assert_eq!(hex(Body::Here { root: 1, untouched: true, ranges: 2 }), "018250<network>82018301f502");
+        assert_eq!(
+            hex(Body::Grant(Grant { id: 1, nonce: 7, runs: vec![run] })),
+            "018250<network>820d818301078184000509828201028201818250<peer>03"
+        );
+        assert_eq!(hex(Body::Request(request)), "018250<network>820b8186070803830000100100");
+        assert_eq!(hex(Body::Confirm { id: 1 }), "018250<network>820e8101");
+    }
+
+    #[test]
+    fn the_longest_messages_fit() {
+        let owner = Owner { peer: Id([255; 16]), incarnation: u64::MAX };
+        let order = Order { term: u64::MAX, epoch: u64::MAX };
+        let run =
+            WireRun { range: u16::MAX, lo: u32::MAX, hi: u32::MAX, reg: Reg { order, holder: Holder::One(owner) } };
+        let part = Part { range: u16::MAX, bucket: u8::MAX };
+        let want = vec![part; crate::range::MAX_RANGES * 64];
+        let message =
+            Message { network: Some(NetworkId([255; 16])), body: Body::Delta { runs: vec![run; MAX_RUNS], want } };
+        assert!(message.encode().len() <= MAX_MESSAGE, "{}", message.encode().len());
+    }
+}

@@ -103,12 +103,13 @@ fn peers_that_agree_are_silent_but_for_a_small_comparison_every_ten_seconds() {
 }
 
 fn readiness(world: &World, node: usize) -> Result<(), String> {
-    world.nodes[node].allocator.as_ref().unwrap().readiness()
+    let allocator = world.nodes[node].allocator.as_ref();
+    allocator.map_or(Err("down".to_owned()), ipam::allocator::Allocator::readiness)
 }
 
 fn problems(world: &World, node: usize) -> Vec<String> {
-    let allocator = world.nodes[node].allocator.as_ref().unwrap();
-    allocator.summary().problems
+    let allocator = world.nodes[node].allocator.as_ref();
+    allocator.map_or_else(Vec::new, |allocator| allocator.summary().problems)
 }
 
 #[test]

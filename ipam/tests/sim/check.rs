@@ -12,6 +12,9 @@ use super::Peer;
 /// Longest time that a request may stay without an answer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(10_500);
 
+/// Marks owners that their peer does not know any more.
+const FORGOTTEN: &str = "forgotten ";
+
 #[derive(Debug, Clone)]
 struct Asked {
     peer: Peer,
@@ -85,13 +88,22 @@ impl Checker {
         }
     }
 
+    /// The state of a node is gone; its containers, which run on, keep their addresses.
+    pub(crate) fn wiped(&mut self, peer: Peer) {
+        for (holder, owner) in self.holders.values_mut() {
+            if *holder == peer && !owner.starts_with(FORGOTTEN) {
+                owner.insert_str(0, FORGOTTEN);
+            }
+        }
+    }
+
     /// Compares what a node that came back lists with what it gave; returns what nobody has:
     /// recorded but never answered, or freed shortly before the crash.
     pub(crate) fn after_start(&mut self, peer: Peer, listed: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
         let mut lost = Vec::new();
         for (address, (holder, owner)) in &self.holders {
             let there = listed.iter().any(|(name, net)| name == owner && net.addr() == *address);
-            if *holder == peer && !there {
+            if *holder == peer && !there && !owner.starts_with(FORGOTTEN) {
                 lost.push(format!("LOST {address} of {owner} at {peer:?}"));
             }
         }
@@ -115,7 +127,7 @@ impl Checker {
     pub(crate) fn held_by(&self, peer: Peer) -> Vec<(IpAddr, String)> {
         self.holders
             .iter()
-            .filter(|(_, (holder, _))| *holder == peer)
+            .filter(|(_, (holder, owner))| *holder == peer && !owner.starts_with(FORGOTTEN))
             .map(|(address, (_, owner))| (*address, owner.clone()))
             .collect()
     }

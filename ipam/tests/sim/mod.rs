@@ -106,6 +106,8 @@ pub(crate) struct World {
     /// The last answer of each request, for tests that wait for one.
     pub(crate) replies: BTreeMap<RequestId, Result<IpNet, AllocError>>,
     pub(crate) trace: u64,
+    /// Some of the messages that were sent.
+    pub(crate) sample: Vec<Vec<u8>>,
     queue: BTreeMap<(Duration, u64), Event>,
     timers: BTreeMap<usize, Duration>,
     sequence: u64,
@@ -140,6 +142,7 @@ impl World {
             groups: vec![0; named.len()],
             replies: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
+            sample: Vec::new(),
             queue: BTreeMap::new(),
             timers: BTreeMap::new(),
             sequence: 0,
@@ -220,6 +223,14 @@ impl World {
         self.schedule(at, Event::Start { node });
     }
 
+    /// Ends a node and removes its disk.
+    pub(crate) fn wipe(&mut self, node: usize, back_after: Duration) {
+        self.crash(node, back_after);
+        self.nodes[node].disk.clear();
+        let peer = self.nodes[node].peer;
+        self.check.wiped(peer);
+    }
+
     /// Cuts the network into groups.
     pub(crate) fn partition(&mut self, groups: Vec<u8>) {
         self.groups = groups;
@@ -294,7 +305,8 @@ impl World {
         }
     }
 
-    fn drain(&mut self, node: usize) {
+    /// Performs what a node wants done.
+    pub(crate) fn drain(&mut self, node: usize) {
         loop {
             let Some(allocator) = &mut self.nodes[node].allocator else {
                 return;
@@ -347,6 +359,9 @@ impl World {
     fn post(&mut self, node: usize, to: Peer, bytes: Vec<u8>) {
         assert!(bytes.len() <= 512 * 1024, "a message of {} bytes", bytes.len());
         self.note(&bytes);
+        if self.sample.len() < 300 {
+            self.sample.push(bytes.clone());
+        }
         let it = &mut self.nodes[node];
         it.messages_sent += 1;
         it.bytes_sent += bytes.len() as u64;
@@ -405,7 +420,8 @@ impl World {
         match event {
             Event::Message { from, from_life, to, bytes } => {
                 let (source, node) = (usize::from(from.0) - 1, usize::from(to.0) - 1);
-                if self.groups[source] == self.groups[node]
+                if node < self.nodes.len()
+                    && self.groups[source] == self.groups[node]
                     && let Some(allocator) = &mut self.nodes[node].allocator
                 {
                     allocator.handle_message(from, from_life, &bytes, now);
@@ -503,6 +519,11 @@ impl World {
         let up = self.nodes.iter().all(|node| node.allocator.is_some());
         let networks = self.networks();
         up && networks.len() == 1 && !networks.contains(&None)
+    }
+
+    /// The allocator of a node that is up.
+    pub(crate) fn up(&mut self, node: usize) -> &mut Allocator<Peer> {
+        self.nodes[node].allocator.as_mut().expect("the node is up")
     }
 
     /// The networks that the nodes which are up belong to.
