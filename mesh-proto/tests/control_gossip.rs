@@ -53,7 +53,12 @@ fn fifty_peers_with_few_links_stay_one_mesh_of_bounded_degree() {
     assert!(mesh.all_reach_all());
     // Dialled and accepted up to the limit each, and neighbours in the order of ids beyond it.
     for n in 1..=50 {
-        assert!(links(&mesh, n) >= 2 && links(&mesh, n) <= 2 * 6 + 6, "{n} has {} links", links(&mesh, n));
+        assert!(
+            links(&mesh, n) >= 2 && links(&mesh, n) <= 2 * 6 + 6,
+            "{n} has {} links\n{}",
+            links(&mesh, n),
+            mesh.picture()
+        );
     }
     for from in [1, 17, 50] {
         let got = mesh.broadcast(from);

@@ -59,6 +59,8 @@ pub(crate) struct PeerView<'a> {
     pub(crate) dialled: bool,
     /// There is a route to it.
     pub(crate) reachable: bool,
+    /// It has been known for long enough that a route would have been computed.
+    pub(crate) settled: bool,
     /// There is a connection through relays, proven.
     pub(crate) relayed: bool,
 }
@@ -583,26 +585,26 @@ pub(crate) fn describe(hop: &Hop) -> String {
 
 /// The peers to have a link with that there is none with yet.
 fn wanted<'v, 'a>(view: &'v View<'a>, held: impl Fn(&PeerId) -> bool) -> Vec<&'v PeerView<'a>> {
-    let candidates: Vec<_> =
+    let mut wanted: Vec<_> =
         view.peers.iter().filter(|peer| !peer.connected && !peer.endpoints.is_empty() && !held(&peer.id)).collect();
-    let next = successors(view, |_| true);
-    let next_reachable = successors(view, |peer| peer.reachable);
+    let mut next = successors(view, |_| true);
+    next.extend(successors(view, |peer| peer.reachable));
+    wanted.sort_by_key(|peer| (!next.contains(&peer.id), rank(&view.me, &peer.id)));
     let mut links = view.peers.iter().filter(|peer| peer.dialled).count();
+    let alone = !view.peers.iter().any(|peer| peer.connected);
     let mut absent = 0;
-    let mut ranked = candidates;
-    ranked
-        .sort_by_key(|peer| (!next.contains(&peer.id) && !next_reachable.contains(&peer.id), rank(&view.me, &peer.id)));
-    ranked.retain(|peer| {
-        let successor = next.contains(&peer.id) || next_reachable.contains(&peer.id);
-        if peer.reachable {
+    wanted.retain(|peer| {
+        let successor = next.contains(&peer.id);
+        if peer.reachable || !peer.settled && !alone {
             links += 1;
             successor || links <= view.links_max
         } else {
+            // Even a peer with links enough looks for those that are parted from it.
             absent += usize::from(!successor);
-            successor || absent <= ABSENT_TRIED.max(view.links_max)
+            successor || absent <= ABSENT_TRIED
         }
     });
-    ranked
+    wanted
 }
 
 /// The next two peers after `me` in the order of ids, around the end.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use super::crypto;
 use super::limits::{PEERS_MAX, TOMBSTONE};
-use super::record::{SignedRecord, Version};
+use super::record::{SignedRecord, Version, tag_of};
 use crate::id::PeerId;
 use crate::wire::gossip::{BUCKETS, Buckets, Digest, HASH_LEN, VersionEntry, Versions};
 
@@ -51,6 +51,8 @@ struct Tombstone {
 #[derive(Debug, Default)]
 pub struct Store {
     records: BTreeMap<PeerId, SignedRecord>,
+    /// Whose record has which tag: to know copies without reading them.
+    tags: BTreeMap<u64, PeerId>,
     forgotten: BTreeMap<PeerId, Tombstone>,
     sums: Sums,
 }
@@ -112,9 +114,12 @@ impl Store {
         if outcome.is_news() {
             self.sums.add(&record.id, &record.version);
             self.forgotten.remove(&record.id);
-            if let Some(old) = self.records.insert(record.id, record) {
-                self.sums.remove(&old.id, &old.version);
+            let (id, tag) = (record.id, record.version.tag);
+            if let Some(old) = self.records.insert(id, record) {
+                self.sums.remove(&id, &old.version);
+                self.tags.remove(&old.version.tag);
             }
+            self.tags.insert(tag, id);
         }
         outcome
     }
@@ -123,11 +128,20 @@ impl Store {
     pub fn forget(&mut self, id: &PeerId, now: Duration) -> Option<SignedRecord> {
         let record = self.records.remove(id)?;
         self.sums.remove(id, &record.version);
+        self.tags.remove(&record.version.tag);
         self.forgotten.retain(|_, stone| stone.until > now);
         if self.forgotten.len() < PEERS_MAX {
             self.forgotten.insert(*id, Tombstone { version: record.version, until: now + TOMBSTONE });
         }
         Some(record)
+    }
+
+    /// Whose record these very bytes are, if they are one that is held. Costs a hash, and saves
+    /// reading most of what a busy mesh pushes.
+    #[must_use]
+    pub fn holder_of(&self, bytes: &[u8]) -> Option<PeerId> {
+        let id = self.tags.get(&tag_of(bytes)?)?;
+        self.records.get(id).filter(|record| *record.bytes == *bytes).map(|record| record.id)
     }
 
     /// The record of a peer.

@@ -104,6 +104,17 @@ pub const GUARD_BURST: u32 = 5;
 /// … and how long it takes until it has one more.
 pub const GUARD_REFILL: Duration = Duration::from_secs(1);
 
-/// Too many accepted links are given up one by one, at most one in this time, so that the
-/// topology settles in between.
-pub const SHED_EVERY: Duration = Duration::from_millis(250);
+/// Too many accepted links are given up in steps, one in this time, so that the topology settles
+/// in between …
+pub const SHED_EVERY: Duration = Duration::from_secs(1);
+
+/// … and at most so many in one step.
+pub const SHED_AT_ONCE: usize = 16;
+
+/// A peer has at most so many links beyond twice what it dials for, neighbours in the order of
+/// ids apart.
+pub const LINKS_BEYOND: usize = 2;
+
+/// A peer that was heard of for the first time is not taken for unreachable before routes have
+/// surely been computed with it.
+pub const SETTLED_AFTER: Duration = Duration::from_secs(2);

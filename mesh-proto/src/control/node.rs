@@ -17,7 +17,7 @@ mod session;
 mod shake;
 mod status;
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -30,9 +30,8 @@ use super::connector::Connector;
 pub use super::connector::TargetInfo;
 use super::gossip::Store;
 use super::guard::Guard;
-use super::routes::Routes;
+use super::routes::{Router, Routes};
 use super::timers::{Timer, Timers};
-use super::topology::Graph;
 use super::window::Window;
 use super::{ConnId, Connected, DialId, Event, Identity, NodeConfig, Output};
 use crate::handover::{DataEvent, Tables};
@@ -60,15 +59,16 @@ pub struct Node<I> {
     peers: BTreeMap<PeerId, Peer>,
     guard: Guard,
     store: Store,
-    /// Records to push on, with the neighbour that they came from.
-    push: BTreeMap<PeerId, Option<PeerId>>,
+    /// Records to push on, with the neighbours that have sent them to us.
+    push: BTreeMap<PeerId, BTreeSet<PeerId>>,
+    pushed_at: Option<Duration>,
     published_at: Option<Duration>,
     raised_at: Option<Duration>,
     /// The incarnation to take as soon as it may be raised again.
     raise_to: Option<Incarnation>,
     /// Where other peers see us.
     observed: BTreeMap<PeerId, SocketAddr>,
-    graph: Graph,
+    router: Router,
     routes: Routes,
     routes_at: Option<Duration>,
     tables: Option<Arc<Tables>>,
@@ -99,6 +99,7 @@ impl<I: Identity> Node<I> {
         let mut run = [0; 16];
         rng.fill_bytes(&mut run);
         config.name = clean(&config.name);
+        config.endpoints.iter_mut().for_each(|address| *address = canonical(*address));
         let mut node = Self {
             identity,
             me,
@@ -116,11 +117,12 @@ impl<I: Identity> Node<I> {
             guard: Guard::default(),
             store: Store::default(),
             push: BTreeMap::new(),
+            pushed_at: None,
             published_at: None,
             raised_at: None,
             raise_to: None,
             observed: BTreeMap::new(),
-            graph: Graph::default(),
+            router: Router::default(),
             routes: Routes::default(),
             routes_at: None,
             tables: None,
@@ -176,7 +178,8 @@ impl<I: Identity> Node<I> {
     /// The answer to [`Output::Resolve`]; no address means that the name does not resolve.
     pub fn handle_resolved(&mut self, target: &str, addresses: &[SocketAddr], now: Duration) {
         self.advance(now);
-        self.connector.resolved(target, addresses, now, &mut self.rng);
+        let addresses: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
+        self.connector.resolved(target, &addresses, now, &mut self.rng);
         self.stale.dials = true;
     }
 
@@ -191,6 +194,7 @@ impl<I: Identity> Node<I> {
     /// The addresses at which this peer can be dialled changed.
     pub fn set_endpoints(&mut self, endpoints: Vec<SocketAddr>, now: Duration) {
         self.advance(now);
+        let endpoints: Vec<SocketAddr> = endpoints.into_iter().map(canonical).collect();
         if self.config.endpoints != endpoints {
             self.config.endpoints = endpoints;
             self.stale.record = true;
@@ -281,6 +285,7 @@ impl<I: Identity> Node<I> {
             Timer::Rekey(peer) => self.rekey_late(peer),
             Timer::Forget(peer) => self.forget_peer(peer),
             Timer::Publish => self.stale.record = true,
+            Timer::Push => {}
             Timer::Routes => self.stale.routes = true,
             Timer::Compare => self.compare_regularly(),
             Timer::Repair => _ = self.compare_with_one(),
@@ -306,6 +311,15 @@ impl<I: Identity> Node<I> {
 
     fn send(&mut self, conn: ConnId, message: &Message) {
         self.out.push_back(Output::Send { conn, bytes: message.encode() });
+    }
+}
+
+/// An address as it is compared and published: IPv4 as IPv4, also where a socket for both kinds
+/// says `::ffff:192.0.2.1`.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V6(_) => address,
+        ip => SocketAddr::new(ip, address.port()),
     }
 }
 

@@ -113,10 +113,20 @@ impl<'a> Unchecked<'a> {
 }
 
 fn version(body: &RecordBody, encoded: &[u8]) -> Version {
+    Version { incarnation: Incarnation(body.incarnation), seq: body.seq, tag: tag(encoded) }
+}
+
+fn tag(encoded: &[u8]) -> u64 {
     let digest = crypto::hash(&[encoded]);
     let mut tag = [0; 8];
     tag.copy_from_slice(&digest[..8]);
-    Version { incarnation: Incarnation(body.incarnation), seq: body.seq, tag: u64::from_be_bytes(tag) }
+    u64::from_be_bytes(tag)
+}
+
+/// The tag of a record that was not read yet.
+#[must_use]
+pub fn tag_of(bytes: &[u8]) -> Option<u64> {
+    bytes.get(SIGNATURE_LEN..).map(tag)
 }
 
 impl SignedRecord {

@@ -25,7 +25,7 @@ const ALTERNATES_FROM: usize = 16;
 const FAR: u64 = u64::MAX;
 
 /// Distances and parents from one root.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spt {
     distance: Vec<u64>,
     parent: Vec<Option<usize>>,
@@ -56,6 +56,29 @@ impl Spt {
             }
         }
         tree
+    }
+
+    /// Brings the tree up to date after the edges at some nodes have changed, if no distance has
+    /// changed by that; false if one has, and the tree must be made anew.
+    ///
+    /// Shortest distances are the only ones that fit together at every node (costs are positive),
+    /// and they still do wherever no edge has changed. So it is enough to look at the others.
+    fn repair(&mut self, graph: &Graph, root: usize, changed: &[usize]) -> bool {
+        for &node in changed.iter().filter(|node| **node != root) {
+            let (mut nearest, mut parent) = (FAR, None);
+            for &(from, cost) in graph.neighbours(node) {
+                let through = self.distance[from].saturating_add(u64::from(cost));
+                // Neighbours come in ascending order, so the lowest of equals stays.
+                if through < nearest {
+                    (nearest, parent) = (through, Some(from));
+                }
+            }
+            if nearest != self.distance[node] {
+                return false;
+            }
+            self.parent[node] = parent;
+        }
+        true
     }
 
     /// Distance to a node, if it can be reached.
@@ -96,24 +119,6 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Routes and trees as `me` sees them.
-    #[must_use]
-    pub fn of(graph: &Graph, me: PeerId) -> Self {
-        let Some(root) = graph.index(&me) else {
-            return Self::default();
-        };
-        let mut cache = Cache { graph, trees: BTreeMap::new() };
-        let hops = hops(&mut cache, root);
-        let reachable: Vec<usize> =
-            (0..graph.ids().len()).filter(|node| cache.tree(root).distance[*node] != FAR).collect();
-        let trees = if reachable.len() <= OWN_TREES_MAX {
-            own_trees(&mut cache, root, &reachable)
-        } else {
-            shared_tree(&mut cache, root, &reachable)
-        };
-        Self { hops, trees }
-    }
-
     /// Whether there is a way to that peer.
     #[must_use]
     pub fn reaches(&self, peer: &PeerId) -> bool {
@@ -121,9 +126,62 @@ impl Routes {
     }
 }
 
+/// The graph of now with the trees that were computed on it: a change costs only the trees in
+/// which a distance changes.
+#[derive(Debug, Default)]
+pub struct Router {
+    graph: Graph,
+    /// By root.
+    trees: BTreeMap<usize, Spt>,
+}
+
+impl Router {
+    /// The graph of now.
+    #[must_use]
+    pub const fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Takes the graph of now; false if it is the one of before.
+    pub fn update(&mut self, graph: Graph) -> bool {
+        if graph == self.graph {
+            return false;
+        }
+        if graph.ids() == self.graph.ids() {
+            let changed: Vec<usize> =
+                (0..graph.ids().len()).filter(|node| graph.neighbours(*node) != self.graph.neighbours(*node)).collect();
+            self.trees.retain(|root, tree| tree.repair(&graph, *root, &changed));
+        } else {
+            self.trees.clear();
+        }
+        self.graph = graph;
+        true
+    }
+
+    /// Routes and trees as `me` sees them.
+    pub fn routes(&mut self, me: PeerId) -> Routes {
+        let Some(root) = self.graph.index(&me) else {
+            return Routes::default();
+        };
+        let mut cache = Cache { graph: &self.graph, trees: &mut self.trees };
+        let hops = hops(&mut cache, root);
+        let tree = cache.tree(root);
+        let reachable: Vec<usize> = (0..tree.distance.len()).filter(|node| tree.distance[*node] != FAR).collect();
+        let trees = if reachable.len() <= OWN_TREES_MAX {
+            own_trees(&mut cache, root, &reachable)
+        } else {
+            // The trees of former neighbours are needed no more.
+            let near: Vec<usize> = self.graph.neighbours(root).iter().map(|edge| edge.0).collect();
+            cache.trees.retain(|node, _| *node == root || near.contains(node));
+            shared_tree(&mut cache, root, &reachable)
+        };
+        Routes { hops, trees }
+    }
+}
+
 struct Cache<'a> {
     graph: &'a Graph,
-    trees: BTreeMap<usize, Spt>,
+    trees: &'a mut BTreeMap<usize, Spt>,
 }
 
 impl Cache<'_> {
@@ -246,6 +304,12 @@ mod tests {
         Graph::from_edges((0..count).map(id).collect(), &edges)
     }
 
+    fn routes_of(graph: &Graph, me: usize) -> Routes {
+        let mut router = Router::default();
+        router.update(graph.clone());
+        router.routes(id(me))
+    }
+
     /// The reference: Floyd and Warshall, all distances by the definition.
     fn distances(graph: &Graph) -> Vec<Vec<u64>> {
         let count = graph.ids().len();
@@ -282,6 +346,10 @@ mod tests {
         got
     }
 
+    fn edges_of(count: usize) -> impl Strategy<Value = Vec<(usize, usize, u32)>> {
+        proptest::collection::vec((0..count, 0..count, 1u32..3), 4..14)
+    }
+
     fn any_graph() -> impl Strategy<Value = Graph> {
         (2usize..9).prop_flat_map(|count| {
             // Few costs, so that there are many equal paths.
@@ -291,9 +359,9 @@ mod tests {
 
     fn check_broadcasts(graph: &Graph, tables: &[Routes]) {
         let all = distances(graph);
-        for origin in 0..tables.len() {
+        for (origin, distances) in all.iter().enumerate() {
             for (node, times) in broadcast(tables, origin).into_iter().enumerate() {
-                let expected = usize::from(node != origin && all[origin][node] != FAR);
+                let expected = usize::from(node != origin && distances[node] != FAR);
                 assert_eq!(times, expected, "from {origin} at {node}");
             }
         }
@@ -303,10 +371,11 @@ mod tests {
         #[test]
         fn every_peer_gets_each_broadcast_exactly_once(graph in any_graph()) {
             let count = graph.ids().len();
-            let tables: Vec<_> = (0..count).map(|node| Routes::of(&graph, id(node))).collect();
+            let tables: Vec<_> = (0..count).map(|node| routes_of(&graph, node)).collect();
             check_broadcasts(&graph, &tables);
             let shared: Vec<_> = (0..count).map(|node| {
-                let mut cache = Cache { graph: &graph, trees: BTreeMap::new() };
+                let mut trees = BTreeMap::new();
+                let mut cache = Cache { graph: &graph, trees: &mut trees };
                 let reachable: Vec<_> =
                     (0..count).filter(|to| cache.tree(node).distance[*to] != FAR).collect();
                 Routes { hops: BTreeMap::new(), trees: shared_tree(&mut cache, node, &reachable) }
@@ -318,7 +387,7 @@ mod tests {
         fn next_hops_agree_with_the_reference(graph in any_graph()) {
             let all = distances(&graph);
             for from in 0..all.len() {
-                let routes = Routes::of(&graph, id(from));
+                let routes = routes_of(&graph, from);
                 for to in (0..all.len()).filter(|to| *to != from) {
                     let hops = routes.hops.get(&id(to));
                     prop_assert_eq!(hops.is_some(), all[from][to] != FAR);
@@ -339,9 +408,24 @@ mod tests {
         }
 
         #[test]
+        fn repaired_trees_are_the_ones_made_anew(graphs in proptest::collection::vec(edges_of(7), 1..6)) {
+            for me in 0..7 {
+                let mut router = Router::default();
+                for list in &graphs {
+                    let graph = graph(7, list);
+                    router.update(graph.clone());
+                    prop_assert_eq!(router.routes(id(me)), routes_of(&graph, me));
+                    for (root, tree) in &router.trees {
+                        prop_assert_eq!(tree, &Spt::new(&graph, *root));
+                    }
+                }
+            }
+        }
+
+        #[test]
         fn following_the_first_hops_arrives(graph in any_graph()) {
             let count = graph.ids().len();
-            let tables: Vec<_> = (0..count).map(|node| Routes::of(&graph, id(node))).collect();
+            let tables: Vec<_> = (0..count).map(|node| routes_of(&graph, node)).collect();
             for from in 0..count {
                 for to in tables[from].hops.keys() {
                     let (mut at, mut seen) = (id(from), BTreeSet::new());
@@ -358,7 +442,7 @@ mod tests {
     fn an_alternate_that_avoids_the_first_hop_is_preferred() {
         // 0 to 4: first through 1. 2 goes on through 1 as well; 3 has its own way, a longer one.
         let graph = graph(5, &[(0, 1, 1), (1, 4, 1), (0, 2, 1), (2, 1, 1), (0, 3, 2), (3, 4, 2)]);
-        assert_eq!(Routes::of(&graph, id(0)).hops[&id(4)], [id(1), id(3)]);
+        assert_eq!(routes_of(&graph, 0).hops[&id(4)], [id(1), id(3)]);
     }
 
     #[test]
@@ -366,7 +450,7 @@ mod tests {
         let count = OWN_TREES_MAX + 40;
         let list: Vec<_> = (1..count).map(|n| (n - 1, n, 1)).collect();
         let graph = graph(count, &list);
-        let tables: Vec<_> = (0..count).map(|node| Routes::of(&graph, id(node))).collect();
+        let tables: Vec<_> = (0..count).map(|node| routes_of(&graph, node)).collect();
         for origin in [0, 1, count / 2, count - 1] {
             let got = broadcast(&tables, origin);
             assert!(got.iter().enumerate().all(|(node, times)| *times == usize::from(node != origin)));

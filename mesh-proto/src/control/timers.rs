@@ -21,6 +21,8 @@ pub(crate) enum Timer {
     Forget(PeerId),
     /// Our record may be published again.
     Publish,
+    /// News may be pushed again.
+    Push,
     /// Topology may be computed again.
     Routes,
     /// Compare knowledge with a random neighbour: the regular round.
@@ -44,6 +46,7 @@ impl Timer {
             Self::Rekey(_) => "rekey deadline",
             Self::Forget(_) => "forget an unreachable peer",
             Self::Publish => "publish our record",
+            Self::Push => "push news",
             Self::Routes => "recompute routes",
             Self::Compare => "compare digests",
             Self::Repair => "compare digests after a change",

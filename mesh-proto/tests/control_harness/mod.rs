@@ -191,8 +191,12 @@ impl Mesh {
         &self.hosts[&n]
     }
 
+    fn host_mut(&mut self, n: usize) -> &mut Host {
+        self.hosts.get_mut(&n).expect("it runs")
+    }
+
     pub fn node(&mut self, n: usize) -> &mut Node<Cheap> {
-        &mut self.hosts.get_mut(&n).expect("it runs").node
+        &mut self.host_mut(n).node
     }
 
     /// Calls into a node and drains it.
@@ -214,7 +218,7 @@ impl Mesh {
             gone.extend(conns.into_iter().map(|conn| (*n, conn)));
         }
         for (n, conn) in gone {
-            self.hosts.get_mut(&n).unwrap().conns.remove(&conn);
+            self.host_mut(n).conns.remove(&conn);
             let gone = Todo::Gone { to: n, conn, reason: "timed out".to_owned() };
             self.later(Duration::from_secs(4), gone);
         }
@@ -248,7 +252,7 @@ impl Mesh {
             }
         }
         for (n, peer) in dead {
-            self.hosts.get_mut(&n).unwrap().up.remove(&peer);
+            self.host_mut(n).up.remove(&peer);
             let event = DataEvent::PathDown { peer };
             self.later(Duration::from_millis(2500), Todo::Data { to: n, event });
         }
@@ -272,7 +276,7 @@ impl Mesh {
             match (queued, timers) {
                 (Some(at), timer) if at <= until && timer.is_none_or(|(due, _)| at <= due) => {
                     self.now = self.now.max(at);
-                    let (_, todo) = self.queue.pop_first().unwrap();
+                    let (_, todo) = self.queue.pop_first().expect("it was just seen");
                     self.perform(todo);
                 }
                 (_, Some((due, n))) if due <= until => {
@@ -347,7 +351,7 @@ impl Mesh {
                 Output::Dial { dial, hop } => self.dial(n, dial, hop),
                 Output::Resolve { target } => self.later(LATENCY, Todo::Resolved { to: n, target }),
                 Output::Send { conn, bytes } => {
-                    let host = self.hosts.get_mut(&n).unwrap();
+                    let host = self.host_mut(n);
                     host.sent += bytes.len();
                     host.sent_messages += 1;
                     if let Some(pipe) = host.conns.get(&conn).copied() {
@@ -355,17 +359,17 @@ impl Mesh {
                     }
                 }
                 Output::Close { conn, reason } => {
-                    if let Some(pipe) = self.hosts.get_mut(&n).unwrap().conns.remove(&conn) {
+                    if let Some(pipe) = self.host_mut(n).conns.remove(&conn) {
                         self.later(LATENCY, Todo::Gone { to: pipe.to, conn: pipe.conn, reason });
                     }
                 }
                 Output::Data(command) => self.command(n, command),
                 Output::App { from, incarnation, payload } => {
-                    self.hosts.get_mut(&n).unwrap().apps.push((from, incarnation, payload));
+                    self.host_mut(n).apps.push((from, incarnation, payload));
                 }
                 Output::Event(event) => {
                     let now = self.now;
-                    self.hosts.get_mut(&n).unwrap().events.push((now, event));
+                    self.host_mut(n).events.push((now, event));
                 }
             }
         }
@@ -391,8 +395,8 @@ impl Mesh {
         let mut exporter = [7; 32];
         exporter[..8].copy_from_slice(&self.serial.to_be_bytes());
         let (my_key, their_key) = (self.key(n), self.key(to));
-        self.hosts.get_mut(&n).unwrap().conns.insert(mine, Pipe { to, conn: theirs, hop });
-        self.hosts.get_mut(&to).unwrap().conns.insert(theirs, Pipe { to: n, conn: mine, hop: their_hop });
+        self.host_mut(n).conns.insert(mine, Pipe { to, conn: theirs, hop });
+        self.host_mut(to).conns.insert(theirs, Pipe { to: n, conn: mine, hop: their_hop });
         let now = self.now;
         let accepted = Connected { hop: their_hop, dial: None, sign_key: my_key, exporter };
         self.node(to).handle_connected(theirs, accepted, now);
@@ -406,11 +410,14 @@ impl Mesh {
     fn key(&self, n: usize) -> [u8; 32] {
         // Keys are one byte repeated; the id tells which.
         let node = self.host(n).node.id();
-        (0..=255u8).map(|byte| [byte; 32]).find(|key| PeerId::of_keys(key, key) == node).unwrap()
+        (0..=255u8)
+            .map(|byte| [byte; 32])
+            .find(|key| PeerId::of_keys(key, key) == node)
+            .expect("keys are one byte repeated")
     }
 
     fn command(&mut self, n: usize, command: Command) {
-        let host = self.hosts.get_mut(&n).unwrap();
+        let host = self.host_mut(n);
         match command {
             Command::Tables(tables) => {
                 for (peer, path) in &tables.peers {
@@ -448,7 +455,7 @@ impl Mesh {
             }
         }
         for (n, peer, at) in up {
-            let host = self.hosts.get_mut(&n).unwrap();
+            let host = self.host_mut(n);
             host.probing.remove(&peer);
             host.up.insert(peer, at);
             let event = DataEvent::PathUp { peer, rtt: 2 * LATENCY };
@@ -487,7 +494,7 @@ impl Mesh {
         let (mut got, mut queue) = (BTreeMap::new(), vec![from]);
         while let Some(at) = queue.pop() {
             for child in self.host(at).tables.trees.get(&id(from)).into_iter().flatten() {
-                let child = self.hosts.keys().copied().find(|n| id(*n) == *child).unwrap();
+                let child = self.hosts.keys().copied().find(|n| id(*n) == *child).expect("it runs");
                 let times = got.entry(child).or_insert(0);
                 *times += 1;
                 assert!(*times < 5, "a loop");

@@ -65,7 +65,7 @@ impl<I: Identity> Node<I> {
         let bytes = Message::App(app.clone()).encode();
         for (neighbour, conn) in self.neighbours() {
             let has_it = neighbour == app.origin
-                || from.is_some_and(|from| from == neighbour || self.graph.linked(&from, &neighbour));
+                || from.is_some_and(|from| from == neighbour || self.router.graph().linked(&from, &neighbour));
             if !has_it {
                 self.send_bytes(conn, bytes.clone());
             }

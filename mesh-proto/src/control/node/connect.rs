@@ -4,10 +4,11 @@ use core::net::SocketAddr;
 
 use super::super::connector::{PeerView, Step, View, successors};
 use super::super::handshake::{Refusal, Role};
-use super::super::limits::SHED_EVERY;
+use super::super::limits::{LINKS_BEYOND, SETTLED_AFTER, SHED_AT_ONCE, SHED_EVERY};
 use super::super::timers::Timer;
 use super::super::{ConnId, Identity, Output};
 use super::Node;
+use super::link::Peer;
 use crate::id::PeerId;
 use crate::wire::control::RefuseCode;
 use crate::wire::gossip::LINKS_MAX;
@@ -34,21 +35,21 @@ impl<I: Identity> Node<I> {
         }
     }
 
-    /// Endpoints of each peer, without those that are ours as well (bridges and loopbacks have
+    /// Endpoints of each peer without link, except those that are ours as well (bridges and loopbacks have
     /// the same addresses on every host).
     fn endpoints_of_all(&self) -> Vec<Vec<SocketAddr>> {
         let ours = &self.config.endpoints;
-        let of = |id: &PeerId| match self.store.get(id) {
-            None => Vec::new(),
-            Some(record) => record
+        let of = |(id, peer): (&PeerId, &Peer)| match self.store.get(id) {
+            Some(record) if peer.direct.is_none() => record
                 .body
                 .endpoints
                 .iter()
                 .map(|endpoint| endpoint.0)
                 .filter(|address| !ours.contains(address))
                 .collect(),
+            _ => Vec::new(),
         };
-        self.peers.keys().map(of).collect()
+        self.peers.iter().map(of).collect()
     }
 
     fn view<'a>(&self, endpoints: &'a [Vec<SocketAddr>]) -> View<'a> {
@@ -58,6 +59,7 @@ impl<I: Identity> Node<I> {
             connected: peer.direct.is_some(),
             dialled: peer.direct.is_some_and(|direct| direct.role == Role::Dialler),
             reachable: peer.reachable,
+            settled: self.now >= peer.known_since + SETTLED_AFTER,
             relayed: peer.relayed.is_some(),
         });
         View { me: self.me, discovery: self.config.discovery, links_max: self.config.links_max, peers: peers.collect() }
@@ -76,7 +78,7 @@ impl<I: Identity> Node<I> {
     pub(super) fn is_crowded_for(&self, newcomer: &PeerId) -> bool {
         self.accepted().count() >= self.config.links_max
             && self.routes.reaches(newcomer)
-            && !self.peers.get(newcomer).is_some_and(|peer| peer.direct.is_some())
+            && self.peers.get(newcomer).is_none_or(|peer| peer.direct.is_none())
             && !self.is_ring_neighbour(newcomer)
     }
 
@@ -87,27 +89,37 @@ impl<I: Identity> Node<I> {
 
     /// The topology changed: perhaps there are links that nobody would miss.
     pub(super) fn shed_soon(&mut self) {
-        if self.accepted().count() > self.config.links_max {
+        if self.surplus() > 0 {
             self.timers.set_if_none(Timer::Shed, self.now + SHED_EVERY);
         }
     }
 
-    /// One accepted link too many: the one that is missed least goes. Everybody is let in who
-    /// cannot be reached otherwise, so a peer that all others name has too many for a while.
+    /// How many links there are too many: accepted ones, or of all.
+    fn surplus(&self) -> usize {
+        let all = self.peers.values().filter(|peer| peer.direct.is_some()).count();
+        let accepted = self.accepted().count().saturating_sub(self.config.links_max);
+        accepted.max(all.saturating_sub(2 * self.config.links_max + LINKS_BEYOND))
+    }
+
+    /// Links too many: those that are missed least go, accepted ones first. Everybody is let in
+    /// who cannot be reached otherwise, so a peer that all others name has too many for a while.
     pub(super) fn shed_if_crowded(&mut self) {
-        if self.accepted().count() <= self.config.links_max {
-            return;
-        }
-        let links = |id: &PeerId| self.store.get(id).map_or(0, |record| record.body.links.len());
-        let victim = self
-            .accepted()
-            .filter(|(id, _)| links(id) > 2 && !self.is_ring_neighbour(id))
-            .max_by_key(|(id, _)| (links(id), *id));
-        if let Some((_, conn)) = victim {
+        let surplus = self.surplus();
+        let mut victims: Vec<(bool, usize, PeerId, ConnId)> = self
+            .peers
+            .iter()
+            .filter_map(|(id, peer)| {
+                let direct = peer.direct?;
+                let links = self.store.get(id).map_or(0, |record| record.body.links.len());
+                Some((direct.role == Role::Acceptor, links, *id, direct.conn))
+            })
+            .filter(|(_, links, id, _)| *links > 2 && !self.is_ring_neighbour(id))
+            .collect();
+        victims.sort_unstable();
+        for (_, _, _, conn) in victims.into_iter().rev().take(surplus.min(SHED_AT_ONCE)) {
             let refusal = Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others");
             self.send(conn, &refusal.message(None));
             self.close(conn, "made room for another link");
-            self.shed_soon();
         }
     }
 

@@ -1,12 +1,13 @@
 //! Records in and out: publish ours, push what is news, compare with neighbours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rand_core::RngCore as _;
 
 use super::super::connector::jitter;
 use super::super::gossip::Offered;
+use super::super::handshake::Role;
 use super::super::limits::{
     COMPARE_EVERY, FORGET_AFTER, OBSERVED_MAX, OWN_ENDPOINTS_MAX, PUBLISH_EVERY, RAISE_EVERY, RECORDS_BYTES,
     REPAIR_AFTER,
@@ -14,6 +15,7 @@ use super::super::limits::{
 use super::super::record::{SignedRecord, Unchecked};
 use super::super::timers::Timer;
 use super::super::{ConnId, Event, Identity, Output};
+use super::routes::routes_every;
 use super::{Node, PeerState};
 use crate::id::{Incarnation, PeerId};
 use crate::wire::cbor::Endpoint;
@@ -44,7 +46,9 @@ impl<I: Identity> Node<I> {
         self.seq += 1;
         self.published_at = Some(self.now);
         let record = SignedRecord::sign(body, &self.identity);
-        self.push.insert(self.me, None);
+        self.push.insert(self.me, BTreeSet::new());
+        // What waits goes with it.
+        self.pushed_at = None;
         self.store.offer(record, true, self.now);
         self.stale.routes = true;
     }
@@ -81,7 +85,7 @@ impl<I: Identity> Node<I> {
 
     /// A proven peer told where it sees us.
     pub(super) fn note_observed(&mut self, peer: PeerId, at: Option<core::net::SocketAddr>) {
-        let Some(at) = at else { return };
+        let Some(at) = at.map(super::canonical) else { return };
         if at.ip().is_unspecified() || at.port() == 0 {
             return;
         }
@@ -135,17 +139,25 @@ impl<I: Identity> Node<I> {
 
     // ---- push -------------------------------------------------------------------------------
 
-    /// Sends what is news to the neighbours that may not have it yet: not to whom it came from,
-    /// nor to those that are linked with it, for they got it from there (gossip G5).
+    /// Sends what is news to the neighbours that may not have it yet: not to those that sent it
+    /// to us, nor to those that are linked with one of them, for they got it from there. The
+    /// first news goes out at once, more of it together a moment later (gossip G5).
     pub(super) fn push_records(&mut self) {
         if self.push.is_empty() {
             return;
         }
+        let due = self.pushed_at.map_or(self.now, |at| at + routes_every(self.store.len()) / 2);
+        if self.now < due {
+            self.timers.set_if_none(Timer::Push, due);
+            return;
+        }
+        self.timers.clear(Timer::Push);
+        self.pushed_at = Some(self.now);
         let push = core::mem::take(&mut self.push);
         for (neighbour, conn) in self.neighbours() {
-            let news = push.iter().filter(|(id, from)| {
-                **id != neighbour && from.is_none_or(|from| from != neighbour && !self.graph.linked(&from, &neighbour))
-            });
+            let graph = self.router.graph();
+            let has = |from: &PeerId| *from == neighbour || graph.linked(from, &neighbour);
+            let news = push.iter().filter(|(id, from)| **id != neighbour && !from.iter().any(has));
             let ids: Vec<PeerId> = news.map(|(id, _)| *id).collect();
             self.send_records(conn, &ids);
         }
@@ -170,11 +182,14 @@ impl<I: Identity> Node<I> {
 
     // ---- compare ----------------------------------------------------------------------------
 
-    /// First words on a new connection: who we are, and what we know.
-    pub(super) fn greet(&mut self, conn: ConnId) {
+    /// First words on a new connection: who we are. If the two have not been in one mesh so far,
+    /// the dialler begins to compare what they know; else the pushes have been here before.
+    pub(super) fn greet(&mut self, conn: ConnId, peer: PeerId, role: Role) {
         self.send_records(conn, &[self.me]);
-        let digest = Message::Digest(self.store.digest());
-        self.send(conn, &digest);
+        if role == Role::Dialler && !self.routes.reaches(&peer) {
+            let digest = Message::Digest(self.store.digest());
+            self.send(conn, &digest);
+        }
         let every = jitter(COMPARE_EVERY, &mut self.rng);
         self.timers.set_if_none(Timer::Compare, self.now + every);
     }
@@ -207,16 +222,16 @@ impl<I: Identity> Node<I> {
 
     pub(super) fn on_gossip(&mut self, conn: ConnId, message: Message) {
         let Some(from) = self.live(conn).map(|live| live.peer) else { return };
-        if !self.peers.get(&from).is_some_and(|peer| peer.direct.is_some_and(|direct| direct.conn == conn)) {
+        let direct = self.peers.get(&from).and_then(|peer| peer.direct);
+        if direct.is_none_or(|direct| direct.conn != conn) {
             return;
         }
         match message {
             Message::Records(records) => self.on_records(from, &records),
-            Message::Digest(theirs) => {
-                if theirs != self.store.digest() {
-                    let buckets = Message::Buckets(self.store.buckets());
-                    self.send(conn, &buckets);
-                }
+            Message::Digest(theirs) if theirs == self.store.digest() => {}
+            Message::Digest(_) => {
+                let buckets = Message::Buckets(self.store.buckets());
+                self.send(conn, &buckets);
             }
             Message::Buckets(theirs) => {
                 if let Some(versions) = self.store.versions_where_different(&theirs) {
@@ -251,6 +266,13 @@ impl<I: Identity> Node<I> {
     }
 
     fn on_record(&mut self, from: PeerId, bytes: &[u8]) -> Offered {
+        if let Some(id) = self.store.holder_of(bytes) {
+            // The very one that we have. If it waits to be pushed, its sender needs it no more.
+            if let Some(have) = self.push.get_mut(&id) {
+                have.insert(from);
+            }
+            return Offered::Known;
+        }
         let Ok(read) = Unchecked::read(bytes) else { return Offered::Known };
         let (id, version) = (read.id(), read.version());
         if id == self.me {
@@ -286,7 +308,7 @@ impl<I: Identity> Node<I> {
             self.stale.routes = true;
         }
         if self.store.offer(record, vouched, self.now).is_news() {
-            self.push.insert(id, Some(from));
+            self.push.insert(id, BTreeSet::from([from]));
             if old.is_none() || new_life {
                 self.stale.tables = true;
                 self.emit(Event::PeerAppeared { peer: id, name: name.clone(), incarnation });
@@ -299,7 +321,7 @@ impl<I: Identity> Node<I> {
             }
             self.connector.heard(id, moved, self.now);
             self.stale.dials |= moved;
-            self.stale.status = true;
+            self.stale.status |= moved;
         }
     }
 

@@ -63,9 +63,9 @@ pub(super) struct Peer {
     pub(super) keyed: bool,
     pub(super) proposal: Option<Proposal>,
     pub(super) reachable: bool,
+    pub(super) known_since: Duration,
     pub(super) state: PeerState,
     pub(super) since: Duration,
-    pub(super) reason: String,
 }
 
 /// The direct connection of a peer.
@@ -102,9 +102,9 @@ impl<I: Identity> Node<I> {
                 keyed: false,
                 proposal: None,
                 reachable: false,
+                known_since: now,
                 state: PeerState::Connecting,
                 since: now,
-                reason: String::new(),
             }
         })
     }
@@ -208,7 +208,7 @@ impl<I: Identity> Node<I> {
             DataEvent::Mtu { .. } => {}
             DataEvent::Moved { peer, to } => {
                 if let Some(direct) = self.peers.get_mut(&peer).and_then(|peer| peer.direct.as_mut()) {
-                    direct.address = to;
+                    direct.address = super::canonical(to);
                     self.stale.tables = true;
                 }
             }

@@ -4,7 +4,6 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use super::super::limits::ROUTES_EVERY;
-use super::super::routes::Routes;
 use super::super::timers::Timer;
 use super::super::topology::Graph;
 use super::super::{Identity, Output};
@@ -15,7 +14,7 @@ use crate::id::PeerId;
 
 /// The least time between two computations in a mesh of that many peers: all pairs cost about
 /// the square of it.
-fn routes_every(peers: usize) -> Duration {
+pub(super) fn routes_every(peers: usize) -> Duration {
     ROUTES_EVERY * (1 + u32::try_from(peers / 25).unwrap_or(u32::MAX / 2)).min(50)
 }
 
@@ -35,12 +34,11 @@ impl<I: Identity> Node<I> {
         let mine: Vec<(PeerId, u32)> =
             self.peers.iter().filter_map(|(id, peer)| Some((*id, peer.up?.published_us))).collect();
         let graph = Graph::of(&self.store, self.me, &mine);
-        if graph == self.graph {
+        if !self.router.update(graph) {
             return;
         }
         self.routes_at = Some(self.now);
-        self.routes = Routes::of(&graph, self.me);
-        self.graph = graph;
+        self.routes = self.router.routes(self.me);
         let reachable: Vec<(PeerId, bool)> =
             self.peers.iter().map(|(id, peer)| (*id, self.routes.reaches(id) || peer.up.is_some())).collect();
         for (id, reachable) in reachable {

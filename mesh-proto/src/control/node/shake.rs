@@ -5,8 +5,8 @@ use super::super::handshake::{Handshake, Offer, Proven, Refusal, Role};
 use super::super::limits::{DUPLICATE_WITHIN, FIRST_ECHO, HANDSHAKE, PEERS_MAX, SHAKING_MAX};
 use super::super::timers::Timer;
 use super::super::{ConnId, Connected, Event, Identity, Output};
-use super::Node;
 use super::link::{Conn, Direct, Live, Phase};
+use super::{Node, canonical};
 use crate::data::Hop;
 use crate::handover::{Command, SessionKeys};
 use crate::id::PeerId;
@@ -25,6 +25,10 @@ enum Whose {
 impl<I: Identity> Node<I> {
     pub(super) fn on_connected(&mut self, conn: ConnId, connected: Connected) {
         let Connected { hop, dial, sign_key, exporter } = connected;
+        let hop = match hop {
+            Hop::Direct(address) => Hop::Direct(canonical(address)),
+            relayed @ Hop::Relayed(_) => relayed,
+        };
         let turn_away = |node: &mut Self, reason: &str| {
             node.out.push_back(Output::Close { conn, reason: reason.to_owned() });
         };
@@ -219,7 +223,7 @@ impl<I: Identity> Node<I> {
                     self.probe.insert(id);
                 }
                 self.note_observed(id, proven.observed);
-                self.greet(conn);
+                self.greet(conn, id, role);
             }
         }
         if crossed && role == Role::Dialler {
@@ -237,7 +241,7 @@ impl<I: Identity> Node<I> {
     /// time. Both ends decide alike (control C12).
     fn settle_duplicates(&mut self, conn: ConnId, id: PeerId, hop: Hop, role: Role) -> Option<bool> {
         let (now, me) = (self.now, self.me);
-        let Some(peer) = self.peers.get_mut(&id) else { return None };
+        let peer = self.peers.get_mut(&id)?;
         let (old, old_role, age) = match hop {
             Hop::Relayed(_) if peer.up.is_some() => return None,
             Hop::Relayed(_) => match peer.relayed {

@@ -12,47 +12,44 @@ impl<I: Identity> Node<I> {
         if !core::mem::take(&mut self.stale.status) {
             return;
         }
-        let fresh: Vec<(PeerId, PeerState, String)> = self
-            .peers
-            .iter()
-            .map(|(id, peer)| {
-                let (state, reason) = self.state_of(id, peer);
-                (*id, state, reason)
-            })
-            .collect();
+        let fresh: Vec<(PeerId, PeerState)> =
+            self.peers.iter().map(|(id, peer)| (*id, self.state_of(id, peer))).collect();
         let now = self.now;
-        for (id, state, reason) in fresh {
-            if let Some(peer) = self.peers.get_mut(&id) {
-                if peer.state != state {
-                    (peer.state, peer.since) = (state, now);
-                }
-                peer.reason = reason;
+        for (id, state) in fresh {
+            if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.state != state) {
+                (peer.state, peer.since) = (state, now);
             }
         }
     }
 
-    fn state_of(&self, id: &PeerId, peer: &Peer) -> (PeerState, String) {
-        if peer.up.is_some() {
-            let how = match peer.direct.map(|direct| direct.role) {
-                Some(Role::Dialler) => "direct link, dialled by this peer",
-                _ => "direct link, dialled by the other end",
-            };
-            return (PeerState::Established, how.to_owned());
+    fn state_of(&self, id: &PeerId, peer: &Peer) -> PeerState {
+        if peer.up.is_some() || peer.reachable && peer.keyed {
+            PeerState::Established
+        } else if peer.direct.is_some() || peer.relayed.is_some() || self.connector.busy(id) {
+            PeerState::Connecting
+        } else if peer.reachable && self.connector.last_failure(id).is_none() {
+            PeerState::Connecting
+        } else {
+            PeerState::Retrying
         }
-        if peer.reachable && peer.keyed {
-            let why = self.connector.last_failure(id).map_or(String::new(), |why| format!(" (direct: {why})"));
-            return (PeerState::Established, format!("through relays{why}"));
-        }
-        if peer.direct.is_some() {
-            return (PeerState::Connecting, "waits for the first echo on the path of user frames".to_owned());
-        }
-        if self.connector.busy(id) || peer.relayed.is_some() {
-            return (PeerState::Connecting, "dialling".to_owned());
-        }
-        match self.connector.last_failure(id) {
-            Some(why) => (PeerState::Retrying, why.to_owned()),
-            None if peer.reachable => (PeerState::Connecting, "reachable through relays, no session yet".to_owned()),
-            None => (PeerState::Retrying, "known by gossip, not reached yet".to_owned()),
+    }
+
+    fn reason_of(&self, id: &PeerId, peer: &Peer) -> String {
+        let failure = self.connector.last_failure(id);
+        match peer.state {
+            PeerState::Established if peer.up.is_some() => match peer.direct.map(|direct| direct.role) {
+                Some(Role::Dialler) => "direct link, dialled by this peer".to_owned(),
+                _ => "direct link, dialled by the other end".to_owned(),
+            },
+            PeerState::Established => match failure {
+                Some(why) => format!("through relays (direct: {why})"),
+                None => "through relays".to_owned(),
+            },
+            PeerState::Connecting if peer.direct.is_some() => {
+                "waits for the first echo on the path of user frames".to_owned()
+            }
+            PeerState::Connecting => "dialling".to_owned(),
+            _ => failure.unwrap_or("known by gossip, not reached yet").to_owned(),
         }
     }
 
@@ -69,11 +66,14 @@ impl<I: Identity> Node<I> {
                 _ => None,
             },
             since: peer.since,
-            reason: peer.reason.clone(),
+            reason: self.reason_of(id, peer),
             links: self
-                .graph
+                .router
+                .graph()
                 .index(id)
-                .map(|node| self.graph.neighbours(node).iter().map(|(to, _)| self.graph.ids()[*to]).collect())
+                .map(|node| {
+                    self.router.graph().neighbours(node).iter().map(|(to, _)| self.router.graph().ids()[*to]).collect()
+                })
                 .unwrap_or_default(),
         });
         core::iter::once(self.own_info()).chain(others).collect()
