@@ -25,6 +25,8 @@ use crate::data::DataHandle;
 /// Timers are served at most this often: a machine that names the past again and again costs a
 /// bounded share of a processor.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
+/// How long the disk may take for what was written last.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 /// Most addresses of our own that are remembered.
 const OWN_MAX: usize = 64;
 
@@ -104,6 +106,8 @@ pub(super) struct Core {
     pub(super) waiting: BTreeMap<RequestId, Answer>,
     next_request: u64,
     pub(super) address_state: AddressState,
+    /// Writes of the address protocol that are not yet known to be durable.
+    pub(super) writes: usize,
     inputs: Inputs,
 }
 
@@ -174,6 +178,7 @@ impl Core {
             waiting: BTreeMap::new(),
             next_request: 0,
             address_state,
+            writes: 0,
             inputs: Inputs { quic: io.quic_events, data: io.data_events, stored: io.stored, requests, resolved },
         })
     }
@@ -188,9 +193,27 @@ impl Core {
             }
             self.drain();
         }
+        self.finish_writes().await;
         self.node.shutdown(self.clock.now());
         self.drain();
         self.quic.shutdown("the router stops").await;
+    }
+
+    /// The address protocol writes one thing after the other: what it was told last may still wait.
+    async fn finish_writes(&mut self) {
+        let all = async {
+            while self.writes > 0
+                && let Some(stored) = self.inputs.stored.recv().await
+            {
+                self.handle(Input::Stored(stored));
+                self.drain();
+            }
+        };
+        if tokio::time::timeout(LAST_WRITES, all).await.is_err() {
+            tracing::error!(
+                "the disk under the data directory does not keep up: the last changes of addresses are lost"
+            );
+        }
     }
 
     async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Input {
@@ -224,6 +247,7 @@ impl Core {
             Input::Quic(event) => self.handle_quic(event, now),
             Input::Data(event) => self.node.handle_data_event(event, now),
             Input::Stored(stored) => {
+                self.writes = self.writes.saturating_sub(1);
                 if let Err(error) = &stored.result {
                     tracing::error!(%error, "the address state could not be written: check the disk under the data directory");
                 }

@@ -85,7 +85,9 @@ impl Core {
                 let edit = |change: Change| Edit { table: Table::Ipam, key: change.key, value: change.value };
                 let edits = changes.into_iter().map(edit).collect();
                 let done = Done::Ipam { life: self.address_state.life, ticket };
+                self.writes += 1;
                 if let Err(error) = self.store.write(edits, done) {
+                    self.writes -= 1;
                     tracing::error!(%error, "the address state could not be written");
                     self.ipam.handle_stored(ticket, Err(error.to_string()), now);
                 }

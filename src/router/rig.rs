@@ -245,6 +245,11 @@ mod tests {
         let range = ranges()[0];
         let address = rig.handle.allocate("test:a", range).await.expect("it runs").expect("an address");
         let id = rig.api.info.id;
+        for number in 0..20 {
+            let owner = if number % 2 == 0 { "test:gone" } else { "test:away" };
+            let mortal = rig.handle.allocate(owner, range).await.expect("it runs").expect("an address");
+            assert_eq!(rig.handle.free(owner, None).await, Ok(vec![mortal]));
+        }
         rig.stop().await;
         std::fs::remove_file(dir.path().join("api.sock")).expect("removed");
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -255,6 +260,9 @@ mod tests {
         }
         let rig = Rig::start(options("one", dir.path(), None, &[]));
         assert_eq!(rig.api.info.id, id);
+        for owner in ["test:gone", "test:away"] {
+            assert_eq!(rig.handle.lookup(owner).await, Ok(vec![]), "what was freed last stays free");
+        }
         assert_eq!(rig.handle.lookup("test:a").await, Ok(vec![address]));
         let other = rig.handle.allocate("test:b", range).await.expect("it runs").expect("an address");
         assert_ne!(other, address);
