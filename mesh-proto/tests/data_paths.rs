@@ -350,3 +350,60 @@ fn quick_probes_follow_a_wish_of_control() {
     net.run(ms(15));
     assert_eq!(net.nodes[0].counters().echoes, before + 1);
 }
+
+#[test]
+fn an_echo_goes_to_where_the_probe_came_from_whatever_the_tables_say() {
+    let mut net = Net::new(3);
+    net.link(TRIANGLE);
+    // One end knows of no direct path.
+    let blind = net.tables(2, &[(0, 1), (1, 2)]);
+    net.command(2, Command::Tables(std::sync::Arc::new(blind)));
+    for (a, b) in [(0, 1), (1, 2), (0, 2)] {
+        net.session(a, b);
+    }
+    net.run(ms(500));
+    assert!(net.has_event(0, |e| matches!(e, DataEvent::PathUp { peer, .. } if *peer == id(2))));
+    assert_eq!(carrier(&net.nodes[2], net.now, 0), Carried::Relay(id(1)));
+}
+
+#[test]
+fn an_echo_that_took_another_way_proves_no_direct_path() {
+    let mut net = Net::new(3);
+    net.link(TRIANGLE);
+    net.session(0, 1);
+    net.session(1, 2);
+    net.filter = Box::new(|from, to, _, _| !(from == 2 && to == 0));
+    net.session(0, 2);
+    net.run(ms(6));
+    // Its probe and its echo, 42 bytes each, are blocked; somebody brings them through the relay.
+    let small = |w: &&Wire| w.from == addr(2) && w.to == addr(0) && w.bytes.len() == 42;
+    let blocked: Vec<_> = net.capture.iter().filter(small).cloned().collect();
+    let before = net.nodes[0].counters().echoes;
+    for wire in blocked {
+        let mut relayed = vec![2, 15, 0, 0];
+        relayed.extend_from_slice(&id(0).0[..12]);
+        relayed.extend_from_slice(&id(2).0[..12]);
+        relayed.extend_from_slice(&wire.bytes);
+        net.inject(0, addr(1), &relayed);
+    }
+    assert!(net.nodes[0].counters().echoes > before);
+    assert!(!net.has_event(0, |e| matches!(e, DataEvent::PathUp { peer, .. } if *peer == id(2))));
+}
+
+#[test]
+fn a_late_datagram_from_the_old_address_does_not_move_a_peer_back() {
+    let mut net = Net::new(2);
+    net.ready(&[(0, 1)]);
+    net.filter = Box::new(|_, _, _, _| false);
+    net.send(1, &frame(EVERYBODY, mac(1, 1), 100, 1));
+    let late = net.capture.last().unwrap().clone();
+    net.run(ms(20));
+    net.filter = Box::new(|_, _, _, _| true);
+    let new: std::net::SocketAddr = "198.51.100.7:40000".parse().unwrap();
+    net.source[1] = new;
+    net.send(1, &frame(EVERYBODY, mac(1, 1), 100, 2));
+    net.run(ms(20));
+    net.inject(0, late.from, &late.bytes);
+    assert_eq!(net.frames[0].len(), 2);
+    assert_eq!(net.nodes[0].paths(net.now).next().unwrap().endpoint, Some(new));
+}
