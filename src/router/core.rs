@@ -14,6 +14,7 @@ use mesh_proto::handover::DataEvent;
 use mesh_proto::id::PeerId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::refusals::Refusals;
 use super::{MessageCounters, Peer, Request, Snapshot, TargetView};
 use crate::clock::Clock;
 use crate::control::events::Events;
@@ -108,6 +109,7 @@ pub(super) struct Core {
     pub(super) address_state: AddressState,
     /// Writes of the address protocol that are not yet known to be durable.
     pub(super) writes: usize,
+    pub(super) refusals: Refusals,
     inputs: Inputs,
 }
 
@@ -179,6 +181,7 @@ impl Core {
             next_request: 0,
             address_state,
             writes: 0,
+            refusals: Refusals::default(),
             inputs: Inputs { quic: io.quic_events, data: io.data_events, stored: io.stored, requests, resolved },
         })
     }

@@ -163,6 +163,10 @@ impl Core {
                     mesh_proto::data::Hop::Relayed(peer) => format!("{} through relays", peer.short()),
                 };
                 let text = format!("refused {other}: {reason}");
+                if !self.refusals.is_news(&text, self.clock.now()) {
+                    tracing::debug!("{text}");
+                    return;
+                }
                 tracing::warn!("{text}");
                 ("refused", text)
             }

@@ -20,6 +20,7 @@ mod host;
 mod prepare;
 #[cfg(test)]
 pub(crate) mod rig;
+mod refusals;
 mod snapshot;
 mod start;
 
