@@ -341,10 +341,9 @@ impl Demo {
     /// By what, and through whom, a router reaches a peer that it counts as established.
     fn carrier(&self, router: usize, peer: &str) -> anyhow::Result<(String, Option<String>)> {
         let status = self.routers[router].status()?;
-        let peers = status["peers"].as_array().into_iter().flatten();
+        let mut peers = status["peers"].as_array().into_iter().flatten();
         let found = peers
-            .filter(|found| found["name"] == peer && found["state"] == "established")
-            .next()
+            .find(|found| found["name"] == peer && found["state"] == "established")
             .ok_or_else(|| anyhow!("{peer} is not established: {status}"))?;
         let carrier = found["carrier"].as_str().unwrap_or_default().to_owned();
         Ok((carrier, found["via_name"].as_str().map(str::to_owned)))
