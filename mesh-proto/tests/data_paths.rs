@@ -311,6 +311,23 @@ fn a_peer_that_moves_is_followed_and_control_hears_of_it() {
 }
 
 #[test]
+fn tables_that_follow_a_move_do_not_begin_the_path_anew() {
+    let mut net = Net::new(2);
+    net.ready(&[(0, 1)]);
+    net.source[1] = "198.51.100.7:40000".parse().unwrap();
+    net.send(1, &frame(EVERYBODY, mac(1, 1), 100, 1));
+    net.run(ms(20));
+    net.events[0].clear();
+    let tables = net.tables(0, &[(0, 1)]);
+    net.command(0, Command::Tables(std::sync::Arc::new(tables)));
+    let path = net.nodes[0].paths(net.now).next().unwrap();
+    assert!(path.direct_up);
+    assert_eq!((path.endpoint, path.payload_mtu), (Some(net.source[1]), 1472));
+    net.run(ms(2_000));
+    assert!(!net.has_event(0, |e| matches!(e, DataEvent::PathUp { .. })));
+}
+
+#[test]
 fn a_removed_peer_hears_and_says_nothing_more() {
     let mut net = Net::new(2);
     net.ready(&[(0, 1)]);

@@ -141,8 +141,10 @@ impl Forwarder {
         let peer = &mut self.peers[slot as usize];
         peer.listed = true;
         let told = path.direct.map(canonical);
-        if peer.told != told {
-            peer.told = told;
+        let changed = peer.told != told;
+        peer.told = told;
+        // Where it moved to by itself nothing begins anew.
+        if changed && peer.direct != told {
             self.set_direct(slot, told);
             let link = self.peers[slot as usize].link.as_mut();
             if let Some(link) = link {
