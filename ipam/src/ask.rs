@@ -247,7 +247,7 @@ impl Machine {
         let (here, away): (Vec<Id>, Vec<Id>) = silent.into_iter().partition(|peer| self.peers.contains_key(peer));
         match (here.is_empty(), away.is_empty()) {
             (_, false) => format!("blocks of peers that cannot be reached: {}", names(away.iter())),
-            (false, true) => format!("an answer of {}", names(here.iter())),
+            (false, true) => format!("room at {}", names(here.iter())),
             (true, true) => "a free address".to_owned(),
         }
     }

@@ -19,6 +19,10 @@ use crate::wire::{Body, MAX_RUNS, Part, RangeDigest, WireRun};
 /// Pause between two comparisons, plus up to half of it.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// Shortest pause between two digests: after many peers have come at once, comparing with a few
+/// of them is enough.
+const DIGEST_PAUSE: Duration = Duration::from_millis(100);
+
 impl Machine {
     /// One hash over all registers.
     pub(crate) fn root(&self) -> u64 {
@@ -62,7 +66,8 @@ impl Machine {
     pub(crate) fn on_here(&mut self, from: Owner, root: u64) {
         if self.network.is_none() {
             self.fetch(from);
-        } else if root != self.root() {
+        } else if self.now >= self.next_digest && root != self.root() {
+            self.next_digest = self.now + DIGEST_PAUSE;
             let digest = self.areas.iter().map(|area| RangeDigest { buckets: area.ring.digest() }).collect();
             self.send_durably(from.peer, Body::Digest(digest));
         }

@@ -165,8 +165,6 @@ impl Machine {
         self.join.seekers.clear();
         self.problems.clear();
         self.wake = true;
-        let here = self.here();
-        self.broadcast_durably(here);
     }
 
     /// The seeking part of the clock.
@@ -279,6 +277,8 @@ impl Machine {
             ));
             return;
         }
+        let outdated = format!("peer {} is configured", from.peer);
+        self.problems.retain(|text| !text.starts_with(&outdated));
         let seeker =
             Seeker { life: from.incarnation, named: usize::try_from(named).unwrap_or(usize::MAX), heard: self.now };
         if self.peers.get(&from.peer) == Some(&from.incarnation) {

@@ -91,6 +91,7 @@ pub(crate) struct Machine {
     pub(crate) grants: BTreeMap<u64, Outstanding>,
     pub(crate) join: Join,
     pub(crate) next_gossip: Duration,
+    pub(crate) next_digest: Duration,
     /// Something changed that may let a pending request be served.
     pub(crate) wake: bool,
     pub(crate) others: Others,
@@ -136,6 +137,7 @@ impl Machine {
             grants: BTreeMap::new(),
             join: Join::new(setup.named, now),
             next_gossip: now,
+            next_digest: now,
             wake: false,
             others: Others::default(),
             foreign: BTreeMap::new(),
@@ -193,6 +195,9 @@ impl Machine {
             return;
         }
         let same = message.network.is_some() && message.network == self.network_id();
+        if same && !self.foreign.is_empty() {
+            self.foreign.retain(|_, peer| *peer != from.peer);
+        }
         match message.body {
             Body::Seeking { named, ranges } => self.on_seeking(from, named, &ranges),
             Body::Here { root, .. } => self.on_here(from, root),

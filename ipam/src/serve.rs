@@ -210,7 +210,7 @@ impl Machine {
             if let Some((index, offset)) = self.answering.remove(&request) {
                 let given = self.areas[index].space.given(offset);
                 if given.is_some_and(|given| given.batch <= batch) {
-                    self.take_back(index, offset);
+                    self.forget(index, offset);
                 }
             }
             self.reply(request, Err(AllocError::Storage(why.to_owned())));
@@ -219,15 +219,27 @@ impl Machine {
 
     fn take_back(&mut self, index: usize, offset: u128) {
         let area = &mut self.areas[index];
-        let Some(given) = area.space.release(offset, self.now + REUSE_DELAY) else {
-            return;
-        };
-        let key = Key::Address(area.range.address(offset));
-        self.journal.put(store::put(key, &StoredAddress::Freed));
-        if let Some(places) = self.owners.get_mut(&given.owner) {
+        if let Some(given) = area.space.release(offset, self.now + REUSE_DELAY) {
+            let key = Key::Address(area.range.address(offset));
+            self.journal.put(store::put(key, &StoredAddress::Freed));
+            self.disown(&given.owner, index, offset);
+        }
+    }
+
+    fn forget(&mut self, index: usize, offset: u128) {
+        let area = &mut self.areas[index];
+        if let Some(given) = area.space.forget(offset) {
+            let key = Key::Address(area.range.address(offset));
+            self.journal.put(store::delete(key));
+            self.disown(&given.owner, index, offset);
+        }
+    }
+
+    fn disown(&mut self, owner: &str, index: usize, offset: u128) {
+        if let Some(places) = self.owners.get_mut(owner) {
             places.remove(&(index, offset));
             if places.is_empty() {
-                self.owners.remove(&given.owner);
+                self.owners.remove(owner);
             }
         }
     }

@@ -87,6 +87,13 @@ impl Space {
         Some(given)
     }
 
+    /// Takes back an address that nobody ever heard of; it can be given again at once.
+    pub(crate) fn forget(&mut self, offset: u128) -> Option<Given> {
+        let given = self.given.remove(&offset)?;
+        self.hint = self.hint.min(offset);
+        Some(given)
+    }
+
     /// Records an address as freed.
     pub(crate) fn cool(&mut self, offset: u128, until: Duration) {
         self.cooling.insert(offset, until);

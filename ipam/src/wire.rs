@@ -437,8 +437,12 @@ pub(crate) mod tests {
     }
 
     fn wanted() -> impl Strategy<Value = Wanted> {
-        (few16(), few32(), few32(), proptest::option::of(net()))
-            .prop_map(|(range, lo, hi, address)| Wanted { range, lo, hi, address })
+        (few16(), few32(), few32(), proptest::option::of(net())).prop_map(|(range, lo, hi, address)| Wanted {
+            range,
+            lo,
+            hi,
+            address,
+        })
     }
 
     fn request() -> impl Strategy<Value = Request> {

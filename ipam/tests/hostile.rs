@@ -18,6 +18,13 @@ fn busy_world() -> World {
         let request = world.allocate(count % 3, &format!("c{count}"), range);
         world.answer(request).expect("there is room");
     }
+    // Comparisons of registers, too.
+    world.faults.loss = 300;
+    world.claim(0, "far", "10.0.0.60".parse().expect("an address"));
+    world.partition(vec![0, 1, 0]);
+    world.run_for(Duration::from_secs(5));
+    world.heal();
+    world.run_for(Duration::from_secs(60));
     world
 }
 
