@@ -122,6 +122,9 @@ fn peer(info: &Info, peer: &PeerInfo, path: Option<&PathReport>, names: &BTreeMa
         Some(Carried::Relay(via)) => Some(via),
         Some(Carried::Nowhere) | None => peer.via,
     };
+    // Between the loss of the last way and the next tables nothing flows, whatever the state says.
+    let stranded = established && via.is_none() && peer.direct.is_none();
+    let established = established && !stranded;
     let via = via.filter(|_| established);
     let carrier = match (established, via, peer.direct) {
         (true, Some(_), _) => Some("relay"),
@@ -136,7 +139,7 @@ fn peer(info: &Info, peer: &PeerInfo, path: Option<&PathReport>, names: &BTreeMa
         name: peer.name.clone(),
         instance: format!("{:016x}", peer.instance),
         incarnation: peer.incarnation.0,
-        state: state(peer.state).to_owned(),
+        state: state(if stranded { PeerState::Connecting } else { peer.state }).to_owned(),
         carrier: carrier.map(str::to_owned),
         via: via.map(|via| via.to_string()),
         via_name: via.and_then(|via| names.get(&via).map(|&name| name.to_owned())),
