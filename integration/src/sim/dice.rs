@@ -55,7 +55,6 @@ impl Dice {
     }
 
     /// Fills a buffer with random bytes.
-    #[cfg(test)]
     pub(super) fn fill(&mut self, bytes: &mut [u8]) {
         self.0.fill_bytes(bytes);
     }

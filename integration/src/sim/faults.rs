@@ -65,6 +65,8 @@ pub(super) enum Fault {
     Migrate(Index, Index),
     /// Disks refuse this many writes of a thousand.
     Disks(u64),
+    /// Somebody sends this many old datagrams again, some of them changed, and noise.
+    Replay(u32),
 }
 
 /// Kinds of faults; each is on in half of the seeds.
@@ -104,10 +106,12 @@ pub enum Kind {
     Migrations,
     /// Disks that refuse writes.
     Disks,
+    /// Datagrams that somebody sends again or makes up.
+    Replays,
 }
 
 /// Every kind.
-pub(super) const KINDS: [Kind; 17] = [
+pub(super) const KINDS: [Kind; 18] = [
     Kind::Weather,
     Kind::Cuts,
     Kind::OneWay,
@@ -125,6 +129,7 @@ pub(super) const KINDS: [Kind; 17] = [
     Kind::Roams,
     Kind::Migrations,
     Kind::Disks,
+    Kind::Replays,
 ];
 
 /// The faults of one run.
@@ -238,6 +243,10 @@ impl Drawer<'_> {
                 let other = self.host();
                 let (at, _) = self.span();
                 self.put(at, Fault::Migrate(host, other));
+            }
+            Kind::Replays => {
+                let (at, _) = self.span();
+                self.put(at, Fault::Replay(200));
             }
             Kind::Disks => {
                 let refused = self.dice.between(50, 1000);

@@ -424,7 +424,13 @@ impl Live {
                 self.tables = Some(Arc::clone(&tables));
                 Command::Tables(tables)
             }
-            other => other,
+            other => {
+                if let Command::Install(keys) = &other {
+                    let ends = (keys.peer.short(), keys.local_index, keys.remote_index, keys.initiator);
+                    env.trace.peer(env.now, host, format_args!("installs keys {ends:08x?}"));
+                }
+                other
+            }
         };
         let mut wire = Wire { host, env, inbox: &mut self.inbox };
         self.forwarder.handle_command(command, now, &mut wire);

@@ -11,7 +11,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::clock::{MS, Time};
+use super::clock::{MS, SECOND, Time};
 use super::dice::Dice;
 use super::queue::{Event, Index, Queue};
 use super::trace::{Fate, Trace};
@@ -266,6 +266,37 @@ impl Net {
         datagram.bytes.clear();
         datagram.bytes.extend_from_slice(bytes);
         queue.push(arrives, Event::Arrive(place));
+    }
+
+    /// Somebody who listened sends datagrams again, in the following second: as they were, or with
+    /// a bit changed if `change` says so, or noise instead. Not those of QUIC, whose stand-in has
+    /// no cryptography.
+    pub(super) fn replay(&mut self, at: Time, count: u32, change: bool, queue: &mut Queue) {
+        for _ in 0..count {
+            let draw = self.dice.word();
+            let place = self.dice.index(self.store.len());
+            let Some(old) = self.store.get(place) else { return };
+            let (to, home, mut bytes) = (old.to, old.home, old.bytes.clone());
+            let quic = |at: usize| bytes.get(at).is_some_and(|byte| byte & 0x40 != 0);
+            if quic(0) || (bytes.first() == Some(&2) && quic(28)) {
+                continue;
+            }
+            match draw % 4 {
+                0 => {
+                    bytes.resize(self.dice.index(1400), 0);
+                    self.dice.fill(&mut bytes);
+                    bytes.first_mut().map(|first| *first &= 0x03).unwrap_or_default();
+                }
+                1 if change && !bytes.is_empty() => {
+                    let bit = self.dice.index(8 * bytes.len());
+                    bytes[bit / 8] ^= 1 << (bit % 8);
+                }
+                _ => {}
+            }
+            let from = self.dice.index(self.hosts);
+            let from = Index::try_from(from).unwrap_or(to);
+            self.carry(at + (draw >> 32) % SECOND, from, to, home, true, &bytes, queue);
+        }
     }
 
     /// Takes a datagram that arrives; give its buffer back with [`Self::recycle`]. Without a

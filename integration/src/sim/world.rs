@@ -350,6 +350,11 @@ impl World {
                 host.reckon(&mut self.env);
             }
             Fault::Roam(host, told) => self.roam(*host, *told),
+            Fault::Replay(count) => {
+                // Without cryptography a changed bit is what UDP's checksum is for.
+                let (now, sealed) = (self.env.now, self.options.sealed);
+                self.env.net.replay(now, *count, sealed, &mut self.env.queue);
+            }
         }
     }
 
