@@ -51,7 +51,8 @@ pub(crate) struct Faults {
     pub(crate) write_error: u64,
     /// A write crashes the node, before or after it is durable.
     pub(crate) write_crash: u64,
-    /// A write is said to be durable but is not: what no disk may do.
+    /// A write that records a grant is said to be durable but is not: without it, the rule that
+    /// a loss is durable before the grant leaves (ipam I5) does not hold.
     pub(crate) write_lie: u64,
 }
 
@@ -384,7 +385,7 @@ impl World {
             Fate::Error
         } else if self.chance(self.faults.write_crash) {
             [Fate::CrashBefore, Fate::CrashAfter][self.below(2) as usize]
-        } else if self.chance(self.faults.write_lie) {
+        } else if changes.iter().any(is_grant) && self.chance(self.faults.write_lie) {
             Fate::Lie
         } else {
             Fate::Durable
@@ -535,3 +536,7 @@ impl World {
 
 /// Requests under way, oldest first.
 pub(crate) type Asked = VecDeque<(usize, RequestId)>;
+
+fn is_grant(change: &ipam::Change) -> bool {
+    change.key.starts_with(b"grant") && change.value.is_some()
+}
