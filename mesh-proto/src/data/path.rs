@@ -122,6 +122,8 @@ impl Path {
         if self.life != Life::Up {
             self.life = Life::Up;
             (self.srtt, self.reported) = (Some(sample), sample);
+            // What a dead path lost says nothing about the one that lives now.
+            (self.history, self.history_len) = (1, 1);
             return Some(Change::Up(sample));
         }
         let change = srtt.abs_diff(self.reported);
@@ -202,6 +204,7 @@ mod tests {
         };
         assert!((7_000..=8_000).contains(&down), "{down}");
         assert!((20_000..=21_100).contains(&up), "{up}");
+        assert!(path.loss() < 0.001, "what was lost while it was down is not held against it");
     }
 
     #[test]
