@@ -308,3 +308,33 @@ fn the_address_that_two_peers_see_us_at_is_published() {
     mesh.start(4, NodeConfig { targets: vec![target(1)], ..config(4) });
     mesh.run_until_true(3 * SECOND, "a link with 4", |mesh| mesh.linked(3, 4));
 }
+
+#[test]
+fn a_peer_with_new_keys_at_an_old_address_is_one_peer_and_one_link() {
+    let mut mesh = chain(3);
+    mesh.run_secs(3);
+    mesh.kill(3);
+    mesh.run_secs(4);
+    // Its data directory is gone: the same address, other keys.
+    mesh.start_as(3, 33, NodeConfig { targets: vec![target(2)], ..config(3) });
+    mesh.run_secs(5);
+    let ups =
+        |mesh: &Mesh, n: usize| mesh.host(n).events.iter().filter(|(_, e)| matches!(e, Event::LinkUp { .. })).count();
+    let (before, sent) = (ups(&mesh, 1), mesh.host(1).keys.len());
+    mesh.run_secs(120);
+    assert_eq!((ups(&mesh, 1), mesh.host(1).keys.len()), (before, sent), "{}", mesh.picture());
+    assert_eq!(mesh.state(1, 33), Some(PeerState::Established));
+    assert_eq!(mesh.state(1, 3), Some(PeerState::Retrying));
+}
+
+#[test]
+fn naming_a_peer_that_is_linked_already_changes_nothing() {
+    let mut mesh = chain(3);
+    mesh.run_secs(3);
+    let keys = mesh.host(3).keys.len();
+    mesh.with(3, |node, now| node.connect(target(1), now));
+    mesh.run_secs(3);
+    assert_eq!(mesh.host(3).keys.len(), keys);
+    let targets = mesh.host(3).node.targets();
+    assert!(targets.iter().all(|target| target.peer.is_some() && target.reason.is_empty()), "{targets:?}");
+}

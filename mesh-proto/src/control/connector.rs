@@ -15,18 +15,15 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand_chacha::ChaCha20Rng;
-use rand_core::RngCore as _;
 
 use super::DialId;
+use super::backoff::{Backoff, jitter};
 use super::limits::{
-    BACKOFF_LATELY, BACKOFF_MAX, BACKOFF_MIN, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, LATELY, PROACTIVE_MAX,
-    RELAY_HIGHER_AFTER, SELF_MAX, TARGETS_MAX,
+    BACKOFF_MIN, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, PROACTIVE_MAX, RELAY_HIGHER_AFTER, SELF_MAX, TARGETS_MAX,
 };
+use super::wanted::{View, wanted};
 use crate::data::Hop;
 use crate::id::PeerId;
-
-/// Most unreachable peers beside the two successors that are tried in one round.
-const ABSENT_TRIED: usize = 8;
 
 /// What a dial is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,75 +43,6 @@ pub(crate) enum Step {
     Dial(DialId, Hop),
     /// Resolve that target.
     Resolve(String),
-}
-
-/// A known peer, as the connector looks at it.
-#[derive(Debug)]
-pub(crate) struct PeerView<'a> {
-    pub(crate) id: PeerId,
-    pub(crate) endpoints: &'a [SocketAddr],
-    /// There is a direct connection, proven.
-    pub(crate) connected: bool,
-    /// We opened it.
-    pub(crate) dialled: bool,
-    /// There is a route to it.
-    pub(crate) reachable: bool,
-    /// It has been known for long enough that a route would have been computed.
-    pub(crate) settled: bool,
-    /// There is a connection through relays, proven.
-    pub(crate) relayed: bool,
-}
-
-/// What the connector decides by.
-#[derive(Debug)]
-pub(crate) struct View<'a> {
-    pub(crate) me: PeerId,
-    pub(crate) discovery: bool,
-    pub(crate) links_max: usize,
-    /// All known peers except `me`, ascending.
-    pub(crate) peers: Vec<PeerView<'a>>,
-}
-
-impl View<'_> {
-    fn peer(&self, id: &PeerId) -> Option<&PeerView<'_>> {
-        self.peers.binary_search_by_key(id, |peer| peer.id).ok().map(|at| &self.peers[at])
-    }
-
-    fn connected(&self, id: &PeerId) -> bool {
-        self.peer(id).is_some_and(|peer| peer.connected)
-    }
-
-    fn reachable(&self, id: &PeerId) -> bool {
-        self.peer(id).is_some_and(|peer| peer.reachable)
-    }
-}
-
-/// When to try again.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-    due: Duration,
-}
-
-impl Backoff {
-    /// One more failure. `seen` is when the peer was last known to live.
-    fn failed(&mut self, seen: Option<Duration>, now: Duration, rng: &mut ChaCha20Rng) {
-        let lately = seen.is_some_and(|seen| now.saturating_sub(seen) < LATELY);
-        let cap = if lately { BACKOFF_LATELY } else { BACKOFF_MAX };
-        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(cap);
-        self.failures = self.failures.saturating_add(1);
-        self.due = now + jitter(wait, rng);
-    }
-
-    /// Try again soon, as if for the first time.
-    fn reset(&mut self, due: Duration) {
-        *self = Self { failures: 0, due };
-    }
-}
-
-/// Between three and five quarters of a time.
-pub(crate) fn jitter(time: Duration, rng: &mut ChaCha20Rng) -> Duration {
-    time * 3 / 4 + time / 2 * (rng.next_u32() % 1024) / 1024
 }
 
 /// A peer that the operator named.
@@ -310,7 +238,7 @@ impl Connector {
         self.failed(dial, "this address is this very peer", now, rng);
     }
 
-    /// The peer has links enough and can be reached without one to us.
+    /// One of the two has links enough, and they can reach each other without.
     pub(crate) fn is_full(&mut self, dial: Option<DialId>, peer: PeerId, now: Duration, rng: &mut ChaCha20Rng) {
         self.peers.entry(peer).or_default().full_until = now + FULL_FOR;
         let Some(dial) = dial else { return };
@@ -475,7 +403,12 @@ impl Connector {
                 continue;
             }
             let Some(target) = self.targets.get_mut(&name) else { continue };
-            if let Some(address) = target.left.pop() {
+            if let Some(peer) = target.left.iter().find_map(|address| view.linked_at(address)) {
+                // Discovery, or the other end, was quicker.
+                target.peer = Some(peer);
+                target.left.clear();
+                target.reason.clear();
+            } else if let Some(address) = target.left.pop() {
                 self.dial(Goal::Target(name), Hop::Direct(address), now, plan);
             } else if target.backoff.due <= now {
                 target.resolving = Some(now + DIAL);
@@ -581,42 +514,4 @@ pub(crate) fn describe(hop: &Hop) -> String {
         Hop::Direct(address) => address.to_string(),
         Hop::Relayed(peer) => format!("peer {} through relays", peer.short()),
     }
-}
-
-/// The peers to have a link with that there is none with yet.
-fn wanted<'v, 'a>(view: &'v View<'a>, held: impl Fn(&PeerId) -> bool) -> Vec<&'v PeerView<'a>> {
-    let mut wanted: Vec<_> =
-        view.peers.iter().filter(|peer| !peer.connected && !peer.endpoints.is_empty() && !held(&peer.id)).collect();
-    let mut next = successors(view, |_| true);
-    next.extend(successors(view, |peer| peer.reachable));
-    wanted.sort_by_key(|peer| (!next.contains(&peer.id), rank(&view.me, &peer.id)));
-    let mut links = view.peers.iter().filter(|peer| peer.dialled).count();
-    let alone = !view.peers.iter().any(|peer| peer.connected);
-    let mut absent = 0;
-    wanted.retain(|peer| {
-        let successor = next.contains(&peer.id);
-        if peer.reachable || !peer.settled && !alone {
-            links += 1;
-            successor || links <= view.links_max
-        } else {
-            // Even a peer with links enough looks for those that are parted from it.
-            absent += usize::from(!successor);
-            successor || absent <= ABSENT_TRIED
-        }
-    });
-    wanted
-}
-
-/// The next two peers after `me` in the order of ids, around the end.
-pub(crate) fn successors(view: &View<'_>, counts: impl Fn(&PeerView<'_>) -> bool) -> Vec<PeerId> {
-    let (before, after): (Vec<_>, Vec<_>) =
-        view.peers.iter().filter(|peer| counts(peer)).map(|peer| peer.id).partition(|id| *id < view.me);
-    after.into_iter().chain(before).take(2).collect()
-}
-
-/// A random-looking order that differs from peer to peer: FNV-1a over both ids.
-fn rank(me: &PeerId, peer: &PeerId) -> u64 {
-    me.0.iter()
-        .chain(&peer.0)
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -5,6 +5,7 @@
 //!  connector ─► Output::Dial                └─► Output::App (address protocol and others)
 //! ```
 
+mod backoff;
 mod connector;
 mod crypto;
 pub mod gossip;
@@ -19,8 +20,10 @@ pub mod routes;
 
 mod timers;
 pub mod topology;
+mod wanted;
 mod window;
 
+use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -37,7 +40,7 @@ pub struct ConnId(pub u64);
 pub struct DialId(pub u64);
 
 /// What the transport knows of a new connection: both ends have proven their TLS key.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Connected {
     /// Direct or through relays.
     pub hop: Hop,
@@ -47,6 +50,13 @@ pub struct Connected {
     pub sign_key: [u8; 32],
     /// 32 bytes that both ends of this very connection share (TLS exporter), and nobody else.
     pub exporter: [u8; 32],
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The exporter is a secret.
+        f.debug_struct("Connected").field("hop", &self.hop).field("dial", &self.dial).finish_non_exhaustive()
+    }
 }
 
 /// What a node asks of whoever runs it.

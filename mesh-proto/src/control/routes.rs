@@ -3,6 +3,10 @@
 //! All peers hold the same records, so each computes the same trees without a word about it. Of
 //! equal paths the one through the lower id is taken, everywhere (gossip G10).
 //!
+//! Unicast takes the cheapest path. Broadcast trees count hops only: a round trip is news that each
+//! peer hears at another moment, and while two peers hold different trees a broadcast is lost or
+//! doubled between them. So a tree changes only when an edge comes or goes (gossip G12).
+//!
 //! ```text
 //!   me ── N ─ ─ ─► D     first hop on the shortest path
 //!    └─── A ─ ─ ─► D     alternate, loop free by RFC 5286: dist(A, D) < dist(A, me) + dist(me, D)
@@ -131,8 +135,12 @@ impl Routes {
 #[derive(Debug, Default)]
 pub struct Router {
     graph: Graph,
-    /// By root.
+    /// Cheapest paths, by root.
     trees: BTreeMap<usize, Spt>,
+    /// The graph with every edge at the same cost.
+    shape: Graph,
+    /// Paths of fewest hops, by root.
+    flat: BTreeMap<usize, Spt>,
 }
 
 impl Router {
@@ -147,14 +155,10 @@ impl Router {
         if graph == self.graph {
             return false;
         }
-        if graph.ids() == self.graph.ids() {
-            let changed: Vec<usize> =
-                (0..graph.ids().len()).filter(|node| graph.neighbours(*node) != self.graph.neighbours(*node)).collect();
-            self.trees.retain(|root, tree| tree.repair(&graph, *root, &changed));
-        } else {
-            self.trees.clear();
-        }
-        self.graph = graph;
+        let shape = graph.shape();
+        adapt(&mut self.trees, &self.graph, &graph);
+        adapt(&mut self.flat, &self.shape, &shape);
+        (self.graph, self.shape) = (graph, shape);
         true
     }
 
@@ -163,19 +167,32 @@ impl Router {
         let Some(root) = self.graph.index(&me) else {
             return Routes::default();
         };
-        let mut cache = Cache { graph: &self.graph, trees: &mut self.trees };
-        let hops = hops(&mut cache, root);
-        let tree = cache.tree(root);
+        let hops = hops(&mut Cache { graph: &self.graph, trees: &mut self.trees }, root);
+        let mut flat = Cache { graph: &self.shape, trees: &mut self.flat };
+        let tree = flat.tree(root);
         let reachable: Vec<usize> = (0..tree.distance.len()).filter(|node| tree.distance[*node] != FAR).collect();
         let trees = if reachable.len() <= OWN_TREES_MAX {
-            own_trees(&mut cache, root, &reachable)
+            own_trees(&mut flat, root, &reachable)
         } else {
-            // The trees of former neighbours are needed no more.
+            // The trees of former neighbours and of single origins are needed no more.
             let near: Vec<usize> = self.graph.neighbours(root).iter().map(|edge| edge.0).collect();
-            cache.trees.retain(|node, _| *node == root || near.contains(node));
-            shared_tree(&mut cache, root, &reachable)
+            self.trees.retain(|node, _| *node == root || near.contains(node));
+            flat.trees.retain(|node, _| *node == root || reachable.first() == Some(node));
+            shared_tree(&mut flat, root, &reachable)
         };
         Routes { hops, trees }
+    }
+}
+
+/// Keeps what holds of the trees when one graph takes the place of another.
+fn adapt(trees: &mut BTreeMap<usize, Spt>, old: &Graph, new: &Graph) {
+    if new.ids() != old.ids() {
+        return trees.clear();
+    }
+    let changed: Vec<usize> =
+        (0..new.ids().len()).filter(|node| new.neighbours(*node) != old.neighbours(*node)).collect();
+    if !changed.is_empty() {
+        trees.retain(|root, tree| tree.repair(new, *root, &changed));
     }
 }
 
@@ -418,8 +435,23 @@ mod tests {
                     for (root, tree) in &router.trees {
                         prop_assert_eq!(tree, &Spt::new(&graph, *root));
                     }
+                    for (root, tree) in &router.flat {
+                        prop_assert_eq!(tree, &Spt::new(&graph.shape(), *root));
+                    }
                 }
             }
+        }
+
+        #[test]
+        fn opinions_on_round_trips_do_not_part_the_broadcast_trees(list in edges_of(7), seed in any::<u64>()) {
+            // Each peer has heard of other costs; all agree on which edges there are.
+            let opinion = |node: usize| {
+                let cost = |at: usize| 1 + (seed.rotate_left((at * 7 + node * 13) as u32) % 50) as u32;
+                let list: Vec<_> = list.iter().enumerate().map(|(at, &(a, b, _))| (a, b, cost(at))).collect();
+                graph(7, &list)
+            };
+            let tables: Vec<_> = (0..7).map(|node| routes_of(&opinion(node), node)).collect();
+            check_broadcasts(&opinion(0), &tables);
         }
 
         #[test]

@@ -79,6 +79,13 @@ impl Graph {
         Self { ids, edges }
     }
 
+    /// The same edges, each at the same cost: what broadcast trees are made of (gossip G12).
+    #[must_use]
+    pub fn shape(&self) -> Self {
+        let level = |list: &Vec<(usize, u32)>| list.iter().map(|edge| (edge.0, 1)).collect();
+        Self { ids: self.ids.clone(), edges: self.edges.iter().map(level).collect() }
+    }
+
     /// The peers, ascending.
     #[must_use]
     pub fn ids(&self) -> &[PeerId] {

@@ -1,11 +1,13 @@
 //! The connector's place in the node: what it looks at, and whose links there is no room for.
 
 use core::net::SocketAddr;
+use std::collections::BTreeSet;
 
-use super::super::connector::{PeerView, Step, View, successors};
+use super::super::connector::Step;
 use super::super::handshake::{Refusal, Role};
 use super::super::limits::{LINKS_BEYOND, SETTLED_AFTER, SHED_AT_ONCE, SHED_EVERY};
 use super::super::timers::Timer;
+use super::super::wanted::{PeerView, View, successors};
 use super::super::{ConnId, Identity, Output};
 use super::Node;
 use super::link::Peer;
@@ -35,17 +37,19 @@ impl<I: Identity> Node<I> {
         }
     }
 
-    /// Endpoints of each peer without link, except those that are ours as well (bridges and loopbacks have
-    /// the same addresses on every host).
+    /// Endpoints of each peer without link, except those that are ours as well (bridges and
+    /// loopbacks have the same addresses on every host) or where another peer is linked now.
     fn endpoints_of_all(&self) -> Vec<Vec<SocketAddr>> {
         let ours = &self.config.endpoints;
+        let taken: BTreeSet<SocketAddr> =
+            self.peers.values().filter_map(|peer| peer.direct).map(|direct| direct.address).collect();
         let of = |(id, peer): (&PeerId, &Peer)| match self.store.get(id) {
             Some(record) if peer.direct.is_none() => record
                 .body
                 .endpoints
                 .iter()
                 .map(|endpoint| endpoint.0)
-                .filter(|address| !ours.contains(address))
+                .filter(|address| !ours.contains(address) && !taken.contains(address))
                 .collect(),
             _ => Vec::new(),
         };
@@ -56,6 +60,7 @@ impl<I: Identity> Node<I> {
         let peers = self.peers.iter().zip(endpoints).map(|((id, peer), endpoints)| PeerView {
             id: *id,
             endpoints,
+            address: peer.direct.map(|direct| direct.address),
             connected: peer.direct.is_some(),
             dialled: peer.direct.is_some_and(|direct| direct.role == Role::Dialler),
             reachable: peer.reachable,
@@ -116,10 +121,11 @@ impl<I: Identity> Node<I> {
             .filter(|(_, links, id, _)| *links > 2 && !self.is_ring_neighbour(id))
             .collect();
         victims.sort_unstable();
-        for (_, _, _, conn) in victims.into_iter().rev().take(surplus.min(SHED_AT_ONCE)) {
+        for (_, _, id, conn) in victims.into_iter().rev().take(surplus.min(SHED_AT_ONCE)) {
             let refusal = Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others");
             self.send(conn, &refusal.message(None));
             self.close(conn, "made room for another link");
+            self.connector.is_full(None, id, self.now, &mut self.rng);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rand_core::RngCore as _;
 
-use super::super::connector::jitter;
+use super::super::backoff::jitter;
 use super::super::gossip::Offered;
 use super::super::handshake::Role;
 use super::super::limits::{

@@ -25,9 +25,11 @@ impl<I: Identity> Node<I> {
     fn state_of(&self, id: &PeerId, peer: &Peer) -> PeerState {
         if peer.up.is_some() || peer.reachable && peer.keyed {
             PeerState::Established
-        } else if peer.direct.is_some() || peer.relayed.is_some() || self.connector.busy(id) {
-            PeerState::Connecting
-        } else if peer.reachable && self.connector.last_failure(id).is_none() {
+        } else if peer.direct.is_some()
+            || peer.relayed.is_some()
+            || self.connector.busy(id)
+            || peer.reachable && self.connector.last_failure(id).is_none()
+        {
             PeerState::Connecting
         } else {
             PeerState::Retrying
