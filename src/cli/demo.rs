@@ -102,6 +102,7 @@ impl Demo {
     fn show(mut self, keep: bool) -> anyhow::Result<()> {
         let result = self.steps();
         match &result {
+            Err(_) if self.stop.load(Ordering::Acquire) => {}
             Err(_) => {
                 self.lab.keep_dir();
                 say(&format!("\nThe routers' logs are in {}", self.lab.dir().display()));
@@ -127,10 +128,11 @@ impl Demo {
         self.all_to_all()?;
         self.look_at_the_wire()?;
         self.throughput()?;
+        self.peers()?;
         if self.routers.len() > 2 {
             self.cut_and_heal()?;
         }
-        self.peers()
+        Ok(())
     }
 
     fn go_on(&self) -> anyhow::Result<()> {
@@ -330,10 +332,12 @@ impl Demo {
             report.sent
         ));
         say(&format!("  box1 -> box{}: {}", last + 1, self.pair(0, last)?));
+        self.peers()?;
+        heading("Mend the cut");
         self.lab.wire().heal(0, last);
         let before = Instant::now();
         self.wait_for("the direct way to be taken again", |demo| Ok(demo.carrier(0, b)?.0 != "relay"))?;
-        say(&format!("  healed: direct again after {:.1} s", before.elapsed().as_secs_f64()));
+        say(&format!("  {b} is reached directly again after {:.1} s", before.elapsed().as_secs_f64()));
         say(&format!("  box1 -> box{}: {}", last + 1, self.pair(0, last)?));
         Ok(())
     }
