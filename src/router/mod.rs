@@ -18,9 +18,9 @@ mod dial;
 mod drain;
 mod host;
 mod prepare;
+mod refusals;
 #[cfg(test)]
 pub(crate) mod rig;
-mod refusals;
 mod snapshot;
 mod start;
 

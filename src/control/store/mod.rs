@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Opening is done once, before the router runs. After that one thread owns the file and makes
-//! writes durable in the order in which they came, many at a time ([`writer`]).
+//! writes durable in the order in which they came, many at a time ([`Store`]).
 
 mod lock;
 mod open;
