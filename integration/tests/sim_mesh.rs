@@ -1,5 +1,6 @@
 //! Whole peers in virtual time: see the simulator's part of `docs/testing.md`.
 
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::thread;
 
@@ -15,7 +16,8 @@ fn pass(options: &Options, seeds: Range<u64>) -> Summary {
         }
         failed.is_empty()
     });
-    println!("{summary}");
+    // Shown with --nocapture.
+    let _ = writeln!(io::stdout(), "{summary}");
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     summary
 }

@@ -37,6 +37,6 @@ mod world;
 
 pub use faults::Kind;
 pub use options::{Ablation, Options, Underlay, number};
-pub use run::{CONVERGE, IDLE_PER_LINK, Measured, Outcome, run};
+pub use run::{CONVERGE, IDLE_DIALS, IDLE_PER_LINK, Measured, Outcome, run};
 pub use sweep::{Summary, run_caught, sweep};
 pub use trace::Detail;

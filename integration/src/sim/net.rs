@@ -242,7 +242,7 @@ impl Net {
             return (Fate::Lost, 0);
         }
         let jitter = u64::from(way.jitter) + u64::from(self.weather.jitter);
-        let delay = u64::from(way.delay) + u64::from(self.weather.delay) + ((draw >> 32) * jitter >> 32);
+        let delay = u64::from(way.delay) + u64::from(self.weather.delay) + (((draw >> 32) * jitter) >> 32);
         if draw >> 16 & 0xffff < u64::from(way.twice) + u64::from(self.weather.twice) {
             return (Fate::Twice, delay);
         }
