@@ -1,9 +1,11 @@
-# A static router in an empty image. It needs the host's network, /dev/net/tun and the
-# capabilities named in docs/running.md, and no others:
+# A static router in an empty image. It needs the host's network and processes, /dev/net/tun, a
+# /proc/sys that it can write (to switch IPv6 on in containers), and three capabilities;
+# docs/running.md says what each is for:
 #
-#   docker run -d --name weft --network host --pid host --read-only \
-#     --cap-drop ALL --cap-add NET_ADMIN --cap-add SYS_ADMIN --cap-add SYS_PTRACE --cap-add DAC_OVERRIDE \
-#     --device /dev/net/tun -v /var/lib/weft:/var/lib/weft -v /run/weft:/run/weft weft up
+#   docker run -d --name weft --network host --pid host --read-only --device /dev/net/tun \
+#     --cap-drop ALL --cap-add NET_ADMIN --cap-add SYS_ADMIN --cap-add SYS_PTRACE \
+#     --security-opt systempaths=unconfined \
+#     -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/weft:/var/lib/weft -v /run/weft:/run/weft weft up
 FROM rust:1.95-bookworm AS build
 WORKDIR /weft
 COPY . .

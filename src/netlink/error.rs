@@ -8,7 +8,7 @@ pub type Result<T> = std::result::Result<T, NetlinkError>;
 
 /// A refused or failed request to the kernel.
 #[derive(Debug, thiserror::Error)]
-#[error("{subject}: cannot {operation}: {source}{}", Hint(.source))]
+#[error("{subject}: cannot {operation}: {source}{}", Hint(.source, .operation))]
 pub struct NetlinkError {
     /// The interface, address or namespace that it was about.
     pub subject: String,
@@ -73,11 +73,20 @@ pub(super) fn tolerate(
     }
 }
 
-struct Hint<'a>(&'a io::Error);
+/// What to do about an error of an operation.
+struct Hint<'a>(&'a io::Error, &'static str);
 
 impl fmt::Display for Hint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0.raw_os_error() {
+            // The kernel's answer for an IPv6 address where IPv6 is off.
+            Some(libc::EACCES) if self.1 == "add the address" => {
+                "; IPv6 is switched off there, and it could not be switched on: the router needs a \
+                 writable /proc/sys (in a container: --security-opt systempaths=unconfined)"
+            }
+            Some(libc::EACCES) if self.1 == "open the network namespace" => {
+                "; this needs CAP_SYS_PTRACE: run as root or grant it"
+            }
             Some(libc::EPERM | libc::EACCES) => {
                 "; this needs CAP_NET_ADMIN (and CAP_SYS_ADMIN to enter another namespace) in the \
                  user namespace that owns the network namespace: run as root or grant them"
@@ -107,5 +116,14 @@ mod tests {
         assert!(text.starts_with("weft: cannot create the bridge: "), "{text}");
         assert!(text.contains("CAP_NET_ADMIN"), "{text}");
         assert_eq!(error.errno(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn the_same_errno_has_the_remedy_of_its_operation() {
+        let text =
+            |operation| NetlinkError::new("weft0", operation, io::Error::from_raw_os_error(libc::EACCES)).to_string();
+        assert!(text("add the address").contains("writable /proc/sys"));
+        assert!(text("open the network namespace").contains("CAP_SYS_PTRACE"));
+        assert!(text("create the bridge").contains("CAP_NET_ADMIN"));
     }
 }
