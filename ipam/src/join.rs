@@ -29,6 +29,8 @@ const SEEKER_LIFE: Duration = Duration::from_millis(3500);
 const QUIET: Duration = Duration::from_secs(2);
 /// How long after the last new peer a peer that says nothing of a network is waited for.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How long a peer that left its network for another one looks for that before it founds a third.
+const HESITATION: Duration = Duration::from_secs(30);
 /// How much later the next peer in the order of ids begins, if the first did not.
 const RANK_PAUSE: Duration = Duration::from_millis(700);
 /// How long the first attempt may take; doubled with each further one up to [`MAX_ATTEMPT`], in
@@ -64,6 +66,7 @@ pub(crate) struct Join {
     proposal: Option<(Proposal, Duration)>,
     round: u64,
     attempts: u32,
+    left: bool,
 }
 
 impl Join {
@@ -81,6 +84,7 @@ impl Join {
             proposal: None,
             round: 0,
             attempts: 0,
+            left: false,
         }
     }
 
@@ -91,6 +95,7 @@ impl Join {
 
     /// The network was left: seek again.
     pub(crate) fn left(&mut self, now: Duration) {
+        self.left = true;
         self.named = self.named.max(1);
         self.last_met = now;
         self.next_seek = now;
@@ -145,6 +150,7 @@ impl Machine {
     /// Makes a network this peer's own, for good.
     fn adopt(&mut self, network: Network) {
         self.journal.put(store::put(Key::Network, &network));
+        self.journal.put(store::delete(Key::Left));
         for run in network.first_registers(&self.universe) {
             let (index, run) = run.parts();
             let area = &mut self.areas[index];
@@ -161,6 +167,7 @@ impl Machine {
         }
         self.network = Some(network);
         self.network_batch = self.journal.newest();
+        self.join.left = false;
         self.join.proposal = None;
         self.join.seekers.clear();
         self.problems.clear();
@@ -232,7 +239,11 @@ impl Machine {
     /// whether it has a network may have one.
     fn patience(&self) -> Duration {
         let silent = self.peers.keys().any(|peer| !self.join.seekers.contains_key(peer));
-        if silent { SILENCE } else { QUIET }
+        match silent {
+            _ if self.join.left => HESITATION,
+            true => SILENCE,
+            false => QUIET,
+        }
     }
 
     fn put_off(&mut self) {

@@ -140,6 +140,7 @@ impl Machine {
             return;
         };
         self.journal.put(store::delete(Key::Network));
+        self.journal.put(store::put(Key::Left, &true));
         for (range, area) in (0u16..).zip(&mut self.areas) {
             area.ring = Ring::new(area.ring.blocks());
             for bucket in (0u8..).take(BUCKETS as usize) {

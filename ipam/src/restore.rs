@@ -21,6 +21,7 @@ impl Machine {
             match store::read(key, value)? {
                 Entry::Born(life) => born = Some(life),
                 Entry::Network(network) => self.restore_network(network)?,
+                Entry::Left => self.join.left(self.now),
                 Entry::Vote(acceptor) => self.join.acceptor = acceptor,
                 Entry::Ring { range, runs } => {
                     self.restore_runs(usize::from(range), &runs).map_err(corrupt)?;

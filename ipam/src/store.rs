@@ -4,6 +4,7 @@
 //!  key                                value = version 1 | CRC-32 of key and body | body (CBOR)
 //!  born                               first life of this state
 //!  network                            what the network was founded as
+//!  left                               this peer left its network and looks for another one
 //!  vote                               promises and acceptances of founding
 //!  ring  | range (2) | bucket (1)     registers of one part of a ring, and which are held
 //!  addr  | 4 or 6    | address (16)   an address: given, or freed lately
@@ -31,6 +32,8 @@ pub(crate) enum Key {
     Born,
     /// The network.
     Network,
+    /// A network was left for another.
+    Left,
     /// The acceptor of founding.
     Vote,
     /// A part of a ring.
@@ -105,6 +108,8 @@ pub(crate) enum Entry {
     Born(u64),
     /// See [`Key::Network`].
     Network(Network),
+    /// See [`Key::Left`].
+    Left,
     /// See [`Key::Vote`].
     Vote(Acceptor),
     /// See [`Key::Ring`].
@@ -125,6 +130,7 @@ impl Key {
         match self {
             Self::Born => b"born".to_vec(),
             Self::Network => b"network".to_vec(),
+            Self::Left => b"left".to_vec(),
             Self::Vote => b"vote".to_vec(),
             Self::Ring { range, bucket } => {
                 let mut key = b"ring".to_vec();
@@ -154,6 +160,7 @@ impl Key {
         match key {
             b"born" => return Some(Self::Born),
             b"network" => return Some(Self::Network),
+            b"left" => return Some(Self::Left),
             b"vote" => return Some(Self::Vote),
             _ => {}
         }
@@ -243,6 +250,7 @@ fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
     Ok(match name {
         Key::Born => Entry::Born(from_cbor(body)?),
         Key::Network => Entry::Network(from_cbor(body)?),
+        Key::Left => from_cbor::<bool>(body).map(|_| Entry::Left)?,
         Key::Vote => Entry::Vote(from_cbor(body)?),
         Key::Ring { range, .. } => Entry::Ring { range, runs: from_cbor(body)? },
         Key::Address(address) => Entry::Address(address, from_cbor(body)?),
@@ -291,7 +299,7 @@ mod tests {
             range in any::<u16>(), bucket in any::<u8>(),
         ) {
             let keys = [
-                Key::Born, Key::Network, Key::Vote, Key::Grant(id), Key::Ring { range, bucket },
+                Key::Born, Key::Network, Key::Left, Key::Vote, Key::Grant(id), Key::Ring { range, bucket },
                 Key::Address(v4.to_be_bytes().into()), Key::Address(Ipv6Addr::from_bits(v6).into()),
             ];
             for key in keys {

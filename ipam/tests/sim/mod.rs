@@ -515,9 +515,13 @@ impl World {
         }
     }
 
-    /// Whether all nodes are up and in one network.
+    /// Whether all nodes are up and in one network, and would be after a crash.
     pub(crate) fn is_one_network(&self) -> bool {
-        let up = self.nodes.iter().all(|node| node.allocator.is_some());
+        let durable = |allocator: &Allocator<Peer>| match allocator.readiness() {
+            Ok(()) => true,
+            Err(waits) => !waits.contains("written"),
+        };
+        let up = self.nodes.iter().all(|node| node.allocator.as_ref().is_some_and(durable));
         let networks = self.networks();
         up && networks.len() == 1 && !networks.contains(&None)
     }
