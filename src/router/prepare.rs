@@ -45,7 +45,8 @@ impl Ground {
     /// # Errors
     /// Everything that is wrong with this host, or the first thing that cannot be taken.
     pub(super) async fn take(settings: Settings, secret: Option<Secret>) -> anyhow::Result<(Self, File, Held)> {
-        let (listener, socket_file, lock, mut problems) = claim(&settings).await?;
+        let (listener, socket_file, lock) = claim(&settings).await?;
+        let mut problems = Vec::new();
         let netlink = Netlink::open()?;
         let sizes = host::sizes(&netlink, &settings).await?;
         let address = settings.listen.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
@@ -64,6 +65,16 @@ impl Ground {
         let suites = if secret.is_some() { settings.cipher.suites() } else { vec![Suite::Plain] };
         let directory = settings.data_dir.clone();
         let Opened { file, state, set_aside } = tokio::task::spawn_blocking(move || store::open(&directory)).await??;
+        // A secret that got lost on the way (a variable that is not set any more) must not open
+        // what it closed.
+        match (secret.is_some(), state.sealed) {
+            (false, true) => anyhow::bail!(
+                "the router of {} had a network secret, and none is given now: give it with --secret-file or WEFT_SECRET, or choose another --data-dir to run without encryption",
+                settings.data_dir.display()
+            ),
+            (true, false) => file.remember_secret().map_err(anyhow::Error::msg)?,
+            _ => {}
+        }
         if let Some((kept, why)) = set_aside {
             let text = format!(
                 "the state in the data directory was unreadable ({why}); it was kept as {} and this router started as a new peer: attach this host's containers again",
@@ -84,16 +95,15 @@ impl Ground {
 }
 
 /// Everything that can be wrong with this host, at once.
-async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile, Lock, Vec<String>)> {
+async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile, Lock)> {
     let mut wrong: Vec<String> = Vec::new();
-    let mut problems = Vec::new();
     if let Err(missing) = check_kernel() {
         wrong.extend(missing.iter().map(ToString::to_string));
     }
     for overlap in overlaps(&settings.ranges, &settings.bridge, settings.ranges_given) {
         if settings.ranges_given {
+            // Taken all the same: the operator has said so.
             tracing::warn!("{overlap}");
-            problems.push(overlap.to_string());
         } else {
             wrong.push(overlap.to_string());
         }
@@ -101,7 +111,7 @@ async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile,
     let socket = api::claim(&settings.socket).await.map_err(|error| wrong.push(error.to_string()));
     let lock = Lock::take(&settings.data_dir).map_err(|error| wrong.push(error.to_string()));
     match (socket, lock) {
-        (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => Ok((listener, socket, lock, problems)),
+        (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => Ok((listener, socket, lock)),
         _ => Err(anyhow::anyhow!(wrong.join("\n"))),
     }
 }

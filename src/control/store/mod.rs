@@ -4,7 +4,7 @@
 //!  DATA-DIR/            0700
 //!    weft.lock          held (flock) while a router runs; its pid inside
 //!    weft.redb          0600
-//!      meta             format, keys of the peer, instance, incarnation
+//!      meta             format, keys of the peer, instance, incarnation, whether there was a secret
 //!      ipam             key → value, as the address protocol wants it
 //!      attachments      owner → JSON
 //!      peers            endpoint of a peer we had a link with → JSON;  target → JSON
@@ -87,6 +87,8 @@ pub struct State {
     pub instance: u64,
     /// Number of this start, raised durably already.
     pub incarnation: Incarnation,
+    /// Whether an earlier run had a network secret.
+    pub sealed: bool,
     /// State of the address protocol.
     pub ipam: Vec<(Vec<u8>, Vec<u8>)>,
     /// What was attached, by owner.

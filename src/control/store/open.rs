@@ -16,12 +16,25 @@ use super::{State, Table};
 
 /// Version of what is in the tables.
 const FORMAT: u64 = 1;
+/// Entry that is there once the router had a secret.
+const SEALED: &[u8] = b"sealed";
 /// Name of the file in the data directory.
 const FILE: &str = "weft.redb";
 
 /// The file, open.
 #[derive(Debug)]
 pub struct File(pub(super) Database);
+
+impl File {
+    /// Remembers for good that this peer's network has a secret.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn remember_secret(&self) -> Result<(), String> {
+        let entry = BTreeMap::from([(SEALED.to_vec(), vec![1])]);
+        write_meta(&self.0, &entry).map_err(|error| error.to_string())
+    }
+}
 
 /// An open file, read.
 #[derive(Debug)]
@@ -154,6 +167,7 @@ fn load(database: &Database, path: &Path) -> Result<State, Trouble> {
         box_secret: Zeroizing::new(exact(&meta, "box-secret")?),
         instance: u64::from_be_bytes(exact(&meta, "instance")?),
         incarnation: Incarnation(incarnation),
+        sealed: meta.contains_key(SEALED),
         ipam: read(database, Table::Ipam).map_err(unreadable)?.into_iter().collect(),
         attachments: read(database, Table::Attachments).map_err(unreadable)?,
         peers: read(database, Table::Peers).map_err(unreadable)?,
@@ -311,6 +325,16 @@ mod tests {
         let error = open(dir.path()).expect_err("newer").to_string();
         assert!(error.contains("newer version"), "{error}");
         assert_eq!(aside(dir.path()), 0);
+    }
+
+    #[test]
+    fn that_there_was_a_secret_is_remembered() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let opened = open(dir.path()).expect("made");
+        assert!(!opened.state.sealed);
+        opened.file.remember_secret().expect("written");
+        drop(opened);
+        assert!(open(dir.path()).expect("opened").state.sealed);
     }
 
     #[test]
