@@ -82,7 +82,7 @@ fn the_ends_of_a_line_that_meet_are_promoted_to_a_link() {
     }
     mesh.run_secs(5);
     mesh.mend(1, 3);
-    mesh.run_until_true(7 * SECOND, "a direct link", |mesh| mesh.linked(1, 3));
+    mesh.run_until_true(20 * SECOND, "a direct link", |mesh| mesh.linked(1, 3));
     mesh.run_secs(1);
     assert!(mesh.host(1).tables.peers[&id(3)].relays.is_empty());
     assert!(mesh.all_reach_all() && each_gets_each_broadcast_once(&mesh));
@@ -192,6 +192,40 @@ fn a_peer_with_an_old_incarnation_takes_a_higher_one_and_joins() {
         assert_eq!(mesh.host(1).tables.peers[&id(n)].incarnation, raised);
         assert!(mesh.refusals(n).is_empty(), "no operator needs to act: {:?}", mesh.refusals(n));
     }
+}
+
+#[test]
+fn a_life_that_is_lived_twice_is_noticed_by_those_who_remember_it() {
+    let raised = Event::IncarnationRaised { to: Incarnation(2) };
+    // 3 comes back with an old copy of its disk; only 2 remembers it, and hears of it late.
+    let mut mesh = Mesh::new([]);
+    mesh.cut.insert((2, 3));
+    for n in 1..=3 {
+        mesh.start(n, NodeConfig { targets: vec![target(1)], ..config(n) });
+    }
+    mesh.run_until_true(2 * SECOND, "all", Mesh::all_reach_all);
+    mesh.kill(3);
+    mesh.kill(1);
+    mesh.sever(1, 2);
+    mesh.run_secs(5);
+    mesh.start(1, NodeConfig { incarnation: Incarnation(2), ..config(1) });
+    mesh.start(3, NodeConfig { targets: vec![target(1)], ..config(3) });
+    // Its new life publishes more than the old one did.
+    for port in 0..20 {
+        mesh.run_secs(1);
+        mesh.with(3, |node, now| node.set_endpoints(vec![address(3), ([192, 0, 2, 1], 1000 + port).into()], now));
+    }
+    assert_eq!(mesh.host(3).node.incarnation(), Incarnation(1), "nobody who is here remembers");
+    mesh.mend(1, 2);
+    mesh.run_until_true(10 * SECOND, "all again", |mesh| {
+        mesh.all_reach_all() && mesh.host(2).tables.peers[&id(3)].incarnation == Incarnation(2)
+    });
+    assert_eq!(mesh.host(3).events.iter().filter(|(_, event)| *event == raised).count(), 1);
+    let sent = mesh.hosts.values().map(|host| host.sent_messages).sum::<usize>();
+    mesh.run_secs(30);
+    let after = mesh.hosts.values().map(|host| host.sent_messages).sum::<usize>();
+    assert!(after - sent < 40, "the old record goes around no more: {} messages", after - sent);
+    assert!(each_gets_each_broadcast_once(&mesh), "{}", mesh.picture());
 }
 
 #[test]
@@ -337,4 +371,20 @@ fn naming_a_peer_that_is_linked_already_changes_nothing() {
     assert_eq!(mesh.host(3).keys.len(), keys);
     let targets = mesh.host(3).node.targets();
     assert!(targets.iter().all(|target| target.peer.is_some() && target.reason.is_empty()), "{targets:?}");
+}
+
+#[test]
+fn a_copied_back_data_directory_is_noticed_however_its_numbers_fall() {
+    // The life after the copy has the same incarnation and soon the same numbers in its records.
+    for others in [1, 2, 3] {
+        let mut mesh = chain(others);
+        mesh.start(9, NodeConfig { targets: vec![target(1)], ..config(9) });
+        mesh.run_secs(3);
+        mesh.kill(9);
+        mesh.run_secs(4);
+        mesh.start(9, NodeConfig { targets: vec![target(1)], ..config(9) });
+        mesh.run_secs(5);
+        assert_eq!(mesh.host(9).node.incarnation(), Incarnation(2), "{}", mesh.picture());
+        assert!(mesh.all_reach_all());
+    }
 }

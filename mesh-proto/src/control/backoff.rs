@@ -5,7 +5,7 @@ use core::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore as _;
 
-use super::limits::{BACKOFF_LATELY, BACKOFF_MAX, BACKOFF_MIN, LATELY};
+use super::limits::{BACKOFF_LATELY, BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RELAYED, LATELY};
 
 /// When to try again.
 #[derive(Debug, Default)]
@@ -19,8 +19,18 @@ pub(super) struct Backoff {
 impl Backoff {
     /// One more failure. `seen` is when the peer was last known to live.
     pub(super) fn failed(&mut self, seen: Option<Duration>, now: Duration, rng: &mut ChaCha20Rng) {
-        let lately = seen.is_some_and(|seen| now.saturating_sub(seen) < LATELY);
-        let cap = if lately { BACKOFF_LATELY } else { BACKOFF_MAX };
+        self.wait(seen, BACKOFF_MAX, now, rng);
+    }
+
+    /// The same for a peer that is reached through relays meanwhile. `linked` is when there was
+    /// last a link with it.
+    pub(super) fn failed_patiently(&mut self, linked: Option<Duration>, now: Duration, rng: &mut ChaCha20Rng) {
+        self.wait(linked, BACKOFF_RELAYED, now, rng);
+    }
+
+    fn wait(&mut self, lately: Option<Duration>, cap: Duration, now: Duration, rng: &mut ChaCha20Rng) {
+        let lately = lately.is_some_and(|seen| now.saturating_sub(seen) < LATELY);
+        let cap = if lately { BACKOFF_LATELY } else { cap };
         let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(cap);
         self.failures = self.failures.saturating_add(1);
         self.due = now + jitter(wait, rng);

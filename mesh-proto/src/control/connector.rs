@@ -69,6 +69,8 @@ struct PeerDial {
     next: usize,
     /// When it was last linked or heard of.
     seen: Option<Duration>,
+    /// When it was last linked.
+    linked: Option<Duration>,
     /// It said that it has links enough.
     full_until: Duration,
     /// There were frames for it.
@@ -84,6 +86,8 @@ struct Attempt {
     goal: Goal,
     hop: Hop,
     until: Duration,
+    /// The peer is reached by another way meanwhile.
+    patient: bool,
 }
 
 /// Whom an operator does not want to be dialled any more.
@@ -184,8 +188,11 @@ impl Connector {
             Goal::Peer(peer) => {
                 let dial = self.peers.entry(peer).or_default();
                 dial.reason = Some(reason.to_owned());
-                // `next` wraps to zero at the last endpoint (see `dial_peers`).
-                if dial.next == 0 {
+                // `next` wraps to zero at the last endpoint (see `tick_peers`). With a relay there
+                // is no hurry: one endpoint at a time.
+                if attempt.patient {
+                    dial.direct.failed_patiently(dial.linked, now, rng);
+                } else if dial.next == 0 {
                     dial.direct.failed(dial.seen, now, rng);
                 }
             }
@@ -261,7 +268,8 @@ impl Connector {
         let dial = self.peers.entry(peer).or_default();
         dial.direct.reset(now);
         dial.relay.reset(now);
-        (dial.seen, dial.next, dial.reason, dial.session_wanted) = (Some(now), 0, None, false);
+        (dial.seen, dial.linked) = (Some(now), Some(now));
+        (dial.next, dial.reason, dial.session_wanted) = (0, None, false);
         for target in self.targets.values_mut().filter(|target| target.peer == Some(peer)) {
             target.backoff.reset(now);
             target.left.clear();
@@ -275,7 +283,7 @@ impl Connector {
         let dial = self.peers.entry(peer).or_default();
         dial.reason = Some(reason.to_owned());
         if was_up {
-            dial.seen = Some(now);
+            (dial.seen, dial.linked) = (Some(now), Some(now));
             dial.direct.reset(now + jitter(BACKOFF_MIN, rng));
         } else {
             dial.direct.failed(dial.seen, now, rng);
@@ -409,7 +417,7 @@ impl Connector {
                 target.left.clear();
                 target.reason.clear();
             } else if let Some(address) = target.left.pop() {
-                self.dial(Goal::Target(name), Hop::Direct(address), now, plan);
+                self.dial(Goal::Target(name), Hop::Direct(address), false, now, plan);
             } else if target.backoff.due <= now {
                 target.resolving = Some(now + DIAL);
                 plan.wake_at(now + DIAL);
@@ -449,7 +457,7 @@ impl Connector {
             }
             let at = dial.next.min(usable.len() - 1);
             dial.next = (at + 1) % usable.len();
-            self.dial(Goal::Peer(peer.id), Hop::Direct(usable[at]), now, plan);
+            self.dial(Goal::Peer(peer.id), Hop::Direct(usable[at]), peer.reachable, now, plan);
         }
     }
 
@@ -471,15 +479,15 @@ impl Connector {
             }
             let goal = Goal::Relay(peer.id);
             if !self.attempts.values().any(|attempt| attempt.goal == goal) {
-                self.dial(goal, Hop::Relayed(peer.id), now, plan);
+                self.dial(goal, Hop::Relayed(peer.id), false, now, plan);
             }
         }
     }
 
-    fn dial(&mut self, goal: Goal, hop: Hop, now: Duration, plan: &mut Plan) {
+    fn dial(&mut self, goal: Goal, hop: Hop, patient: bool, now: Duration, plan: &mut Plan) {
         self.dials += 1;
         let dial = DialId(self.dials);
-        self.attempts.insert(dial, Attempt { goal, hop, until: now + DIAL });
+        self.attempts.insert(dial, Attempt { goal, hop, until: now + DIAL, patient });
         plan.wake_at(now + DIAL);
         plan.steps.push(Step::Dial(dial, hop));
     }

@@ -53,6 +53,10 @@ pub const BACKOFF_LATELY: Duration = Duration::from_secs(5);
 /// Longest wait between dials to others.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
+/// Longest wait between dials to a peer that is reached through relays and had no link lately.
+/// A dial into the void costs several datagrams of 1200 bytes.
+pub const BACKOFF_RELAYED: Duration = Duration::from_secs(60);
+
 /// How long "lately" is.
 pub const LATELY: Duration = Duration::from_secs(120);
 

@@ -30,6 +30,7 @@ use super::connector::Connector;
 pub use super::connector::TargetInfo;
 use super::gossip::Store;
 use super::guard::Guard;
+use super::record::SignedRecord;
 use super::routes::{Router, Routes};
 use super::timers::{Timer, Timers};
 use super::window::Window;
@@ -59,8 +60,10 @@ pub struct Node<I> {
     peers: BTreeMap<PeerId, Peer>,
     guard: Guard,
     store: Store,
-    /// Records to push on, with the neighbours that have sent them to us.
-    push: BTreeMap<PeerId, BTreeSet<PeerId>>,
+    /// Of peers that live one incarnation twice the older record, until they have heard of it.
+    clashes: BTreeMap<PeerId, SignedRecord>,
+    /// Records to push on, with the neighbours that have sent them to us, in that order.
+    push: BTreeMap<PeerId, Vec<PeerId>>,
     pushed_at: Option<Duration>,
     published_at: Option<Duration>,
     raised_at: Option<Duration>,
@@ -116,6 +119,7 @@ impl<I: Identity> Node<I> {
             peers: BTreeMap::new(),
             guard: Guard::default(),
             store: Store::default(),
+            clashes: BTreeMap::new(),
             push: BTreeMap::new(),
             pushed_at: None,
             published_at: None,

@@ -14,8 +14,9 @@ use crate::wire::gossip::{RECORD_LABEL, RecordBody, SIGNATURE_LEN};
 
 /// The order of an origin's records.
 ///
-/// The tag (of the body's hash) decides only between two bodies of the same number: there are
-/// two routers with one data directory, and all peers must still agree on one record.
+/// The tag (of the body's hash) decides only between two bodies of the same number: a data
+/// directory was copied back or runs twice, and all peers must agree on one record until its
+/// origin has noticed (gossip G4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// Life of the origin.
@@ -190,6 +191,7 @@ pub(crate) mod tests {
             name: format!("peer{origin}"),
             endpoints: vec![],
             links,
+            run: [1; 16],
         };
         SignedRecord::sign(body, &Cheap(origin))
     }

@@ -62,6 +62,31 @@ impl Spt {
         tree
     }
 
+    /// The same for a graph whose edges all cost one, level by level: no queue to keep in order.
+    #[must_use]
+    pub fn flat(graph: &Graph, root: usize) -> Self {
+        let count = graph.ids().len();
+        let mut tree = Self { distance: vec![FAR; count], parent: vec![None; count] };
+        tree.distance[root] = 0;
+        let (mut level, mut next, mut depth) = (vec![root], Vec::new(), 0);
+        while !level.is_empty() {
+            depth += 1;
+            for node in level.drain(..) {
+                for &(to, _) in graph.neighbours(node) {
+                    if tree.distance[to] == FAR {
+                        tree.distance[to] = depth;
+                        tree.parent[to] = Some(node);
+                        next.push(to);
+                    } else if tree.distance[to] == depth && tree.parent[to].is_some_and(|parent| node < parent) {
+                        tree.parent[to] = Some(node);
+                    }
+                }
+            }
+            core::mem::swap(&mut level, &mut next);
+        }
+        tree
+    }
+
     /// Brings the tree up to date after the edges at some nodes have changed, if no distance has
     /// changed by that; false if one has, and the tree must be made anew.
     ///
@@ -167,8 +192,8 @@ impl Router {
         let Some(root) = self.graph.index(&me) else {
             return Routes::default();
         };
-        let hops = hops(&mut Cache { graph: &self.graph, trees: &mut self.trees }, root);
-        let mut flat = Cache { graph: &self.shape, trees: &mut self.flat };
+        let hops = hops(&mut Cache { graph: &self.graph, trees: &mut self.trees, make: Spt::new }, root);
+        let mut flat = Cache { graph: &self.shape, trees: &mut self.flat, make: Spt::flat };
         let tree = flat.tree(root);
         let reachable: Vec<usize> = (0..tree.distance.len()).filter(|node| tree.distance[*node] != FAR).collect();
         let trees = if reachable.len() <= OWN_TREES_MAX {
@@ -199,11 +224,12 @@ fn adapt(trees: &mut BTreeMap<usize, Spt>, old: &Graph, new: &Graph) {
 struct Cache<'a> {
     graph: &'a Graph,
     trees: &'a mut BTreeMap<usize, Spt>,
+    make: fn(&Graph, usize) -> Spt,
 }
 
 impl Cache<'_> {
     fn tree(&mut self, root: usize) -> &Spt {
-        self.trees.entry(root).or_insert_with(|| Spt::new(self.graph, root))
+        self.trees.entry(root).or_insert_with(|| (self.make)(self.graph, root))
     }
 
     fn distance(&mut self, from: usize, to: usize) -> u64 {
@@ -392,12 +418,20 @@ mod tests {
             check_broadcasts(&graph, &tables);
             let shared: Vec<_> = (0..count).map(|node| {
                 let mut trees = BTreeMap::new();
-                let mut cache = Cache { graph: &graph, trees: &mut trees };
+                let mut cache = Cache { graph: &graph, trees: &mut trees, make: Spt::new };
                 let reachable: Vec<_> =
                     (0..count).filter(|to| cache.tree(node).distance[*to] != FAR).collect();
                 Routes { hops: BTreeMap::new(), trees: shared_tree(&mut cache, node, &reachable) }
             }).collect();
             check_broadcasts(&graph, &shared);
+        }
+
+        #[test]
+        fn a_flat_tree_is_the_cheapest_one_when_every_edge_costs_the_same(graph in any_graph()) {
+            let shape = graph.shape();
+            for root in 0..shape.ids().len() {
+                prop_assert_eq!(Spt::flat(&shape, root), Spt::new(&shape, root));
+            }
         }
 
         #[test]

@@ -66,7 +66,7 @@ pub(super) fn wanted<'v, 'a>(view: &'v View<'a>, held: impl Fn(&PeerId) -> bool)
         view.peers.iter().filter(|peer| !peer.connected && !peer.endpoints.is_empty() && !held(&peer.id)).collect();
     let mut next = successors(view, |_| true);
     next.extend(successors(view, |peer| peer.reachable));
-    wanted.sort_by_key(|peer| (!next.contains(&peer.id), rank(&view.me, &peer.id)));
+    wanted.sort_by_cached_key(|peer| (!next.contains(&peer.id), rank(&view.me, &peer.id)));
     let mut links = view.peers.iter().filter(|peer| peer.dialled).count();
     let alone = !view.peers.iter().any(|peer| peer.connected);
     let mut absent = 0;

@@ -7,12 +7,13 @@
 //!                +--------------------+----------------------------------------------------+
 //!                  over "weft record 1" || body
 //!  body    { 0 sign key, 1 box key, 2 instance, 3 incarnation, 4 sequence, 5 name,
-//!            6 [endpoints], 7 [[peer id, rtt in microseconds], …] strictly ascending by id }
+//!            6 [endpoints], 7 [[peer id, rtt in microseconds], …] strictly ascending by id,
+//!            8 run of the router }
 //!
 //!  Records  16  { 0 [signed records] }
 //!  Digest   17  { 0 root }                       root = sum of all entries' hashes
 //!  Buckets  18  { 0 64 × 16 bytes }              bucket of a peer: first 6 bits of its id
-//!  Versions 19  { 0 bit mask of buckets, 1 n × (id 16, incarnation 8, sequence 8, tag 8), 2 answer? }
+//!  Versions 19  { 0 bit mask of buckets, 1 n × (id 16, incarnation 8, sequence 8, tag 8) }
 //!  Want     20  { 0 [peer ids] }
 //! ```
 
@@ -68,6 +69,10 @@ pub struct RecordBody {
     /// With whom it has a direct link, strictly ascending by id.
     #[n(7)]
     pub links: Vec<LinkEntry>,
+    /// Random number of this run of the router: tells a life from the one of which somebody put
+    /// back a copy of the data directory.
+    #[cbor(n(8), with = "minicbor::bytes")]
+    pub run: [u8; 16],
 }
 
 /// One direct link in a record.
@@ -248,6 +253,7 @@ mod tests {
                     .map(|(ip, port)| Endpoint((core::net::Ipv4Addr::from_bits(ip), port).into()))
                     .collect(),
                 links: links.into_iter().map(|(peer, rtt_us)| LinkEntry { peer: PeerId(peer), rtt_us }).collect(),
+                run: [7; 16],
             })
     }
 
@@ -293,6 +299,7 @@ mod tests {
             name: String::new(),
             endpoints: vec![],
             links: vec![entry(2), entry(1)],
+            run: [0; 16],
         };
         assert!(RecordBody::decode(&body.encode()).is_err());
     }

@@ -1,6 +1,6 @@
 //! Records in and out: publish ours, push what is news, compare with neighbours.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rand_core::RngCore as _;
@@ -46,7 +46,7 @@ impl<I: Identity> Node<I> {
         self.seq += 1;
         self.published_at = Some(self.now);
         let record = SignedRecord::sign(body, &self.identity);
-        self.push.insert(self.me, BTreeSet::new());
+        self.push.insert(self.me, Vec::new());
         // What waits goes with it.
         self.pushed_at = None;
         self.store.offer(record, true, self.now);
@@ -65,6 +65,7 @@ impl<I: Identity> Node<I> {
             name: self.config.name.clone(),
             endpoints: self.own_endpoints(),
             links: links.take(LINKS_MAX).collect(),
+            run: self.run,
         }
     }
 
@@ -95,16 +96,14 @@ impl<I: Identity> Node<I> {
         }
     }
 
-    /// Looks at a copy of our own record that came from elsewhere. If it is newer than ours, the
-    /// data directory is an old copy, or there are two of us: our incarnation goes above it.
+    /// Looks at a copy of our own record that came from elsewhere. If it is of a later life than
+    /// ours, or of another run in the same, the data directory is an old copy or there are two of
+    /// us: our incarnation goes above it (gossip G4).
     pub(super) fn meet_own_record(&mut self, bytes: &[u8]) {
         let Ok(read) = Unchecked::read(bytes) else { return };
         let (id, version) = (read.id(), read.version());
-        let ours = self.store.get(&self.me).map(|record| record.version);
-        let later = |ours: super::super::record::Version| {
-            (version.incarnation, version.seq) >= (ours.incarnation, ours.seq) && version != ours
-        };
-        if id != self.me || version.incarnation < self.incarnation || !ours.is_none_or(later) {
+        let ours = version.incarnation == self.incarnation && read.body().run == self.run;
+        if id != self.me || version.incarnation < self.incarnation || ours {
             return;
         }
         if read.check(&self.identity).is_ok() {
@@ -140,8 +139,9 @@ impl<I: Identity> Node<I> {
     // ---- push -------------------------------------------------------------------------------
 
     /// Sends what is news to the neighbours that may not have it yet: not to those that sent it
-    /// to us, nor to those that are linked with one of them, for they got it from there. The
-    /// first news goes out at once, more of it together a moment later (gossip G5).
+    /// to us, nor to those that are linked with the first of them, for they got it from there.
+    /// (Only the first: two that hear it from each other would else both leave it to the other.)
+    /// The first news goes out at once, more of it together a moment later (gossip G5).
     pub(super) fn push_records(&mut self) {
         if self.push.is_empty() {
             return;
@@ -156,16 +156,20 @@ impl<I: Identity> Node<I> {
         let push = core::mem::take(&mut self.push);
         for (neighbour, conn) in self.neighbours() {
             let graph = self.router.graph();
-            let has = |from: &PeerId| *from == neighbour || graph.linked(from, &neighbour);
-            let news = push.iter().filter(|(id, from)| **id != neighbour && !from.iter().any(has));
+            let has = |from: &Vec<PeerId>| {
+                from.contains(&neighbour) || from.first().is_some_and(|first| graph.linked(first, &neighbour))
+            };
+            // An origin is told of its own record only if it has lived that life twice.
+            let wants = |id: &PeerId| *id != neighbour || self.clashes.contains_key(id);
+            let news = push.iter().filter(|(id, from)| wants(id) && !has(from));
             let ids: Vec<PeerId> = news.map(|(id, _)| *id).collect();
             self.send_records(conn, &ids);
         }
     }
 
     fn send_records(&mut self, conn: ConnId, ids: &[PeerId]) {
-        let records: Vec<Arc<[u8]>> =
-            ids.iter().filter_map(|id| self.store.get(id)).map(|record| Arc::clone(&record.bytes)).collect();
+        let held = ids.iter().flat_map(|id| self.store.get(id).into_iter().chain(self.clashes.get(id)));
+        let records: Vec<Arc<[u8]>> = held.map(|record| Arc::clone(&record.bytes)).collect();
         let (mut batch, mut size) = (Vec::new(), 0);
         for bytes in records {
             if size + bytes.len() > RECORDS_BYTES && !batch.is_empty() {
@@ -182,11 +186,14 @@ impl<I: Identity> Node<I> {
 
     // ---- compare ----------------------------------------------------------------------------
 
-    /// First words on a new connection: who we are. If the two have not been in one mesh so far,
-    /// the dialler begins to compare what they know; else the pushes have been here before.
-    pub(super) fn greet(&mut self, conn: ConnId, peer: PeerId, role: Role) {
+    /// First words on a new connection: who we are; and the dialler begins to compare. Also
+    /// between peers of one mesh: what was pushed on a connection before may be lost with it.
+    pub(super) fn greet(&mut self, conn: ConnId, role: Role) {
         self.send_records(conn, &[self.me]);
-        if role == Role::Dialler && !self.routes.reaches(&peer) {
+        if let Some(clash) = self.live(conn).map(|live| live.peer).filter(|peer| self.clashes.contains_key(peer)) {
+            self.send_records(conn, &[clash]);
+        }
+        if role == Role::Dialler {
             let digest = Message::Digest(self.store.digest());
             self.send(conn, &digest);
         }
@@ -268,8 +275,8 @@ impl<I: Identity> Node<I> {
     fn on_record(&mut self, from: PeerId, bytes: &[u8]) -> Offered {
         if let Some(id) = self.store.holder_of(bytes) {
             // The very one that we have. If it waits to be pushed, its sender needs it no more.
-            if let Some(have) = self.push.get_mut(&id) {
-                have.insert(from);
+            if let Some(have) = self.push.get_mut(&id).filter(|have| !have.contains(&from)) {
+                have.push(from);
             }
             return Offered::Known;
         }
@@ -277,6 +284,15 @@ impl<I: Identity> Node<I> {
         let (id, version) = (read.id(), read.version());
         if id == self.me {
             self.meet_own_record(bytes);
+            return Offered::Known;
+        }
+        let clashes = |known: &SignedRecord| {
+            known.version.incarnation == version.incarnation && known.body.run != read.body().run
+        };
+        if self.store.get(&id).is_some_and(clashes) {
+            if let Ok(record) = read.check(&self.identity) {
+                self.on_clash(record, from);
+            }
             return Offered::Known;
         }
         let vouched = id == from || self.vouched(&id, &read);
@@ -288,6 +304,26 @@ impl<I: Identity> Node<I> {
         let Ok(record) = read.check(&self.identity) else { return Offered::Known };
         self.accept(record, from, vouched);
         outcome
+    }
+
+    /// A record of an incarnation that we know from another run: its origin lives that life twice,
+    /// and what it numbers is taken for repetition by all who remember the first time. Both records
+    /// go around, once, until the origin hears of it and takes the next incarnation (gossip G4).
+    fn on_clash(&mut self, record: SignedRecord, from: PeerId) {
+        let Some(known) = self.store.get(&record.id) else { return };
+        let (id, newer) = (record.id, record.version > known.version);
+        let older = if newer { known.clone() } else { record.clone() };
+        let first = self.clashes.get(&id).is_none_or(|old| old.version.incarnation < older.version.incarnation);
+        if first {
+            self.clashes.insert(id, older);
+        }
+        if newer {
+            self.accept(record, from, true);
+        }
+        if first {
+            // Also to where it came from: there they may know one of the two only.
+            self.push.insert(id, Vec::new());
+        }
     }
 
     /// Whether a peer that we reach has a link with the origin of that record, both ways.
@@ -308,8 +344,9 @@ impl<I: Identity> Node<I> {
             self.stale.routes = true;
         }
         if self.store.offer(record, vouched, self.now).is_news() {
-            self.push.insert(id, BTreeSet::from([from]));
+            self.push.insert(id, vec![from]);
             if old.is_none() || new_life {
+                self.clashes.remove(&id);
                 self.stale.tables = true;
                 self.emit(Event::PeerAppeared { peer: id, name: name.clone(), incarnation });
             }
@@ -340,6 +377,7 @@ impl<I: Identity> Node<I> {
             self.timers.clear(timer);
         }
         self.store.forget(&id, self.now);
+        self.clashes.remove(&id);
         self.connector.drop_peer(&id);
         self.windows.remove(&id);
         self.observed.remove(&id);

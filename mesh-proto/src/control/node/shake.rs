@@ -3,6 +3,7 @@
 use super::super::connector::describe;
 use super::super::handshake::{Handshake, Offer, Proven, Refusal, Role};
 use super::super::limits::{DUPLICATE_WITHIN, FIRST_ECHO, HANDSHAKE, PEERS_MAX, SHAKING_MAX};
+use super::super::record::SignedRecord;
 use super::super::timers::Timer;
 use super::super::{ConnId, Connected, Event, Identity, Output};
 use super::link::{Conn, Direct, Live, Phase};
@@ -151,7 +152,12 @@ impl<I: Identity> Node<I> {
             );
             return Whose::Wrong(Refusal::both(RefuseCode::Settings, line), None);
         }
-        match known.filter(|known| known.version.incarnation.0 > hello.incarnation) {
+        // Of another run, the same incarnation is over as well: somebody put back an old copy of
+        // the data directory.
+        let over = |known: &&SignedRecord| {
+            (known.version.incarnation.0, known.body.run != hello.run) > (hello.incarnation, false)
+        };
+        match known.filter(over) {
             None => Whose::Fine,
             Some(known) => {
                 let line = format!("incarnation {} of this peer is over", hello.incarnation);
@@ -223,7 +229,7 @@ impl<I: Identity> Node<I> {
                     self.probe.insert(id);
                 }
                 self.note_observed(id, proven.observed);
-                self.greet(conn, id, role);
+                self.greet(conn, role);
             }
         }
         if crossed && role == Role::Dialler {
