@@ -67,6 +67,12 @@ impl<P: PeerKey> Allocator<P> {
         self.machine.handle_peers(peers, now);
     }
 
+    /// This peer goes on under a higher incarnation (the mesh found its number to be taken).
+    /// Nothing is lost: requests under way stay so, and are asked for again in the new life.
+    pub fn raise_incarnation(&mut self, incarnation: u64, now: Duration) {
+        self.machine.raise_incarnation(incarnation, now);
+    }
+
     /// A message from a peer.
     pub fn handle_message(&mut self, from: P, incarnation: u64, bytes: &[u8], now: Duration) {
         self.machine.handle_message(owner(from, incarnation), bytes, now);

@@ -102,6 +102,11 @@ impl Join {
         self.next_fetch = now;
     }
 
+    /// Ends an attempt of an earlier life.
+    pub(crate) fn give_up_proposal(&mut self) {
+        self.proposal = None;
+    }
+
     /// When the next step is due.
     pub(crate) fn next(&self, joined: bool) -> Option<Duration> {
         if joined {

@@ -174,6 +174,18 @@ impl Machine {
         self.settle();
     }
 
+    /// A higher life of this peer begins, with the state as it is.
+    pub(crate) fn raise_incarnation(&mut self, incarnation: u64, now: Duration) {
+        self.clock(now);
+        if incarnation > self.me.incarnation {
+            self.me.incarnation = incarnation;
+            // What was asked or proposed in the old life is not answered any more.
+            self.asks.clear();
+            self.join.give_up_proposal();
+        }
+        self.settle();
+    }
+
     /// A message.
     pub(crate) fn handle_message(&mut self, from: Owner, bytes: &[u8], now: Duration) {
         self.clock(now);

@@ -303,3 +303,21 @@ fn many_that_were_started_apart_find_together_when_they_are_connected() {
         settle(&world);
     }
 }
+
+#[test]
+fn a_peer_whose_incarnation_is_raised_keeps_its_blocks_and_gets_more() {
+    let mut world = World::new(15, &[0, 1], &["10.0.0.0/28"]);
+    world.start_all();
+    world.run_for(secs(3));
+    let mut given = Vec::new();
+    for life in 2..8 {
+        let request = world.allocate(1, &format!("c{life}"), net("10.0.0.0/28"));
+        world.raise(1);
+        given.push(world.answer(request).unwrap());
+    }
+    given.dedup();
+    assert_eq!(given.len(), 6);
+    assert_eq!(readiness(&world, 1), Ok(()));
+    world.check_blocks();
+    settle(&world);
+}

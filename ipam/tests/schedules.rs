@@ -176,6 +176,7 @@ impl Schedule {
                     self.world.crash(node, pause);
                 }
             }
+            98 => self.world.raise(node),
             _ => {
                 let pause = self.world.below(35_000);
                 self.world.run_for(Duration::from_millis(pause));

@@ -68,6 +68,8 @@ pub(crate) struct Node {
     pub(crate) peer: Peer,
     pub(crate) named: usize,
     pub(crate) life: u64,
+    /// Number of the process, which goes on when its life number is raised.
+    pub(crate) process: u64,
     pub(crate) disk: Disk,
     pub(crate) allocator: Option<Allocator<Peer>>,
     pub(crate) notices: Vec<String>,
@@ -79,8 +81,8 @@ pub(crate) struct Node {
 #[derive(Debug)]
 enum Event {
     Message { from: Peer, from_life: u64, to: Peer, bytes: Vec<u8> },
-    Written { node: usize, life: u64, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate },
-    Timer { node: usize, life: u64 },
+    Written { node: usize, process: u64, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate },
+    Timer { node: usize, process: u64 },
     Peers { node: usize },
     Start { node: usize },
 }
@@ -125,6 +127,7 @@ impl World {
                 peer: Peer(index as u8 + 1),
                 named,
                 life: 0,
+                process: 0,
                 disk: Disk::new(),
                 allocator: None,
                 notices: Vec::new(),
@@ -183,6 +186,7 @@ impl World {
         self.rng.fill_bytes(&mut seed);
         let it = &mut self.nodes[node];
         it.life += 1;
+        it.process += 1;
         let config = Config { me: it.peer, incarnation: it.life, ranges: self.ranges.clone(), named_peers: it.named };
         let state = it.disk.clone().into_iter().collect();
         let allocator = Allocator::new(config, state, seed, self.now).expect("its own disk is readable");
@@ -222,6 +226,18 @@ impl World {
         self.peers_changed();
         let at = self.now + back_after;
         self.schedule(at, Event::Start { node });
+    }
+
+    /// Raises the life number of a running node.
+    pub(crate) fn raise(&mut self, node: usize) {
+        let now = self.now;
+        let it = &mut self.nodes[node];
+        if let Some(allocator) = &mut it.allocator {
+            it.life += 1;
+            allocator.raise_incarnation(it.life, now);
+            self.drain(node);
+            self.peers_changed();
+        }
     }
 
     /// Ends a node and removes its disk.
@@ -328,8 +344,8 @@ impl World {
         let at = at.max(self.now);
         if self.timers.get(&node).is_none_or(|&armed| at < armed) {
             self.timers.insert(node, at);
-            let life = it.life;
-            self.schedule(at, Event::Timer { node, life });
+            let process = it.process;
+            self.schedule(at, Event::Timer { node, process });
         }
     }
 
@@ -391,8 +407,8 @@ impl World {
             Fate::Durable
         };
         let at = self.now + Duration::from_micros(50) + self.millis(self.faults.write);
-        let life = self.nodes[node].life;
-        let event = Event::Written { node, life, ticket, changes, fate };
+        let process = self.nodes[node].process;
+        let event = Event::Written { node, process, ticket, changes, fate };
         self.schedule(at, event);
     }
 
@@ -429,12 +445,12 @@ impl World {
                     self.drain(node);
                 }
             }
-            Event::Written { node, life, ticket, changes, fate }
-                if self.nodes[node].life == life && self.nodes[node].allocator.is_some() =>
+            Event::Written { node, process, ticket, changes, fate }
+                if self.nodes[node].process == process && self.nodes[node].allocator.is_some() =>
             {
                 self.written(node, ticket, changes, fate);
             }
-            Event::Timer { node, life } if self.nodes[node].life == life => {
+            Event::Timer { node, process } if self.nodes[node].process == process => {
                 self.timers.remove(&node);
                 if let Some(allocator) = &mut self.nodes[node].allocator {
                     allocator.handle_timeout(now);
