@@ -30,9 +30,9 @@ fn main() {
     let mut peers = [0, 1].map(|n| Node::new(config(n), identity(n), [n as u8; 32], now));
     let mut queue: VecDeque<(usize, Input)> = VecDeque::new();
     loop {
-        for n in 0..2 {
+        for (n, peer) in peers.iter_mut().enumerate() {
             // After each input: take the outputs until there are none.
-            while let Some(output) = peers[n].poll_output() {
+            while let Some(output) = peer.poll_output() {
                 perform(n, output, now, &mut queue);
             }
         }
