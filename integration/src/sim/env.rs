@@ -33,6 +33,8 @@ pub(super) struct Env {
     pub(super) messages: (u64, u64),
     /// Links that came or went.
     pub(super) link_changes: u64,
+    /// Tables whose broadcast trees were not those of the tables before.
+    pub(super) tree_changes: u64,
     /// Tables that nodes made.
     pub(super) tables: u64,
 }

@@ -420,6 +420,8 @@ impl Live {
                     Some(Ablation::Flood) => Arc::new(flooding(&tables)),
                     _ => tables,
                 };
+                let same = self.tables.as_ref().is_some_and(|old| old.trees == tables.trees);
+                env.tree_changes += u64::from(!same);
                 self.tell_allocator(&tables, now);
                 self.tables = Some(Arc::clone(&tables));
                 Command::Tables(tables)

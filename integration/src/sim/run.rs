@@ -164,12 +164,12 @@ impl World {
     fn round(&mut self) -> Result<Result<(), String>, String> {
         // Gossip of a change that was just agreed upon, and echoes of new links, come to rest.
         self.run_until(self.env.now + SECOND)?;
-        let tables = self.env.tables;
+        let changes = self.env.tree_changes;
         let mut broadcasts = self.broadcasts()?;
         self.run_until(self.env.now + SECOND)?;
-        if self.env.tables != tables {
-            // A round trip changed, so trees did: each router at another moment. What a broadcast
-            // meets between two trees is not decided here; another round follows.
+        if self.env.tree_changes != changes {
+            // Each router changes its trees at another moment. What a broadcast meets between two
+            // trees is not decided here; another round follows.
             self.disturbed = true;
             broadcasts.clear();
         }

@@ -100,6 +100,7 @@ impl World {
             disk_faults: 0,
             messages: (0, 0),
             link_changes: 0,
+            tree_changes: 0,
             tables: 0,
         };
         let mut world = Self {
