@@ -7,6 +7,7 @@ use std::time::Duration;
 use control_harness::*;
 use mesh_proto::control::node::PeerState;
 use mesh_proto::control::{Event, NodeConfig};
+use mesh_proto::handover::DataEvent;
 use mesh_proto::id::Incarnation;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -387,4 +388,28 @@ fn a_copied_back_data_directory_is_noticed_however_its_numbers_fall() {
         assert_eq!(mesh.host(9).node.incarnation(), Incarnation(2), "{}", mesh.picture());
         assert!(mesh.all_reach_all());
     }
+}
+
+#[test]
+fn a_link_outlives_the_connection_that_is_made_anew_when_the_dialled_end_moves() {
+    let mut mesh = chain(2);
+    mesh.run_secs(5);
+    let keys = |mesh: &Mesh| (mesh.host(1).keys.len(), mesh.host(2).keys.len());
+    let before = keys(&mesh);
+    let seq = |mesh: &Mesh| mesh.host(1).sent_messages + mesh.host(2).sent_messages;
+    let sent = seq(&mesh);
+    let moved = "192.0.2.7:40000".parse().unwrap();
+    mesh.nat.insert(1, moved);
+    mesh.with(2, |node, now| node.handle_data_event(DataEvent::Moved { peer: id(1), to: moved }, now));
+    mesh.run_secs(1);
+    assert_eq!(keys(&mesh), (before.0 + 1, before.1 + 1), "one more handshake: {}", mesh.picture());
+    mesh.run_secs(30);
+    assert_eq!(keys(&mesh), (before.0 + 1, before.1 + 1), "and no other");
+    for n in [1, 2] {
+        let downs = mesh.host(n).events.iter().filter(|(_, event)| matches!(event, Event::LinkDown { .. })).count();
+        assert_eq!(downs, 0, "{}", mesh.picture());
+    }
+    assert!(mesh.linked(1, 2) && mesh.all_reach_all());
+    assert_eq!(mesh.host(2).tables.peers[&id(1)].direct, Some(moved));
+    assert!(seq(&mesh) - sent < 40, "no storm: {}", seq(&mesh) - sent);
 }

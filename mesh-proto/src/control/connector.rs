@@ -19,7 +19,7 @@ use rand_chacha::ChaCha20Rng;
 use super::DialId;
 use super::backoff::{Backoff, jitter};
 use super::limits::{
-    BACKOFF_MIN, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, PROACTIVE_MAX, RELAY_HIGHER_AFTER, SELF_MAX, TARGETS_MAX,
+    BACKOFF_MIN, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, MET_MAX, PROACTIVE_MAX, RELAY_HIGHER_AFTER, SELF_MAX, TARGETS_MAX,
 };
 use super::wanted::{View, wanted};
 use crate::data::Hop;
@@ -34,6 +34,15 @@ pub(crate) enum Goal {
     Peer(PeerId),
     /// A peer that is reached through relays only.
     Relay(PeerId),
+    /// A peer whose link works, but whose connection may not follow it to its new address.
+    Renew(PeerId),
+}
+
+/// A connection that is made anew under a link that works.
+#[derive(Debug)]
+struct Renewal {
+    address: SocketAddr,
+    backoff: Backoff,
 }
 
 /// What the connector asks for.
@@ -121,6 +130,9 @@ pub(crate) struct Connector {
     bans: BTreeMap<String, Ban>,
     /// Addresses at which we met ourselves.
     ours: BTreeSet<SocketAddr>,
+    /// Who was met at addresses that others are said to have.
+    met: BTreeMap<SocketAddr, PeerId>,
+    renewals: BTreeMap<PeerId, Renewal>,
     dials: u64,
 }
 
@@ -200,6 +212,37 @@ impl Connector {
                 let dial = self.peers.entry(peer).or_default();
                 dial.relay.failed(dial.seen, now, rng);
             }
+            Goal::Renew(peer) => {
+                if let Some(renewal) = self.renewals.get_mut(&peer) {
+                    // The link works, so the peer is there.
+                    renewal.backoff.failed(Some(now), now, rng);
+                }
+            }
+        }
+    }
+
+    /// A linked peer has another address now, and our connection may not follow: one more is made
+    /// at once, and until it stands the link stays as it is (control C12).
+    pub(crate) fn renew(&mut self, peer: PeerId, address: SocketAddr, now: Duration) {
+        self.attempts.retain(|_, attempt| attempt.goal != Goal::Renew(peer));
+        self.renewals.insert(peer, Renewal { address, backoff: Backoff { failures: 0, due: now } });
+    }
+
+    fn tick_renewals(&mut self, view: &View<'_>, now: Duration, plan: &mut Plan) {
+        self.renewals.retain(|peer, _| view.connected(peer));
+        let idle = |peer: &PeerId| !self.attempts.values().any(|attempt| attempt.goal == Goal::Renew(*peer));
+        let waiting: Vec<(PeerId, SocketAddr, Duration)> = self
+            .renewals
+            .iter()
+            .filter(|(peer, _)| idle(peer))
+            .map(|(peer, renewal)| (*peer, renewal.address, renewal.backoff.due))
+            .collect();
+        for (peer, address, due) in waiting {
+            if due > now {
+                plan.wake_at(due);
+            } else {
+                self.dial(Goal::Renew(peer), Hop::Direct(address), false, now, plan);
+            }
         }
     }
 
@@ -226,7 +269,17 @@ impl Connector {
             }
             Some((Goal::Peer(wanted), hop)) if *wanted != found => {
                 let reason = format!("{} is peer {}", describe(&hop), found.short());
+                if let Hop::Direct(address) = hop
+                    && (self.met.len() < MET_MAX || self.met.contains_key(&address))
+                {
+                    self.met.insert(address, found);
+                }
                 self.failed(dial, &reason, now, rng);
+            }
+            Some((Goal::Renew(peer), _)) => {
+                let peer = *peer;
+                self.renewals.remove(&peer);
+                self.attempts.remove(&dial);
             }
             _ => {
                 self.attempts.remove(&dial);
@@ -340,7 +393,7 @@ impl Connector {
 
     fn stands_for(&self, goal: &Goal) -> Option<PeerId> {
         match goal {
-            Goal::Peer(peer) | Goal::Relay(peer) => Some(*peer),
+            Goal::Peer(peer) | Goal::Relay(peer) | Goal::Renew(peer) => Some(*peer),
             Goal::Target(name) => self.targets.get(name)?.peer,
         }
     }
@@ -379,6 +432,7 @@ impl Connector {
             self.failed(dial, "no answer", now, rng);
         }
         let mut plan = Plan { steps: Vec::new(), wake: self.attempts.values().map(|attempt| attempt.until).min() };
+        self.tick_renewals(view, now, &mut plan);
         self.tick_targets(view, now, rng, &mut plan);
         if view.discovery {
             self.tick_peers(view, now, &mut plan);
@@ -439,8 +493,11 @@ impl Connector {
             if self.busy(&peer.id) {
                 continue;
             }
+            // Where another peer was met that is linked now, this one is not.
+            let another =
+                |address: &SocketAddr| self.met.get(address).is_some_and(|met| *met != peer.id && view.connected(met));
             let usable: Vec<SocketAddr> =
-                peer.endpoints.iter().filter(|address| self.may_dial(address)).copied().collect();
+                peer.endpoints.iter().filter(|address| self.may_dial(address) && !another(address)).copied().collect();
             if usable.is_empty() {
                 continue;
             }

@@ -96,6 +96,9 @@ pub const OBSERVED_MAX: usize = 4;
 /// Most addresses that are remembered as our own because a dial there met ourselves.
 pub const SELF_MAX: usize = 64;
 
+/// Most addresses that are remembered because a dial there met another peer than the one meant.
+pub const MET_MAX: usize = 1024;
+
 /// Most targets.
 pub const TARGETS_MAX: usize = 1024;
 

@@ -26,6 +26,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
 use self::link::{Conn, Peer};
+use self::shake::REPLACED;
 use super::connector::Connector;
 pub use super::connector::TargetInfo;
 use super::gossip::Store;
@@ -284,6 +285,7 @@ impl<I: Identity> Node<I> {
     fn on_timer(&mut self, timer: Timer) {
         match timer {
             Timer::Handshake(conn) => self.handshake_late(conn),
+            Timer::Replaced(conn) => self.close(conn, REPLACED),
             Timer::Path(peer) => self.first_echo_late(peer),
             Timer::Rtt(peer) => self.republish_rtt(peer),
             Timer::Rekey(peer) => self.rekey_late(peer),

@@ -11,6 +11,8 @@ use crate::id::PeerId;
 pub(crate) enum Timer {
     /// The handshake on a connection must be done.
     Handshake(ConnId),
+    /// A connection that another one replaced has had its time.
+    Replaced(ConnId),
     /// The data path to a peer must have answered.
     Path(PeerId),
     /// The link's round trip may be published again.
@@ -41,6 +43,7 @@ impl Timer {
     const fn reason(self) -> &'static str {
         match self {
             Self::Handshake(_) => "handshake deadline",
+            Self::Replaced(_) => "close a replaced connection",
             Self::Path(_) => "first echo deadline",
             Self::Rtt(_) => "publish a round trip",
             Self::Rekey(_) => "rekey deadline",
@@ -77,6 +80,11 @@ impl Timers {
         if !self.due.contains_key(&timer) {
             self.set(timer, at);
         }
+    }
+
+    /// Whether that timer is set.
+    pub(crate) fn has(&self, timer: Timer) -> bool {
+        self.due.contains_key(&timer)
     }
 
     /// Takes a timer back.

@@ -17,6 +17,7 @@ use super::super::timers::Timer;
 use super::super::{ConnId, Event, Identity, Output};
 use super::routes::routes_every;
 use super::{Node, PeerState};
+use crate::data::Hop;
 use crate::id::{Incarnation, PeerId};
 use crate::wire::cbor::Endpoint;
 use crate::wire::control::Message;
@@ -229,8 +230,8 @@ impl<I: Identity> Node<I> {
 
     pub(super) fn on_gossip(&mut self, conn: ConnId, message: Message) {
         let Some(from) = self.live(conn).map(|live| live.peer) else { return };
-        let direct = self.peers.get(&from).and_then(|peer| peer.direct);
-        if direct.is_none_or(|direct| direct.conn != conn) {
+        // Also on a connection that was just replaced: its other end may not know yet.
+        if !self.conns.get(&conn).is_some_and(|conn| matches!(conn.hop, Hop::Direct(_))) {
             return;
         }
         match message {

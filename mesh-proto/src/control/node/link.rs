@@ -153,6 +153,7 @@ impl<I: Identity> Node<I> {
     pub(super) fn drop_conn(&mut self, conn: ConnId, reason: &str) {
         let Some(old) = self.conns.remove(&conn) else { return };
         self.timers.clear(Timer::Handshake(conn));
+        self.timers.clear(Timer::Replaced(conn));
         self.stale.dials = true;
         self.stale.status = true;
         let live = match old.phase {
@@ -184,7 +185,12 @@ impl<I: Identity> Node<I> {
         peer.incarnation = incarnation;
         peer.proposal = None;
         let had_keys = core::mem::take(&mut peer.keyed);
-        let conns: Vec<ConnId> = peer.direct.map(|direct| direct.conn).into_iter().chain(peer.relayed).collect();
+        let standing = [peer.direct.map(|direct| direct.conn), peer.relayed];
+        let replaced = |(conn, state): &(&ConnId, &Conn)| {
+            self.timers.has(Timer::Replaced(**conn)) && matches!(&state.phase, Phase::Live(live) if live.peer == id)
+        };
+        let replaced = self.conns.iter().filter(replaced).map(|(conn, _)| *conn);
+        let conns: Vec<ConnId> = replaced.chain(standing.into_iter().flatten()).collect();
         let reason = format!("peer `{}` restarted (incarnation {})", peer.name, incarnation.0);
         for conn in conns {
             self.close(conn, &reason);
@@ -210,6 +216,11 @@ impl<I: Identity> Node<I> {
                 if let Some(direct) = self.peers.get_mut(&peer).and_then(|peer| peer.direct.as_mut()) {
                     direct.address = super::canonical(to);
                     self.stale.tables = true;
+                    // QUIC follows the end that dialled, not the one that was dialled (control C12).
+                    if direct.role == Role::Dialler {
+                        self.connector.renew(peer, direct.address, self.now);
+                        self.stale.dials = true;
+                    }
                 }
             }
             DataEvent::SessionWanted { peer } => {

@@ -13,6 +13,9 @@ use crate::handover::{Command, SessionKeys};
 use crate::id::PeerId;
 use crate::wire::control::{Confirm, Hello, Message, Refuse, RefuseCode};
 
+/// Why one of two connections is closed.
+pub(super) const REPLACED: &str = "another connection between the two peers is kept";
+
 /// Who sent a Hello, by its keys.
 enum Whose {
     /// Another peer, as far as can be seen.
@@ -213,7 +216,7 @@ impl<I: Identity> Node<I> {
             self.reset_peer(id, proven.incarnation);
         }
         let Some(crossed) = self.settle_duplicates(conn, id, hop, role) else {
-            return self.close(conn, "another connection between the two peers is kept");
+            return self.close(conn, REPLACED);
         };
         self.install(&proven);
         if let Some(reply) = reply {
@@ -265,6 +268,7 @@ impl<I: Identity> Node<I> {
             return None;
         }
         // The old one goes without a trace: what stands on it stands on the new one now.
+        let lingers = matches!(hop, Hop::Direct(_)) && role == Role::Acceptor && peer.up.is_some();
         match hop {
             Hop::Relayed(_) => peer.relayed = None,
             Hop::Direct(address) => {
@@ -275,10 +279,15 @@ impl<I: Identity> Node<I> {
                 }
             }
         }
-        let Some(_) = self.conns.remove(&old) else { return Some(crossing) };
         debug_assert_ne!(old, conn);
-        let reason = "another connection between the two peers is kept".to_owned();
-        self.out.push_back(Output::Close { conn: old, reason });
+        if lingers && self.live(old).is_some() {
+            // The dialler is proven last. Were the old one closed here, it could be gone there
+            // before the new one stands, and the link with it; so the dialler closes it.
+            self.timers.set(Timer::Replaced(old), now + HANDSHAKE);
+        } else if self.conns.remove(&old).is_some() {
+            self.timers.clear(Timer::Replaced(old));
+            self.out.push_back(Output::Close { conn: old, reason: REPLACED.to_owned() });
+        }
         Some(crossing)
     }
 
