@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ipam::allocator::{Allocator, StateError};
+use ipam::allocator::Allocator;
 use ipam::{AllocError, RequestId};
 use ipnet::IpNet;
 use mesh_proto::control::NodeConfig;
@@ -106,7 +106,6 @@ pub(super) struct Core {
     reachable: Vec<(Peer, u64)>,
     pub(super) waiting: BTreeMap<RequestId, Answer>,
     next_request: u64,
-    pub(super) address_state: AddressState,
     /// Writes of the address protocol that are not yet known to be durable.
     pub(super) writes: usize,
     pub(super) refusals: Refusals,
@@ -152,8 +151,7 @@ impl Core {
         let node = Node::new(config.node, config.identity, seeds[0], now);
         let ipam_config =
             ipam::allocator::Config { me, incarnation, ranges: config.ranges.clone(), named_peers: config.named_peers };
-        let address_state = AddressState { config: ipam_config, pairs: config.ipam.into_iter().collect(), life: 0 };
-        let ipam = address_state.allocator(seeds[1], now)?;
+        let ipam = Allocator::new(ipam_config, config.ipam, seeds[1], now)?;
         let (resolver, resolved) = mpsc::channel(64);
         Ok(Self {
             node,
@@ -179,7 +177,6 @@ impl Core {
             reachable: Vec::new(),
             waiting: BTreeMap::new(),
             next_request: 0,
-            address_state,
             writes: 0,
             refusals: Refusals::default(),
             inputs: Inputs { quic: io.quic_events, data: io.data_events, stored: io.stored, requests, resolved },
@@ -254,10 +251,7 @@ impl Core {
                 if let Err(error) = &stored.result {
                     tracing::error!(%error, "the address state could not be written: check the disk under the data directory");
                 }
-                // What an allocator before this one wrote concerns nobody any more.
-                if stored.life == self.address_state.life {
-                    self.ipam.handle_stored(stored.ticket, stored.result, now);
-                }
+                self.ipam.handle_stored(stored.ticket, stored.result, now);
             }
             Input::Request(request) => self.handle_request(request, now),
             Input::Resolved(target, addresses) => {
@@ -442,40 +436,6 @@ impl Core {
             _ => info.reason.clone(),
         };
         TargetView { target: info.target.clone(), peer: info.peer, addresses, connected: itself || reached, reason }
-    }
-}
-
-/// What the address protocol is made from, again if need be: its durable state as it was last
-/// asked to be written.
-#[derive(Debug)]
-pub(super) struct AddressState {
-    config: ipam::allocator::Config<Peer>,
-    pub(super) pairs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// How often it was made again: tells writes of one allocator from those of the next.
-    pub(super) life: u32,
-}
-
-impl AddressState {
-    fn allocator(&self, seed: [u8; 32], now: Duration) -> Result<Allocator<Peer>, StateError> {
-        let pairs = self.pairs.iter().map(|(key, value)| (key.clone(), value.clone()));
-        Allocator::new(self.config.clone(), pairs.collect(), seed, now)
-    }
-}
-
-impl Core {
-    /// Begins a new life of the address protocol, under a higher incarnation. Whoever waits for
-    /// an address is told to ask again.
-    pub(super) fn restart_addresses(&mut self, incarnation: u64) -> anyhow::Result<()> {
-        self.address_state.config.incarnation = incarnation;
-        self.address_state.life += 1;
-        self.ipam = self.address_state.allocator(seed()?, self.clock.now())?;
-        for (_, reply) in std::mem::take(&mut self.waiting) {
-            let waiting_for = "this peer's addresses were loaded again; ask again".to_owned();
-            let _ = reply.send(Err(AllocError::TimedOut { waited_s: 0, waiting_for }));
-        }
-        self.reachable.clear();
-        self.reachability_changed = true;
-        Ok(())
     }
 }
 

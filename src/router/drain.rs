@@ -76,15 +76,9 @@ impl Core {
         let tagged = |bytes: &[u8]| [&[CHANNEL_IPAM], bytes].concat();
         match output {
             IpamOutput::Store { ticket, changes } => {
-                for change in &changes {
-                    match &change.value {
-                        Some(value) => self.address_state.pairs.insert(change.key.clone(), value.clone()),
-                        None => self.address_state.pairs.remove(&change.key),
-                    };
-                }
                 let edit = |change: Change| Edit { table: Table::Ipam, key: change.key, value: change.value };
                 let edits = changes.into_iter().map(edit).collect();
-                let done = Done::Ipam { life: self.address_state.life, ticket };
+                let done = Done::Ipam(ticket);
                 self.writes += 1;
                 if let Err(error) = self.store.write(edits, done) {
                     self.writes -= 1;
@@ -177,10 +171,7 @@ impl Core {
                     to.0
                 );
                 tracing::warn!("{text}");
-                if let Err(error) = self.restart_addresses(to.0) {
-                    tracing::error!(%error, "no addresses can be given until the router is restarted");
-                    self.problems.push(format!("no addresses can be given until the router is restarted: {error}"));
-                }
+                self.ipam.raise_incarnation(to.0, self.clock.now());
                 ("incarnation-raised", text)
             }
             other => {

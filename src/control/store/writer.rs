@@ -25,13 +25,8 @@ const BATCH: usize = 256;
 /// Who waits for a write.
 #[derive(Debug)]
 pub enum Done {
-    /// The address protocol: told over the queue of [`Stored`].
-    Ipam {
-        /// Which of the allocators that this process had.
-        life: u32,
-        /// Its name for the write.
-        ticket: Ticket,
-    },
+    /// The address protocol, which names the write so: told over the queue of [`Stored`].
+    Ipam(Ticket),
     /// A request.
     Reply(oneshot::Sender<Result<(), String>>),
     /// Nobody: it can be made again.
@@ -41,9 +36,7 @@ pub enum Done {
 /// A write of the address protocol is durable, or failed.
 #[derive(Debug)]
 pub struct Stored {
-    /// Which of the allocators that this process had.
-    pub life: u32,
-    /// Its name for the write.
+    /// The allocator's name for the write.
     pub ticket: Ticket,
     /// What came of it.
     pub result: Result<(), String>,
@@ -121,9 +114,9 @@ fn run(database: &Database, mut writes: mpsc::Receiver<Write>, tell: &mpsc::Send
 
 fn report(done: Done, result: Result<(), String>, tell: &mpsc::Sender<Stored>) {
     match done {
-        Done::Ipam { life, ticket } => {
+        Done::Ipam(ticket) => {
             // Fails only when the router is gone, and then nobody waits.
-            let _ = tell.blocking_send(Stored { life, ticket, result });
+            let _ = tell.blocking_send(Stored { ticket, result });
         }
         Done::Reply(reply) => {
             let _ = reply.send(result);
@@ -163,7 +156,7 @@ mod tests {
         let (store, mut stored) = Store::start(open(dir.path()).expect("made").file).expect("started");
         for number in 0..500_u64 {
             let edit = Edit::set(Table::Ipam, *b"key", number.to_be_bytes());
-            store.write(vec![edit], Done::Ipam { life: 1, ticket: Ticket(number) }).expect("taken");
+            store.write(vec![edit], Done::Ipam(Ticket(number))).expect("taken");
         }
         for number in 0..500 {
             let done = stored.recv().await.expect("reported");
