@@ -193,7 +193,11 @@ impl Connector {
                 let seen = self.seen_of(&name);
                 let Some(target) = self.targets.get_mut(&name) else { return };
                 reason.clone_into(&mut target.reason);
-                if target.left.is_empty() {
+                let linked = target.peer.and_then(|peer| self.peers.get(&peer)?.linked);
+                if attempt.patient {
+                    target.left.clear();
+                    target.backoff.failed_patiently(linked, now, rng);
+                } else if target.left.is_empty() {
                     target.backoff.failed(seen, now, rng);
                 }
             }
@@ -471,7 +475,10 @@ impl Connector {
                 target.left.clear();
                 target.reason.clear();
             } else if let Some(address) = target.left.pop() {
-                self.dial(Goal::Target(name), Hop::Direct(address), false, now, plan);
+                let owner = view.owner_of(&address);
+                let patient = owner.is_some_and(|owner| owner.reachable);
+                target.peer = owner.map(|owner| owner.id).or(target.peer);
+                self.dial(Goal::Target(name), Hop::Direct(address), patient, now, plan);
             } else if target.backoff.due <= now {
                 target.resolving = Some(now + DIAL);
                 plan.wake_at(now + DIAL);

@@ -9,6 +9,10 @@ pub const PEERS_MAX: usize = 4096;
 /// A handshake that is not done in this time is given up.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 
+/// A refused connection stays open for so long, unless its other end closes it, so that the
+/// refusal arrives.
+pub const REFUSAL: Duration = Duration::from_secs(1);
+
 /// After the handshake the data path must have answered in this time, or the connection is
 /// closed: what only control can cross is no link.
 pub const FIRST_ECHO: Duration = Duration::from_secs(5);

@@ -51,6 +51,11 @@ impl View<'_> {
         self.peers.iter().find(|peer| peer.address == Some(*address)).map(|peer| peer.id)
     }
 
+    /// The peer without link that is said to be dialled at an address.
+    pub(super) fn owner_of(&self, address: &SocketAddr) -> Option<&PeerView<'_>> {
+        self.peers.iter().find(|peer| !peer.connected && peer.endpoints.contains(address))
+    }
+
     pub(super) fn connected(&self, id: &PeerId) -> bool {
         self.peer(id).is_some_and(|peer| peer.connected)
     }

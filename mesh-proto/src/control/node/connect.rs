@@ -123,8 +123,9 @@ impl<I: Identity> Node<I> {
         victims.sort_unstable();
         for (_, _, id, conn) in victims.into_iter().rev().take(surplus.min(SHED_AT_ONCE)) {
             let refusal = Refusal::both(RefuseCode::Full, "this peer has links enough; you reach it through others");
-            self.send(conn, &refusal.message(None));
-            self.close(conn, "made room for another link");
+            let Some(hop) = self.conns.get(&conn).map(|conn| conn.hop) else { continue };
+            self.drop_conn(conn, "made room for another link");
+            self.part(conn, hop, &refusal, None);
             self.connector.is_full(None, id, self.now, &mut self.rng);
         }
     }

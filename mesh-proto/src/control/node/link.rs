@@ -38,6 +38,9 @@ pub(super) enum Phase {
     Shaking(Box<Handshake>),
     /// Proven.
     Live(Live),
+    /// Refused: left open for a moment, for a connection that closes takes what is under way
+    /// with it, and the refusal should arrive. The other end closes when it has read it.
+    Refused(String),
 }
 
 /// A connection whose other end is proven.
@@ -119,7 +122,7 @@ impl<I: Identity> Node<I> {
     pub(super) fn live(&self, conn: ConnId) -> Option<&Live> {
         match &self.conns.get(&conn)?.phase {
             Phase::Live(live) => Some(live),
-            Phase::Shaking(_) => None,
+            Phase::Shaking(_) | Phase::Refused(_) => None,
         }
     }
 
@@ -158,6 +161,7 @@ impl<I: Identity> Node<I> {
         self.stale.status = true;
         let live = match old.phase {
             Phase::Live(live) => live,
+            Phase::Refused(_) => return,
             Phase::Shaking(_) => {
                 if let Some(dial) = old.dial {
                     self.connector.failed(dial, reason, self.now, &mut self.rng);

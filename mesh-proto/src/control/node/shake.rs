@@ -2,7 +2,7 @@
 
 use super::super::connector::describe;
 use super::super::handshake::{Handshake, Offer, Proven, Refusal, Role};
-use super::super::limits::{DUPLICATE_WITHIN, FIRST_ECHO, HANDSHAKE, PEERS_MAX, SHAKING_MAX};
+use super::super::limits::{DUPLICATE_WITHIN, FIRST_ECHO, HANDSHAKE, PEERS_MAX, REFUSAL, SHAKING_MAX};
 use super::super::record::SignedRecord;
 use super::super::timers::Timer;
 use super::super::{ConnId, Connected, Event, Identity, Output};
@@ -46,17 +46,16 @@ impl<I: Identity> Node<I> {
             Some(dial) if !self.connector.awaits(dial) => return turn_away(self, "this dial is no longer wanted"),
             Some(_) => {}
             None => {
+                let shaking = self.conns.values().filter(|conn| !matches!(conn.phase, Phase::Live(_))).count();
+                if shaking >= SHAKING_MAX {
+                    return turn_away(self, "too many handshakes at once: try again");
+                }
                 if let Some(wait) = self.guard.must_wait(&hop, self.now) {
                     let line =
                         format!("too many failed attempts from {}: next in {} s", describe(&hop), wait.as_secs() + 1);
                     let refusal = Refusal::both(RefuseCode::TooFast, line);
-                    self.send(conn, &refusal.message(None));
-                    turn_away(self, &refusal.here);
+                    self.part(conn, hop, &refusal, None);
                     return self.emit(Event::Refused { hop, reason: refusal.here });
-                }
-                let shaking = self.conns.values().filter(|conn| matches!(conn.phase, Phase::Shaking(_))).count();
-                if shaking >= SHAKING_MAX {
-                    return turn_away(self, "too many handshakes at once: try again");
                 }
             }
         }
@@ -88,7 +87,11 @@ impl<I: Identity> Node<I> {
 
     pub(super) fn on_message(&mut self, conn: ConnId, bytes: &[u8]) {
         let Some(state) = self.conns.get(&conn) else { return };
-        let shaking = matches!(state.phase, Phase::Shaking(_));
+        let shaking = match state.phase {
+            Phase::Shaking(_) => true,
+            Phase::Live(_) => false,
+            Phase::Refused(_) => return,
+        };
         let message = match Message::decode(bytes) {
             Ok(Some(message)) => message,
             // Of a later version. Whoever sent it knows that we may not understand.
@@ -312,8 +315,13 @@ impl<I: Identity> Node<I> {
 
     pub(super) fn handshake_late(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get(&conn) else { return };
-        if !matches!(state.phase, Phase::Shaking(_)) {
-            return;
+        match &state.phase {
+            Phase::Shaking(_) => {}
+            Phase::Live(_) => return,
+            Phase::Refused(reason) => {
+                let reason = reason.clone();
+                return self.close(conn, &reason);
+            }
         }
         if state.dial.is_none() {
             self.guard.failed(&state.hop, self.now);
@@ -328,6 +336,14 @@ impl<I: Identity> Node<I> {
         }
     }
 
+    /// Sends a refusal, and closes when it has had the time to arrive.
+    pub(super) fn part(&mut self, conn: ConnId, hop: Hop, refusal: &Refusal, record: Option<Vec<u8>>) {
+        self.send(conn, &refusal.message(record));
+        self.timers.set(Timer::Handshake(conn), self.now + REFUSAL);
+        let phase = Phase::Refused(refusal.there.clone());
+        self.conns.insert(conn, Conn { hop, role: Role::Acceptor, dial: None, phase });
+    }
+
     fn refuse_gone(
         &mut self,
         conn: ConnId,
@@ -336,9 +352,7 @@ impl<I: Identity> Node<I> {
         refusal: &Refusal,
         record: Option<Vec<u8>>,
     ) {
-        self.timers.clear(Timer::Handshake(conn));
-        self.send(conn, &refusal.message(record));
-        self.out.push_back(Output::Close { conn, reason: refusal.there.clone() });
+        self.part(conn, hop, refusal, record);
         match dial {
             Some(dial) => self.connector.failed(dial, &refusal.here, self.now, &mut self.rng),
             None if matches!(refusal.code, RefuseCode::Settings | RefuseCode::Other) => {
@@ -360,6 +374,7 @@ impl<I: Identity> Node<I> {
         let peer = match &state.phase {
             Phase::Shaking(handshake) => handshake.peer(),
             Phase::Live(live) => Some(live.peer),
+            Phase::Refused(_) => return,
         };
         match (RefuseCode::from_code(refuse.code), peer) {
             (RefuseCode::Full, Some(peer)) => {
