@@ -10,6 +10,7 @@
 //! carries it in the clear: no peer sees one frame more often than [`CROSSINGS_MAX`] times.
 
 use memchr::memmem::Finder;
+use mesh_proto::wire::datagram::RELAY;
 
 use super::clock::Time;
 use super::queue::Index;
@@ -40,7 +41,23 @@ pub(super) struct Frame {
     tagged: bool,
     size: usize,
     delivered: Vec<u64>,
-    crossed: Vec<u8>,
+    crossed: Vec<Crossings>,
+}
+
+/// Arrivals of one frame at one host. What the underlay made two of goes through relays as two,
+/// but with the same hops left: those count once.
+#[derive(Debug, Clone, Copy, Default)]
+struct Crossings {
+    /// The hops that were left when it came through relays, a bit each.
+    hops: u64,
+    /// How often it came straight from a neighbour.
+    straight: u8,
+}
+
+impl Crossings {
+    fn count(self) -> u8 {
+        u8::try_from(self.hops.count_ones()).unwrap_or(u8::MAX).saturating_add(self.straight)
+    }
 }
 
 /// What to send.
@@ -143,10 +160,14 @@ impl Ledger {
             from += place + MAGIC.len();
             let Some(id) = word(&datagram[from..]) else { return };
             let Some(frame) = self.frames.get_mut(id) else { continue };
-            frame.crossed.resize(self.hosts, 0);
-            let count = &mut frame.crossed[usize::from(host)];
-            *count = count.saturating_add(1);
-            if *count > CROSSINGS_MAX {
+            frame.crossed.resize(self.hosts, Crossings::default());
+            let crossings = &mut frame.crossed[usize::from(host)];
+            match datagram {
+                [RELAY, hops, ..] => crossings.hops |= 1 << (hops & 63),
+                _ => crossings.straight = crossings.straight.saturating_add(1),
+            }
+            let count = crossings.count();
+            if count > CROSSINGS_MAX {
                 let why = format!("forwarding loop: frame {id} of p{:02} crossed p{host:02} {count} times", frame.from);
                 return self.fail(why);
             }
@@ -174,7 +195,7 @@ impl Frame {
 
     /// The most arrivals at one host, as far as they could be seen.
     pub(super) fn crossings(&self) -> u8 {
-        self.crossed.iter().copied().max().unwrap_or(0)
+        self.crossed.iter().map(|crossings| crossings.count()).max().unwrap_or(0)
     }
 
     fn write(&self, id: usize, bytes: &mut Vec<u8>) {

@@ -60,14 +60,20 @@ impl Traffic {
     }
 
     /// A frame of a container of this host, for a container of another or for everybody.
-    pub(super) fn one(&mut self, from: &mut Host, to: Option<(Index, Mac)>, env: &mut Env) -> Option<usize> {
+    pub(super) fn one(
+        &mut self,
+        from: &mut Host,
+        to: Option<(Index, Mac)>,
+        size: usize,
+        env: &mut Env,
+    ) -> Option<usize> {
         let order = Order {
             from: from.index,
             to: to.map(|to| to.0),
             source: *from.macs.first()?,
             destination: to.map_or(BROADCAST, |to| to.1),
             tagged: false,
-            size: self.size(),
+            size,
         };
         self.send(from, &[order], env).first().copied()
     }
@@ -95,7 +101,8 @@ impl Traffic {
         ids
     }
 
-    fn size(&mut self) -> usize {
+    /// The size of a frame, in bytes.
+    pub(super) fn size(&mut self) -> usize {
         match self.dice.below(10) {
             0..6 => 60 + self.dice.index(140),
             6..9 => 200 + self.dice.index(1200),

@@ -43,8 +43,6 @@ pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) traffic: Traffic,
     pub(super) events: u64,
-    /// Whether the underlay neither repeats nor reorders when it is well.
-    pub(super) clean: bool,
     /// Whether a round of liveness met a change and says nothing.
     pub(super) disturbed: bool,
     /// Whom each host is told of.
@@ -109,7 +107,6 @@ impl World {
             traffic: Traffic::new(seed, options.addresses),
             events: 0,
             disturbed: false,
-            clean,
             targets,
             discovery,
             links_max: [8, 16, 32][dice.index(3)],
