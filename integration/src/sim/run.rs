@@ -17,9 +17,9 @@ use super::world::World;
 pub const CONVERGE: core::time::Duration = core::time::Duration::from_secs(15);
 /// Bytes that a peer without traffic sends per second and link, with UDP and IP headers: echoes
 /// of both ends, keep-alives of the connections, gossip digests.
-pub const IDLE_PER_LINK: u64 = 300;
+pub const IDLE_PER_LINK: u64 = 800;
 /// Bytes that a peer without traffic sends per second to addresses where nobody answers.
-pub const IDLE_DIALS: u64 = 1000;
+pub const IDLE_DIALS: u64 = 6000;
 
 /// How long a mesh is left alone before it is called idle: what was tried in vain is tried less
 /// and less often.
