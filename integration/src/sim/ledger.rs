@@ -39,7 +39,8 @@ pub(super) struct Frame {
     destination: Mac,
     source: Mac,
     tagged: bool,
-    size: usize,
+    /// In bytes.
+    pub(super) size: usize,
     delivered: Vec<u64>,
     crossed: Vec<Crossings>,
 }

@@ -30,6 +30,8 @@ const QUIET: Time = 30 * SECOND;
 const ROUNDS: u32 = 8;
 /// Time between two looks at whether all agree.
 const LOOK: Time = 250 * MS;
+/// Frames up to this size fit into one datagram on every path, in bytes.
+const CARRIED_EVERYWHERE: usize = 1100;
 /// Unicast destinations of each host in a round.
 const PARTNERS: usize = 4;
 
@@ -178,11 +180,15 @@ impl World {
         }
         // The first frames to a peer may wait for a session with it, or be larger than a new path
         // carries; those after may not.
-        let partners = self.partners();
+        let (partners, tables) = (self.partners(), self.env.tables);
         self.unicasts(&partners)?;
         self.run_until(self.env.now + 3 * SECOND)?;
-        let unicasts = self.unicasts(&partners)?;
+        let mut unicasts = self.unicasts(&partners)?;
         self.run_until(self.env.now + SECOND)?;
+        if self.env.tables != tables {
+            // Another relay may carry less than the one before; that is found in 2 s (sleeve).
+            unicasts.retain(|id| self.env.ledger.frame(*id).size <= CARRIED_EVERYWHERE);
+        }
         Ok(self.all_arrived(&broadcasts, &unicasts))
     }
 
