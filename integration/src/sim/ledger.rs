@@ -175,6 +175,13 @@ impl Ledger {
         }
     }
 
+    /// The router of a host starts anew: what was delivered to the one before it does not know.
+    /// (A frame that waited in a router that was stopped may come seconds late, to both.)
+    pub(super) fn forget(&mut self, host: Index) {
+        let (word, bit) = (usize::from(host) / 64, 1u64 << (host % 64));
+        self.frames.iter_mut().for_each(|frame| frame.delivered[word] &= !bit);
+    }
+
     /// Notes the first failure.
     pub(super) fn fail(&mut self, why: String) {
         self.failure.get_or_insert(why);

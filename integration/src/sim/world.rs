@@ -230,6 +230,7 @@ impl World {
             host.macs = (0..CONTAINERS).map(|place| mac(index, salt, place)).collect();
             self.env.book.wiped(index);
         }
+        self.env.ledger.forget(index);
         let host = &mut self.hosts[place];
         host.life += 1;
         let raise = u64::from(kept != Kept::Copy || host.disk.incarnation == Incarnation(0));
