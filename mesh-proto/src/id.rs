@@ -85,12 +85,7 @@ mod tests {
 
     #[test]
     fn other_text_is_refused_with_the_text_in_the_error() {
-        for text in [
-            "",
-            "zz",
-            "0123456789abcdef0123456789abcdeg",
-            "é123456789abcdef0123456789abcd",
-        ] {
+        for text in ["", "zz", "0123456789abcdef0123456789abcdeg", "é123456789abcdef0123456789abcd"] {
             let error = text.parse::<PeerId>().expect_err("not an id");
             assert!(error.to_string().contains(text));
         }

@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn what_may_never_happen_is_noticed() {
-        let tries: [(&str, Index, fn(&mut Vec<u8>)); 4] = [
+        type Spoil = fn(&mut Vec<u8>);
+        let tries: [(&str, Index, Spoil); 4] = [
             ("came back", 0, |_| {}),
             ("twice", 1, |_| {}),
             ("changed", 2, |bytes| *bytes.last_mut().unwrap() ^= 1),

@@ -1,7 +1,7 @@
 //! Bytes ⇄ values: one file per format, each opening with the picture of its bytes.
 
-pub mod datagram;
-pub mod record;
 pub mod cbor;
 pub mod control;
+pub mod datagram;
 pub mod gossip;
+pub mod record;
