@@ -11,22 +11,24 @@
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
 mod engine;
+#[path = "../harness/mod.rs"]
+mod harness;
 
 use std::{
     fmt::Display,
     fs, io,
     net::IpAddr,
-    panic::{self, AssertUnwindSafe},
+    panic,
     path::Path,
     process::{Command, ExitCode},
-    sync::mpsc,
     thread,
     time::Duration,
 };
 
 use engine::{Engine, missing_program};
+use harness::{bounded, end_with_the_parent};
 use ipnet::IpNet;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use rustix::{
     io::Errno,
     process::{WaitOptions, wait},
@@ -63,7 +65,7 @@ fn main() -> ExitCode {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
     let name = "containers_of_two_engines_share_a_network";
-    let trial = Trial::test(name, || bounded(containers_of_two_engines_share_a_network));
+    let trial = Trial::test(name, || bounded(LIMIT, containers_of_two_engines_share_a_network));
     libtest_mimic::run(&arguments, vec![trial.with_ignored_flag(lacking.is_some())]).exit_code()
 }
 
@@ -73,38 +75,6 @@ fn lacking() -> Option<String> {
         return Some("Docker needs root".to_owned());
     }
     missing_program().map(|program| format!("`{program}` is not installed; scripts/setup installs it"))
-}
-
-/// A router must not outlive a harness that was killed.
-fn end_with_the_parent() {
-    let parent = rustix::process::getppid();
-    thread::spawn(move || {
-        while rustix::process::getppid() == parent {
-            thread::sleep(Duration::from_millis(200));
-        }
-        std::process::exit(1);
-    });
-}
-
-/// Runs the test on a thread of its own for at most its time.
-fn bounded(body: fn()) -> Result<(), Failed> {
-    let (done, result) = mpsc::channel();
-    thread::Builder::new().name("trial".into()).spawn(move || {
-        let outcome = panic::catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
-            panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_else(|| "panicked".to_owned())
-        });
-        // The harness may have given up.
-        let _ = done.send(outcome);
-    })?;
-    match result.recv_timeout(LIMIT) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(message)) => Err(message.into()),
-        Err(_) => Err(format!("not finished after {LIMIT:?}").into()),
-    }
 }
 
 /// `expect` with the error in the text.

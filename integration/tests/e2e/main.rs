@@ -15,6 +15,8 @@ mod broadcast;
 mod cli;
 mod connect;
 mod frames;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod lab;
 mod mesh;
 mod mtu;
@@ -23,15 +25,10 @@ mod restart;
 mod secrets;
 mod underlay;
 
-use std::{
-    panic::{self, AssertUnwindSafe},
-    process::ExitCode,
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use harness::{bounded, end_with_the_parent};
+use libtest_mimic::{Arguments, Trial};
 
 /// In the environment of a process that shall be `weft` and not the harness.
 pub(crate) const ROUTER: &str = "E2E_ROUTER";
@@ -68,41 +65,9 @@ fn main() -> ExitCode {
         ("restart", restart::CASES),
     ];
     let trials = groups.iter().flat_map(|(group, cases)| {
-        cases
-            .iter()
-            .map(move |&(name, seconds, body)| Trial::test(format!("{group}::{name}"), move || bounded(seconds, body)))
+        cases.iter().map(move |&(name, seconds, body)| {
+            Trial::test(format!("{group}::{name}"), move || bounded(Duration::from_secs(seconds), body))
+        })
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
-}
-
-/// Runs a test on a thread of its own for at most its time.
-fn bounded(seconds: u64, body: fn()) -> Result<(), Failed> {
-    let (done, result) = mpsc::channel();
-    thread::Builder::new().name("trial".into()).spawn(move || {
-        let outcome = panic::catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
-            panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_else(|| "panicked".to_owned())
-        });
-        // The harness may have given up on this test.
-        let _ = done.send(outcome);
-    })?;
-    match result.recv_timeout(Duration::from_secs(seconds)) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(message)) => Err(message.into()),
-        Err(_) => Err(format!("not finished after {seconds} s").into()),
-    }
-}
-
-/// A router must not outlive a harness that was killed.
-fn end_with_the_parent() {
-    let parent = rustix::process::getppid();
-    thread::spawn(move || {
-        while rustix::process::getppid() == parent {
-            thread::sleep(Duration::from_millis(200));
-        }
-        std::process::exit(1);
-    });
 }

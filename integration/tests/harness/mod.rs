@@ -1,0 +1,42 @@
+//! What the harnesses of our own share: trials that end, and routers that do not outlive them.
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use libtest_mimic::Failed;
+
+/// A router must not outlive a harness that was killed.
+pub(crate) fn end_with_the_parent() {
+    let parent = rustix::process::getppid();
+    thread::spawn(move || {
+        while rustix::process::getppid() == parent {
+            thread::sleep(Duration::from_millis(200));
+        }
+        std::process::exit(1);
+    });
+}
+
+/// Runs a test on a thread of its own for at most its time.
+pub(crate) fn bounded(limit: Duration, body: fn()) -> Result<(), Failed> {
+    let (done, result) = mpsc::channel();
+    thread::Builder::new().name("trial".into()).spawn(move || {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+            panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_else(|| "panicked".to_owned())
+        });
+        // The harness may have given up on this test.
+        let _ = done.send(outcome);
+    })?;
+    match result.recv_timeout(limit) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(message)) => Err(message.into()),
+        Err(_) => Err(format!("not finished after {limit:?}").into()),
+    }
+}
