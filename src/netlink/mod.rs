@@ -3,6 +3,7 @@
 //! ```text
 //!   Netlink ─┬─ link.rs       interfaces: find, bridge, TAP as a port, veth, MTU, MAC, up, delete
 //!            ├─ address.rs    addresses and routes of an interface, and those of the host
+//!            ├─ monitor.rs    what changes, told by the kernel
 //!            ├─ sysctl.rs     the few settings that have no netlink attribute (/proc/sys/net)
 //!            ├─ netns.rs      namespaces: open, identify, run inside
 //!            └─ container.rs  a container's interface, plugged into the bridge and out again
@@ -15,6 +16,7 @@ mod address;
 pub mod container;
 mod error;
 mod link;
+mod monitor;
 pub mod netns;
 mod sysctl;
 
@@ -27,6 +29,7 @@ pub use self::{
     address::{Route, RouteTo},
     error::{NetlinkError, Result},
     link::{Link, Mac, VethPeer},
+    monitor::{FdbChange, Monitor, Notice, Topic},
     netns::{NetNs, NetNsId},
 };
 

@@ -1,8 +1,10 @@
 //! The kernel's network configuration: what is made, adopted, refused and removed.
 
+use std::{future::Future, pin::pin, task::Poll, time::Duration};
+
 use weft::{
     lab::Container,
-    netlink::{Mac, NetNs, Netlink, Route, VethPeer, container},
+    netlink::{Mac, Monitor, NetNs, Netlink, Notice, Route, Topic, VethPeer, container},
 };
 
 use crate::{Case, mesh::Must as _};
@@ -14,6 +16,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_half_removed_container_interface_is_made_anew", 10, leftovers_are_replaced),
     ("a_container_without_ipv6_gets_its_ipv6_address_all_the_same", 10, ipv6_is_switched_on),
     ("addresses_and_routes_come_and_go_idempotently", 10, addresses_and_routes),
+    ("the_kernel_tells_what_changes", 10, changes_are_told),
+    ("notices_that_do_not_fit_are_said_to_be_lost", 20, lost_notices),
 ];
 
 const MAC: Mac = [0x02, 1, 2, 3, 4, 5];
@@ -168,6 +172,80 @@ fn addresses_and_routes() {
         }
         assert!(netlink.addresses(&bridge).await?.is_empty());
         assert!(port.index != bridge.index);
+        Ok(())
+    });
+}
+
+/// Reads notices until one is as wanted.
+async fn told(monitor: &mut Monitor, what: &str, wanted: impl Fn(&Notice) -> bool) -> Notice {
+    let mut seen = Vec::new();
+    let search = async {
+        loop {
+            let notice = monitor.next().await.must("read");
+            if wanted(&notice) {
+                return notice;
+            }
+            seen.push(notice);
+        }
+    };
+    match tokio::time::timeout(Duration::from_secs(2), search).await {
+        Ok(notice) => notice,
+        Err(_) => panic!("not told that {what}, only {seen:#?}"),
+    }
+}
+
+fn changes_are_told() {
+    in_new_host(async |netlink| {
+        let topics = [Topic::Links, Topic::Addresses, Topic::Routes, Topic::Fdb];
+        let mut monitor = netlink.monitor(&topics)?;
+        let bridge = netlink.ensure_bridge("weft", 1410, MAC).await?;
+        let link = |wanted: &'static str, is_gone| move |notice: &Notice| matches!(notice, Notice::Link { name, gone, .. } if name == wanted && *gone == is_gone);
+        told(&mut monitor, "a bridge came", link("weft", false)).await;
+        let peer = VethPeer { name: "far", mac: MAC, namespace: None };
+        let port = netlink.add_veth("near", 1410, &peer).await?;
+        netlink.set_master(&port, Some(&bridge)).await?;
+        let entry = |gone| {
+            move |notice: &Notice| match notice {
+                Notice::Fdb(change) => {
+                    change.gone == gone && change.port == port.index && change.bridge == Some(bridge.index)
+                }
+                _ => false,
+            }
+        };
+        let Notice::Fdb(change) = told(&mut monitor, "the bridge knows the port", entry(false)).await else {
+            unreachable!("as asked for")
+        };
+        assert!(change.permanent && !change.entered && Some(change.mac) == port.mac, "{change:?}");
+        netlink.add_address(&bridge, net("10.32.0.1/12")).await?;
+        told(&mut monitor, "an address came", |notice| *notice == Notice::Address { link: bridge.index }).await;
+        told(&mut monitor, "a route came with it", |notice| *notice == Notice::Route).await;
+        // A port that leaves is an interface still.
+        netlink.set_master(&port, None).await?;
+        told(&mut monitor, "the bridge forgets the port", entry(true)).await;
+        told(&mut monitor, "the port changed", link("near", false)).await;
+        netlink.delete_link("near").await?;
+        told(&mut monitor, "the port is gone", link("near", true)).await;
+        Ok(())
+    });
+}
+
+fn lost_notices() {
+    in_new_host(async |netlink| {
+        let mut monitor = netlink.monitor(&[Topic::Addresses])?;
+        let bridge = netlink.ensure_bridge("weft", 1410, MAC).await?;
+        // Polled once, so that a reader waits; then nobody reads.
+        let first = std::future::poll_fn(|context| Poll::Ready(pin!(monitor.next()).poll(context).is_ready())).await;
+        assert!(!first, "nothing has changed yet");
+        for round in 0..20_000_u32 {
+            let [_, a, b, c] = (0x20_0001 + round % 2).to_be_bytes();
+            let address = net(&format!("10.{a}.{b}.{c}/12"));
+            netlink.add_address(&bridge, address).await?;
+            netlink.del_address(&bridge, address).await?;
+        }
+        told(&mut monitor, "some were lost", |notice| *notice == Notice::Overrun).await;
+        // And it goes on.
+        netlink.add_address(&bridge, net("10.32.0.9/12")).await?;
+        told(&mut monitor, "an address came", |notice| *notice == Notice::Address { link: bridge.index }).await;
         Ok(())
     });
 }
