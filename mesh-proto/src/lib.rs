@@ -16,6 +16,7 @@
 //! 4. No input makes a machine panic, block, or grow without a bound.
 //! 5. `control` and `data` never call each other; values of [`handover`] travel between them.
 
+pub mod address;
 pub mod control;
 pub mod data;
 pub mod handover;

@@ -8,8 +8,9 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use mesh_proto::address::canonical;
+
 use super::sys::{Messages, Span};
-use super::udp::canonical;
 
 /// Datagrams a system call, each way. From 32 on, a larger batch gains nothing measurable and
 /// delays the first frame of it.

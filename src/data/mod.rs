@@ -40,8 +40,8 @@ use tokio::sync::mpsc;
 
 pub use report::{IoCounters, Report};
 pub use tap::open_tap;
+pub use udp::bind_udp;
 pub(crate) use udp::send_one;
-pub use udp::{bind_udp, canonical};
 
 use crate::clock::Clock;
 

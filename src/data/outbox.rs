@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_proto::address::canonical;
 use mesh_proto::data::{Hop, Sink};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use tracing::warn;
 use super::IoCounters;
 use super::batch::{Flushed, Sender};
 use super::quiet::Quiet;
-use super::udp::{canonical, for_socket};
+use super::udp::for_socket;
 
 /// How long one batch may wait for room in the socket's buffer. Long enough for the interface to
 /// send a part of it, short enough that the TAP and the timers do not notice.

@@ -1,8 +1,9 @@
 //! The UDP socket that sleeve and QUIC share.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
+use mesh_proto::address::canonical;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::sys;
@@ -66,19 +67,6 @@ fn explain(error: &io::Error, address: SocketAddr) -> io::Error {
     io::Error::new(error.kind(), format!("UDP {address}: {advice} ({error})"))
 }
 
-/// The address as everything but the socket knows it: IPv4 never hides in IPv6, and an IPv6
-/// address has no flow label. One peer has one address, however the kernel wrote it.
-#[must_use]
-pub fn canonical(address: SocketAddr) -> SocketAddr {
-    match address {
-        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
-            Some(v4) => SocketAddr::V4(SocketAddrV4::new(v4, v6.port())),
-            None => SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
-        },
-        v4 @ SocketAddr::V4(_) => v4,
-    }
-}
-
 /// The address as a socket of the given family takes it; `None` if it cannot reach it.
 pub(super) fn for_socket(address: SocketAddr, socket_is_ipv6: bool) -> Option<SocketAddr> {
     match (canonical(address), socket_is_ipv6) {
@@ -103,15 +91,6 @@ mod tests {
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn one_peer_has_one_address_however_the_kernel_wrote_it() {
-        assert_eq!(canonical(address("[::ffff:192.0.2.1]:5")), address("192.0.2.1:5"));
-        assert_eq!(canonical(address("192.0.2.1:5")), address("192.0.2.1:5"));
-        let labelled = SocketAddrV6::new("2001:db8::1".parse().unwrap(), 5, 7, 0);
-        assert_eq!(canonical(labelled.into()), address("[2001:db8::1]:5"));
-        assert_eq!(canonical(address("[fe80::1%4]:5")), address("[fe80::1%4]:5"));
     }
 
     #[test]

@@ -214,7 +214,7 @@ async fn look_up(target: &str, default_port: u16) -> Vec<SocketAddr> {
     let lookup = tokio::net::lookup_host((host.as_str(), port));
     match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
         Ok(Ok(found)) => {
-            let mut addresses: Vec<_> = found.map(crate::data::canonical).collect();
+            let mut addresses: Vec<_> = found.map(mesh_proto::address::canonical).collect();
             addresses.sort_unstable();
             addresses.dedup();
             addresses

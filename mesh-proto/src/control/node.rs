@@ -17,7 +17,7 @@ mod session;
 mod shake;
 mod status;
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use super::routes::{Router, Routes};
 use super::timers::{Timer, Timers};
 use super::window::Window;
 use super::{ConnId, Connected, DialId, Event, Identity, NodeConfig, Output};
+use crate::address::canonical;
 use crate::handover::{DataEvent, Tables};
 use crate::id::{Incarnation, PeerId};
 use crate::wire::control::Message;
@@ -317,15 +318,6 @@ impl<I: Identity> Node<I> {
 
     fn send(&mut self, conn: ConnId, message: &Message) {
         self.out.push_back(Output::Send { conn, bytes: message.encode() });
-    }
-}
-
-/// An address as it is compared and published: IPv4 as IPv4, also where a socket for both kinds
-/// says `::ffff:192.0.2.1`.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V6(_) => address,
-        ip => SocketAddr::new(ip, address.port()),
     }
 }
 

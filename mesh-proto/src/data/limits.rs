@@ -55,9 +55,12 @@ pub const REKEY_DATAGRAMS: u64 = 1 << 30;
 pub const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Between two requests for a first session.
 pub const SESSION_WANTED_EVERY: Duration = ms(1000);
-/// The generation before stays valid for receiving this long after the other end was seen to
-/// use the new one. Datagrams under way are younger.
-pub const PREVIOUS_KEPT: Duration = Duration::from_secs(30);
+/// Generations that are kept for receiving besides the one in use: the one before, and two that
+/// the other end proposed one right after the other.
+pub const GENERATIONS_KEPT: usize = 3;
+/// An old generation stays valid for receiving this long after the other end was seen to use the
+/// new one, and after it was last heard under the old one. Datagrams under way are younger.
+pub const KEPT_FOR: Duration = Duration::from_secs(30);
 /// Between two probes that tell the other end that we use new keys, until it answers under them.
 pub const CONFIRM_EVERY: Duration = ms(200);
 /// After so many probes without an answer they become rare.

@@ -30,20 +30,6 @@ impl Key for SocketAddr {
     }
 }
 
-/// The one form of an address: IPv4 never dressed as IPv6, no flow label.
-pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
-    match addr {
-        SocketAddr::V4(_) => addr,
-        SocketAddr::V6(mut v6) => match v6.ip().to_ipv4_mapped() {
-            Some(v4) => SocketAddr::from((v4, v6.port())),
-            None => {
-                v6.set_flowinfo(0);
-                SocketAddr::V6(v6)
-            }
-        },
-    }
-}
-
 /// The two ways to a peer, each with its own path MTU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -97,6 +83,15 @@ impl Link {
         self.next_probe = id.wrapping_add(1);
         self.outstanding[id as usize % OUTSTANDING] = Some(Outstanding { id, sent: now, size, way });
         id
+    }
+
+    /// That way is another one now: its size is looked for anew, and what the probes that are
+    /// under way will say of the old one does not count.
+    pub(crate) fn restart_mtu(&mut self, way: Way, now: Duration) {
+        self.mtu[way as usize].restart(now);
+        for probe in self.outstanding.iter_mut().flatten().filter(|probe| probe.way == way) {
+            probe.size = 0;
+        }
     }
 
     /// The probe that an echo answers. Each is answered once.
@@ -177,11 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv4_address_has_one_form() {
-        let mapped: SocketAddr = "[::ffff:192.0.2.1]:6783".parse().unwrap();
-        assert_eq!(canonical(mapped), "192.0.2.1:6783".parse().unwrap());
-        let v6: SocketAddr = "[2001:db8::1]:6783".parse().unwrap();
-        assert_eq!(canonical(v6), v6);
+    fn an_echo_of_the_old_way_says_nothing_of_the_new_one() {
+        let mut link = Link::new(1472, true, Duration::ZERO);
+        let id = link.probe(1452, Way::Relayed, Duration::ZERO);
+        let other = link.probe(1452, Way::Direct, Duration::ZERO);
+        link.restart_mtu(Way::Relayed, Duration::ZERO);
+        let late = link.answered(id).unwrap();
+        assert_eq!(link.mtu[Way::Relayed as usize].echo(late.size, late.sent, Duration::ZERO), None);
+        assert_eq!(link.answered(other).unwrap().size, 1452);
     }
 
     #[test]

@@ -1,20 +1,19 @@
 //! The generations of keys that are shared with one peer.
 //!
 //! ```text
-//!             initiator installs                       responder installs
-//!  previous ◄─ current ◄─ new keys          previous ◄─ current ◄─ next ◄─ new keys
-//!   (opens)   (seals, opens)                 (opens)    (seals,      (opens; the first datagram
-//!                                                        opens)       makes it current)
+//!   initiator:   new keys ─► current ─► kept          current seals and opens,
+//!   other end:   new keys ─► kept ─(first datagram opened)─► current ─► kept      kept opens
 //! ```
 //!
 //! Neither end sends under a key before the other can open it, and each still opens what was
-//! sent under the key before: a change of keys loses no frame (sleeve S7).
+//! sent under the keys before: a change of keys loses no frame, also if two changes cross
+//! (sleeve S7).
 
 use core::time::Duration;
 
 use super::cipher::{Keys, Policy, tag_len};
 use super::limits::{
-    ASK_AGAIN, CONFIRM_EVERY, CONFIRM_TRIES, PREVIOUS_KEPT, REKEY_AFTER, REKEY_DATAGRAMS, REKEY_GRACE,
+    ASK_AGAIN, CONFIRM_EVERY, CONFIRM_TRIES, GENERATIONS_KEPT, KEPT_FOR, REKEY_AFTER, REKEY_DATAGRAMS, REKEY_GRACE,
 };
 use super::window::{ReplayWindow, Seen};
 use crate::handover::{SessionKeys, Suite};
@@ -33,14 +32,25 @@ pub(crate) struct Session {
     window: ReplayWindow,
     rekey_at: Duration,
     asked_at: Option<Duration>,
-    /// Something was opened under it: the other end has it and uses it.
-    confirmed: bool,
+    /// When something was first opened under it: the other end has it and uses it.
+    confirmed: Option<Duration>,
+    /// The other end proposed it and has not been heard under it: the first datagram makes it
+    /// current.
+    waiting: bool,
+    /// When it was installed, left, or something was last opened under it.
+    touched: Duration,
 }
 
 impl Session {
     /// Bytes that its seal adds.
     pub(crate) const fn tag_len(&self) -> usize {
         tag_len(self.suite)
+    }
+
+    /// When it ends, if the other end has used the one that replaced it since `confirmed`. One
+    /// that the other end has not been heard under waits for as long as there is room.
+    fn ends(&self, confirmed: Duration) -> Option<Duration> {
+        (!self.waiting).then(|| self.touched.max(confirmed) + KEPT_FOR)
     }
 
     /// Whether to ask for new keys now: by age or use, and not again at once (sleeve S7).
@@ -92,12 +102,15 @@ pub(crate) enum Refused {
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     current: Option<Box<Session>>,
-    previous: Option<Box<Session>>,
-    next: Option<Box<Session>>,
-    previous_until: Option<Duration>,
+    /// Only for receiving: those that were in use before, and those of which the other end has
+    /// not been heard yet.
+    kept: [Option<Box<Session>>; GENERATIONS_KEPT],
     confirm_at: Option<Duration>,
     confirm_tries: u32,
 }
+
+/// Indices of generations that ended: all of them at the most.
+pub(crate) type Ended = [Option<u32>; GENERATIONS_KEPT + 1];
 
 impl Sessions {
     /// Takes new keys. Gives the indices of generations that ended.
@@ -107,7 +120,7 @@ impl Sessions {
         policy: Policy,
         jitter: Duration,
         now: Duration,
-    ) -> Result<[Option<u32>; 3], Refused> {
+    ) -> Result<Ended, Refused> {
         let known = self.all().map(|s| s.incarnation).max();
         let same = |s: &Session| s.local_index == keys.local_index;
         if known.is_some_and(|known| keys.incarnation < known) || self.all().any(same) {
@@ -123,32 +136,34 @@ impl Sessions {
             window: ReplayWindow::default(),
             rekey_at: now + REKEY_AFTER + jitter + if keys.initiator { Duration::ZERO } else { REKEY_GRACE },
             asked_at: None,
-            confirmed: false,
+            confirmed: None,
+            waiting: !keys.initiator,
+            touched: now,
         };
-        let mut ended = [None; 3];
+        let mut ended = Ended::default();
         if known.is_some_and(|known| keys.incarnation > known) {
             ended = self.end();
         }
-        let session = Some(Box::new(session));
+        let mut keep = Some(Box::new(session));
         if keys.initiator {
-            let old = core::mem::replace(&mut self.current, session);
-            if let Some(old) = old {
-                ended[0] = self.retire(old).or(ended[0]);
-            }
-            self.previous_until = None;
+            keep = core::mem::replace(&mut self.current, keep);
             self.confirm_at = Some(now);
             self.confirm_tries = 0;
-        } else {
-            let old = core::mem::replace(&mut self.next, session);
-            ended[1] = old.map(|s| s.local_index).or(ended[1]);
+        }
+        if let Some(session) = keep
+            && let Some(pushed_out) = self.keep(session, now)
+        {
+            ended[0] = Some(pushed_out);
         }
         Ok(ended)
     }
 
     /// Ends every generation; gives their indices.
-    pub(crate) fn end(&mut self) -> [Option<u32>; 3] {
-        let index = |s: Option<Box<Session>>| s.map(|s| s.local_index);
-        let ended = [index(self.current.take()), index(self.previous.take()), index(self.next.take())];
+    pub(crate) fn end(&mut self) -> Ended {
+        let mut ended = Ended::default();
+        for (to, session) in ended.iter_mut().zip(self.all()) {
+            *to = Some(session.local_index);
+        }
         *self = Self::default();
         ended
     }
@@ -158,9 +173,9 @@ impl Sessions {
         self.current.as_deref_mut()
     }
 
-    /// The generation to tell of: the one in use, else the one that waits.
+    /// The generation to tell of: the one in use, else one that waits.
     pub(crate) fn shown(&self) -> Option<&Session> {
-        self.current.as_deref().or(self.next.as_deref())
+        self.all().next()
     }
 
     /// Datagrams sealed and opened under the generations that live.
@@ -176,8 +191,7 @@ impl Sessions {
         now: Duration,
     ) -> Result<(&'a mut [u8], Opened), OpenError> {
         let of = |s: &&mut Box<Session>| s.local_index == header.receiver;
-        let slots = [&mut self.current, &mut self.next, &mut self.previous];
-        let found = slots.into_iter().flatten().find(of);
+        let found = self.current.iter_mut().chain(self.kept.iter_mut().flatten()).find(of);
         let session = found.ok_or(OpenError::Unknown)?;
         let records = session.keys.open.open(header, sealed).ok_or(OpenError::Seal)?;
         let seen = session.window.see(header.counter);
@@ -185,6 +199,7 @@ impl Sessions {
             return Err(OpenError::Replayed);
         }
         session.received += 1;
+        session.touched = now;
         let incarnation = session.incarnation;
         let (may_send, ended) = self.promote(header.receiver, now);
         let opened = Opened { newest: seen == Seen::Newest, may_send, incarnation, ended };
@@ -202,17 +217,20 @@ impl Sessions {
         true
     }
 
-    /// Ends the previous generation when its time has come; gives its index.
+    /// Ends one old generation whose time has come; gives its index.
     pub(crate) fn expire(&mut self, now: Duration) -> Option<u32> {
-        self.previous_until.filter(|&at| now >= at)?;
-        self.previous_until = None;
-        self.previous.take().map(|s| s.local_index)
+        let confirmed = self.current.as_ref()?.confirmed?;
+        let over = |s: &Session| s.ends(confirmed).is_some_and(|at| now >= at);
+        let ended = self.kept.iter_mut().find(|s| s.as_deref().is_some_and(over))?.take();
+        ended.map(|s| s.local_index)
     }
 
     /// When something is to be done next, and what.
     pub(crate) fn due(&self) -> Option<(Duration, &'static str)> {
         let confirm = self.confirm_at.map(|at| (at, "session confirmation"));
-        let expire = self.previous_until.map(|at| (at, "end of old keys"));
+        let confirmed = self.current.as_ref().and_then(|s| s.confirmed);
+        let ends = confirmed.and_then(|at| self.kept.iter().flatten().filter_map(|s| s.ends(at)).min());
+        let expire = ends.map(|at| (at, "end of old keys"));
         match (confirm, expire) {
             (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
             (a, b) => a.or(b),
@@ -220,33 +238,34 @@ impl Sessions {
     }
 
     fn all(&self) -> impl Iterator<Item = &Session> {
-        [&self.current, &self.previous, &self.next].into_iter().filter_map(|s| s.as_deref())
+        self.current.iter().chain(self.kept.iter().flatten()).map(|s| &**s)
     }
 
-    /// After something was opened under that index: makes the waiting generation current.
+    /// After something was opened under that index: makes a generation that waited current.
     fn promote(&mut self, index: u32, now: Duration) -> (bool, Option<u32>) {
         let mut ended = None;
-        let mut may_send = false;
-        if self.next.as_ref().is_some_and(|s| s.local_index == index) {
-            let next = self.next.take();
-            if let Some(old) = core::mem::replace(&mut self.current, next) {
-                ended = self.retire(old);
-            }
-            may_send = true;
+        let waits = |s: &Session| s.local_index == index && s.waiting;
+        let waiting = self.kept.iter_mut().find(|s| s.as_deref().is_some_and(waits));
+        let next = waiting.and_then(Option::take);
+        let may_send = next.is_some();
+        if may_send && let Some(old) = core::mem::replace(&mut self.current, next) {
+            ended = self.keep(old, now);
         }
-        let Some(current) = self.current.as_mut().filter(|s| s.local_index == index) else {
-            return (may_send, ended);
-        };
-        if !current.confirmed {
-            current.confirmed = true;
+        if let Some(current) = self.current.as_mut().filter(|s| s.local_index == index)
+            && current.confirmed.is_none()
+        {
+            (current.confirmed, current.waiting) = (Some(now), false);
             self.confirm_at = None;
-            self.previous_until = self.previous.is_some().then_some(now + PREVIOUS_KEPT);
         }
         (may_send, ended)
     }
 
-    fn retire(&mut self, old: Box<Session>) -> Option<u32> {
-        self.previous.replace(old).map(|s| s.local_index)
+    /// Keeps a generation for receiving. Gives the index of the one that gave way to it: the one
+    /// that has not been heard of for the longest time.
+    fn keep(&mut self, mut session: Box<Session>, now: Duration) -> Option<u32> {
+        session.touched = now;
+        let place = self.kept.iter_mut().min_by_key(|s| s.as_ref().map(|s| s.touched))?;
+        place.replace(session).map(|s| s.local_index)
     }
 }
 
@@ -276,7 +295,7 @@ mod tests {
         })
     }
 
-    fn install(sessions: &mut Sessions, keys: &SessionKeys) -> Result<[Option<u32>; 3], Refused> {
+    fn install(sessions: &mut Sessions, keys: &SessionKeys) -> Result<Ended, Refused> {
         sessions.install(keys, Policy::Sealed, Duration::ZERO, NOW)
     }
 
@@ -332,6 +351,47 @@ mod tests {
     }
 
     #[test]
+    fn the_order_in_which_two_changes_cross_does_not_matter() {
+        let orders = [[1, 2], [2, 1]];
+        for (order_a, order_b) in orders.into_iter().flat_map(|a| orders.map(|b| (a, b))) {
+            let (mut a, mut b) = (Sessions::default(), Sessions::default());
+            install(&mut b, &pair(9, 1)[1]).unwrap();
+            install(&mut a, &pair(9, 1)[0]).unwrap();
+            receive(&mut b, &send(&mut a).unwrap()).unwrap();
+            // All proposals are the one end's; what it sends in between is under way.
+            for n in order_b {
+                install(&mut b, &pair(n, 1)[1]).unwrap();
+            }
+            let sent = order_a.map(|n| {
+                install(&mut a, &pair(n, 1)[0]).unwrap();
+                send(&mut a).unwrap()
+            });
+            for n in [0, 1, 1, 0] {
+                let _ = receive(&mut b, &sent[n]);
+                assert!(receive(&mut a, &send(&mut b).unwrap()).is_ok(), "{order_a:?} {order_b:?}");
+                assert!(receive(&mut b, &send(&mut a).unwrap()).is_ok(), "{order_a:?} {order_b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_the_other_end_still_uses_do_not_end() {
+        let (mut a, mut b) = (Sessions::default(), Sessions::default());
+        for n in 1..3 {
+            install(&mut b, &pair(n, 1)[1]).unwrap();
+            install(&mut a, &pair(n, 1)[0]).unwrap();
+        }
+        let old = send(&mut b);
+        assert!(old.is_none());
+        receive(&mut b, &send(&mut a).unwrap()).unwrap();
+        receive(&mut a, &send(&mut b).unwrap()).unwrap();
+        // Proposed by the other end, and never heard of: it waits.
+        install(&mut a, &pair(7, 1)[1]).unwrap();
+        assert_eq!(a.expire(NOW + KEPT_FOR), Some(3));
+        assert_eq!(a.expire(NOW + KEPT_FOR * 100), None);
+    }
+
+    #[test]
     fn the_same_keys_are_not_installed_twice() {
         let mut a = Sessions::default();
         let [keys, _] = pair(1, 1);
@@ -361,8 +421,8 @@ mod tests {
         }
         assert_eq!(a.expire(NOW * 100), None);
         receive(&mut a, &send(&mut b).unwrap()).unwrap();
-        assert_eq!(a.expire(NOW + PREVIOUS_KEPT / 2), None);
-        assert_eq!(a.expire(NOW + PREVIOUS_KEPT), Some(3));
+        assert_eq!(a.expire(NOW + KEPT_FOR / 2), None);
+        assert_eq!(a.expire(NOW + KEPT_FOR), Some(3));
     }
 
     #[test]
@@ -380,7 +440,7 @@ mod tests {
     fn the_other_side_asks_later() {
         let mut b = Sessions::default();
         install(&mut b, &pair(1, 1)[1]).unwrap();
-        let session = b.next.as_mut().unwrap();
+        let session = b.kept[0].as_mut().unwrap();
         assert!(!session.ask_rekey(NOW + REKEY_AFTER));
         assert!(session.ask_rekey(NOW + REKEY_AFTER + REKEY_GRACE));
     }

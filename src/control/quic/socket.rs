@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use mesh_proto::address::canonical;
 use mesh_proto::data::Hop;
 use mesh_proto::id::PeerId;
 use quinn::udp::{RecvMeta, Transmit};
@@ -27,7 +28,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 
-use crate::data::{DataHandle, canonical, send_one};
+use crate::data::{DataHandle, send_one};
 
 /// The scope (interface number) of a peer's address. The kernel's are positive.
 const PEER_SCOPE: u32 = u32::MAX;

@@ -17,6 +17,7 @@ use super::super::timers::Timer;
 use super::super::{ConnId, Event, Identity, Output};
 use super::routes::routes_every;
 use super::{Node, PeerState};
+use crate::address::canonical;
 use crate::data::Hop;
 use crate::id::{Incarnation, PeerId};
 use crate::wire::cbor::Endpoint;
@@ -87,7 +88,7 @@ impl<I: Identity> Node<I> {
 
     /// A proven peer told where it sees us.
     pub(super) fn note_observed(&mut self, peer: PeerId, at: Option<core::net::SocketAddr>) {
-        let Some(at) = at.map(super::canonical) else { return };
+        let Some(at) = at.map(canonical) else { return };
         if at.ip().is_unspecified() || at.port() == 0 {
             return;
         }

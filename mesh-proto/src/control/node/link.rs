@@ -18,6 +18,7 @@ use super::super::timers::Timer;
 use super::super::{ConnId, DialId, Event, Identity, Output};
 use super::session::Proposal;
 use super::{Node, PeerState};
+use crate::address::canonical;
 use crate::data::Hop;
 use crate::handover::{Command, DataEvent, SessionKey, Suite};
 use crate::id::{Incarnation, PeerId};
@@ -218,7 +219,7 @@ impl<I: Identity> Node<I> {
             DataEvent::Mtu { .. } => {}
             DataEvent::Moved { peer, to } => {
                 if let Some(direct) = self.peers.get_mut(&peer).and_then(|peer| peer.direct.as_mut()) {
-                    direct.address = super::canonical(to);
+                    direct.address = canonical(to);
                     self.stale.tables = true;
                     // QUIC follows the end that dialled, not the one that was dialled (control C12).
                     if direct.role == Role::Dialler {

@@ -6,8 +6,9 @@ use super::super::limits::{DUPLICATE_WITHIN, FIRST_ECHO, HANDSHAKE, PEERS_MAX, R
 use super::super::record::SignedRecord;
 use super::super::timers::Timer;
 use super::super::{ConnId, Connected, Event, Identity, Output};
+use super::Node;
 use super::link::{Conn, Direct, Live, Phase};
-use super::{Node, canonical};
+use crate::address::canonical;
 use crate::data::Hop;
 use crate::handover::{Command, SessionKeys};
 use crate::id::PeerId;

@@ -4,13 +4,14 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::Forwarder;
+use crate::address::canonical;
 use crate::data::Sink;
 use crate::data::counters::DropReason;
 use crate::data::limits::REKEY_JITTER;
 use crate::data::macs::Owner;
 use crate::data::path::Path;
-use crate::data::peer::{Link, Peer, Way, canonical};
-use crate::data::session::Refused;
+use crate::data::peer::{Link, Peer, Way};
+use crate::data::session::{Ended, Refused};
 use crate::handover::{MAX_RELAYS, PeerPath, SessionKeys, Tables};
 use crate::id::PeerId;
 
@@ -110,7 +111,7 @@ impl Forwarder {
         self.poll_peer(slot, now, sink);
     }
 
-    pub(super) fn end_indices(&mut self, ended: [Option<u32>; 3]) {
+    pub(super) fn end_indices(&mut self, ended: Ended) {
         for index in ended.into_iter().flatten() {
             self.by_index.remove(&index);
         }
@@ -149,7 +150,7 @@ impl Forwarder {
             let link = self.peers[slot as usize].link.as_mut();
             if let Some(link) = link {
                 link.path = told.map(|_| Path::new(now));
-                link.mtu[Way::Direct as usize].restart(now);
+                link.restart_mtu(Way::Direct, now);
             }
         }
     }

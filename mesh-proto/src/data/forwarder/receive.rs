@@ -8,6 +8,7 @@ use crate::data::counters::DropReason;
 use crate::data::fragment::Outcome;
 use crate::data::limits::MOVED_EVERY;
 use crate::data::session::{OpenError, Opened};
+use crate::data::stage::Route;
 use crate::data::{Hop, Sink};
 use crate::handover::DataEvent;
 use crate::id::Incarnation;
@@ -87,7 +88,13 @@ impl Forwarder {
         if header.hops <= 1 {
             return self.counters.drop(DropReason::HopLimit);
         }
-        let Some(route) = self.route(destination, Some(neighbour)) else {
+        // Back where it came from, or where it began: the tables disagree for the moment.
+        let source = self.by_id.get(&header.source);
+        let onward = self.route(destination, Some(neighbour)).filter(|route| match *route {
+            Route::Direct(_) => true,
+            Route::Relay { via, .. } => source != Some(via),
+        });
+        let Some(route) = onward else {
             let back = self.route(destination, None).is_some();
             let reason = if back { DropReason::RelayBack } else { DropReason::NoRoute };
             return self.counters.drop(reason);

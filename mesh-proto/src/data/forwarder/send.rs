@@ -109,7 +109,7 @@ impl Forwarder {
             Route::Relay { via, .. } => {
                 if link.via != Some(via) {
                     link.via = Some(via);
-                    link.mtu[Way::Relayed as usize].restart(now);
+                    link.restart_mtu(Way::Relayed, now);
                 }
                 (Way::Relayed, RELAY_HEADER)
             }

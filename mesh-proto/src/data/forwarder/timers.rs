@@ -233,7 +233,7 @@ impl Forwarder {
             Some(Change::Up(rtt)) => {
                 // It may not be the path that it was.
                 if let Some(link) = &mut peer.link {
-                    link.mtu[Way::Direct as usize].restart(now);
+                    link.restart_mtu(Way::Direct, now);
                 }
                 DataEvent::PathUp { peer: id, rtt }
             }
