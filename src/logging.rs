@@ -8,9 +8,16 @@
 //! | debug | why |
 //! | trace | every step |
 
+use std::sync::OnceLock;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, LogLevel};
+
+/// Changes what is logged by the subscriber that [`start`] made.
+type SetFilter = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
 /// Begins to log. The second call in a process changes nothing.
 pub fn start(level: LogLevel, format: LogFormat) {
@@ -18,11 +25,28 @@ pub fn start(level: LogLevel, format: LogFormat) {
         .with_env_filter(filter(level))
         .with_writer(std::io::stderr)
         .with_target(level >= LogLevel::Debug);
-    // Fails only if there is a subscriber already, which is then the one to use.
-    let _ = match format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+    let (started, set_filter): (_, SetFilter) = match format {
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter).is_ok()))
+        }
+        LogFormat::Text => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            let builder = builder.with_ansi(terminal).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter).is_ok()))
+        }
     };
+    // Fails only if there is a subscriber already, which is then the one to use.
+    if started.is_ok() {
+        let _ = SET_FILTER.set(set_filter);
+    }
+}
+
+/// Logs more or less from now on; false if the log was begun by somebody else.
+pub fn set_level(level: LogLevel) -> bool {
+    SET_FILTER.get().is_some_and(|set| set(filter(level)))
 }
 
 /// Libraries speak at the same level from trace on only: below, what matters of theirs is in our

@@ -9,7 +9,7 @@ const FILE: &str = include_str!("../../examples/weft.toml");
 fn parse(text: &str) -> Settings {
     let gathered = gather(Gathered::new(), |_| None, Some((Path::new("weft.toml"), text)));
     let gathered = gathered.unwrap_or_else(|problems| panic!("{problems}\n{text}"));
-    Settings::parse(&gathered, "this-host").unwrap_or_else(|problems| panic!("{problems}\n{text}"))
+    Settings::parse(&gathered, "this-host", Path::new("/")).unwrap_or_else(|problems| panic!("{problems}\n{text}"))
 }
 
 /// The file with the keys that are off switched on.

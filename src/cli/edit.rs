@@ -8,11 +8,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::Client;
-use super::read::json;
+use super::read::{ReadArgs, json};
 use super::table::clean;
-use super::{Format, print};
+use super::{FAILED, Format, complain, print};
 use crate::control::api::types::{
-    Addresses, AddressesRequest, Attachment, DownRequest, PeersRequest, Released, Stopping, TargetRequest, Targets,
+    Addresses, AddressesRequest, Attachment, ConfigRefusal, DownRequest, PeersRequest, Released, ReloadRequest,
+    Reloaded, Stopping, TargetRequest, Targets,
 };
 
 /// How long `weft down` waits until the router has gone.
@@ -116,6 +117,19 @@ pub(super) async fn hide(client: &Client, args: &HideArgs) -> anyhow::Result<Exi
     let body = AddressesRequest { addresses: args.addresses.clone() };
     let answer: Released = client.post("/v1/hide", &body).await?;
     show(args.output, &answer.released, &answer)
+}
+
+/// What was changed goes to standard output, what was refused to standard error.
+pub(super) async fn reload(client: &Client, args: &ReadArgs) -> anyhow::Result<ExitCode> {
+    let answer: Reloaded = client.post("/v1/reload", &ReloadRequest {}).await?;
+    let changed = answer.changed.iter().map(|one| format!("{}: {} -> {}", one.key, one.from, one.to));
+    let changed: Vec<String> =
+        if answer == Reloaded::default() { vec!["nothing has changed".to_owned()] } else { changed.collect() };
+    show(args.output, &changed, &answer)?;
+    for ConfigRefusal { key, from, to, reason } in &answer.refused {
+        complain(&clean(&format!("{key} stays {from}, not {to}: {reason}")));
+    }
+    Ok(if answer.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// Stops the router, and returns when it has gone.

@@ -43,6 +43,8 @@ enum Command {
     Up(Box<up::UpArgs>),
     /// Stop the router and remove its bridge and everything attached to it
     Down,
+    /// Read the configuration file again, and change what can change without a restart
+    Reload(read::ReadArgs),
     /// Dial these peers from now on
     Connect(edit::PeersArgs),
     /// Dial these peers no more, and close the links to them
@@ -123,6 +125,7 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
     runtime.block_on(async {
         match command {
             Command::Down => edit::down(&client).await,
+            Command::Reload(args) => edit::reload(&client, &args).await,
             Command::Connect(args) => edit::connect(&client, &args).await,
             Command::Forget(args) => edit::forget(&client, &args).await,
             Command::Attach(args) => edit::attach(&client, &args).await,

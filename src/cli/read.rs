@@ -20,7 +20,7 @@ const WAIT_STEP: Duration = Duration::from_millis(100);
 pub(super) struct ReadArgs {
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Format,
+    pub(super) output: Format,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,7 @@
 //! `weft up`: settings, then the router; or, with `--detach`, a copy of this process that runs it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::ffi::OsStrExt as _;
@@ -15,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::client::Client;
 use super::{FAILED, USAGE, complain};
-use crate::config::{Given, Problem, Problems, Settings, Source, gather};
+use crate::config::{Given, Settings, Source, Sources};
 use crate::control::api::types::Status;
 use crate::control::secret::{self, Secret};
 use crate::{logging, router};
@@ -24,8 +26,6 @@ use crate::{logging, router};
 const BACKGROUND: &str = "WEFT_BACKGROUND";
 /// How long the router in the background may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Largest configuration file, in bytes.
-const CONFIG_MAX: u64 = 1 << 20;
 
 /// Every flag is a key of the configuration file under the same name, and a variable WEFT_NAME.
 /// Flags win over variables, variables over the file. A list replaces the list below it.
@@ -92,7 +92,7 @@ pub(super) struct UpArgs {
 
 impl UpArgs {
     /// What was on the command line, by key.
-    fn given(&self, socket: Option<String>) -> std::collections::BTreeMap<&'static str, Given> {
+    fn given(&self, socket: Option<String>) -> BTreeMap<&'static str, Given> {
         let one = |value: &Option<String>| value.iter().cloned().collect::<Vec<_>>();
         let switch = |set: bool| if set { vec!["true".to_owned()] } else { Vec::new() };
         [
@@ -121,29 +121,23 @@ impl UpArgs {
         .collect()
     }
 
-    fn settings(&self, socket: Option<String>) -> Result<Settings, Problems> {
-        let environment = |name: &str| std::env::var(name).ok();
-        let path = self.config.clone().or_else(|| environment("WEFT_CONFIG").map(PathBuf::from));
-        let text = match &path {
-            Some(path) => Some(read_config(path)?),
-            None => None,
-        };
-        let file = path.as_deref().zip(text.as_deref());
-        let given = gather(self.given(socket), environment, file)?;
-        Settings::parse(&given, &hostname())
-    }
-}
-
-fn read_config(path: &Path) -> Result<String, Problems> {
-    let wrong = |why: String| Problems(vec![Problem { what: format!("configuration file {}", path.display()), why }]);
-    let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(CONFIG_MAX + 1).read_to_string(&mut text));
-    match read {
-        Err(error) => Err(wrong(error.to_string())),
-        Ok(length) if length as u64 > CONFIG_MAX => {
-            Err(wrong(format!("is longer than {CONFIG_MAX} bytes: is it the right file?")))
+    fn sources(&self, socket: Option<String>) -> Sources {
+        // What is not UTF-8 is no valid value either, and is refused as it is shown.
+        let text = |os: OsString| os.to_string_lossy().into_owned();
+        let environment: BTreeMap<String, String> = std::env::vars_os()
+            .map(|(name, value)| (text(name), text(value)))
+            .filter(|(name, _)| name.starts_with("WEFT_"))
+            .collect();
+        let file = self.config.clone().or_else(|| environment.get("WEFT_CONFIG").map(PathBuf::from));
+        // Only a directory that was deleted has no name: then nothing relative is found.
+        let directory = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        Sources {
+            flags: self.given(socket),
+            file: file.map(|file| directory.join(file)),
+            environment,
+            directory,
+            hostname: hostname(),
         }
-        Ok(_) => Ok(text),
     }
 }
 
@@ -156,7 +150,8 @@ fn hostname() -> String {
 
 /// Runs a router until it is stopped.
 pub(super) fn run(args: &UpArgs, socket: Option<String>, variable: Option<Zeroizing<Vec<u8>>>) -> ExitCode {
-    let settings = match args.settings(socket) {
+    let sources = args.sources(socket);
+    let settings = match sources.read() {
         Ok(settings) => settings,
         Err(problems) => {
             complain(&problems.to_string());
@@ -167,7 +162,7 @@ pub(super) fn run(args: &UpArgs, socket: Option<String>, variable: Option<Zeroiz
     let result = if settings.detach && !background {
         detach(&settings, variable)
     } else {
-        foreground(settings, variable, background)
+        foreground(settings, sources, variable, background)
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -178,7 +173,12 @@ pub(super) fn run(args: &UpArgs, socket: Option<String>, variable: Option<Zeroiz
     }
 }
 
-fn foreground(settings: Settings, variable: Option<Zeroizing<Vec<u8>>>, background: bool) -> anyhow::Result<()> {
+fn foreground(
+    settings: Settings,
+    sources: Sources,
+    variable: Option<Zeroizing<Vec<u8>>>,
+    background: bool,
+) -> anyhow::Result<()> {
     if background {
         // Fails only for the leader of a process group, which a child is not.
         rustix::process::setsid().context("the router cannot leave the session")?;
@@ -194,7 +194,7 @@ fn foreground(settings: Settings, variable: Option<Zeroizing<Vec<u8>>>, backgrou
         .thread_name("weft-control")
         .enable_all()
         .build()?;
-    let result = runtime.block_on(router::run(settings, secret));
+    let result = runtime.block_on(router::run(settings, sources, secret));
     // A name that is being looked up must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result.map(|_| ())

@@ -12,29 +12,31 @@ pub struct Key {
     pub name: &'static str,
     /// Whether it takes more than one value.
     pub many: bool,
+    /// Whether a running router takes a new value from the file (`weft reload`).
+    pub live: bool,
 }
 
 /// Every key there is. The variable of the environment is `WEFT_` and the name in capitals,
 /// with `_` for `-`; lists there are separated by commas.
 pub const KEYS: &[Key] = &[
-    Key { name: "name", many: false },
-    Key { name: "network", many: false },
-    Key { name: "peer", many: true },
-    Key { name: "listen", many: false },
-    Key { name: "port", many: false },
-    Key { name: "advertise", many: true },
-    Key { name: "range", many: true },
-    Key { name: "secret-file", many: false },
-    Key { name: "data-dir", many: false },
-    Key { name: "socket", many: false },
-    Key { name: "metrics", many: false },
-    Key { name: "bridge", many: false },
-    Key { name: "mtu", many: false },
-    Key { name: "cipher", many: false },
-    Key { name: "no-discovery", many: false },
-    Key { name: "detach", many: false },
-    Key { name: "log-level", many: false },
-    Key { name: "log-format", many: false },
+    Key { name: "name", many: false, live: false },
+    Key { name: "network", many: false, live: false },
+    Key { name: "peer", many: true, live: true },
+    Key { name: "listen", many: false, live: false },
+    Key { name: "port", many: false, live: false },
+    Key { name: "advertise", many: true, live: true },
+    Key { name: "range", many: true, live: false },
+    Key { name: "secret-file", many: false, live: false },
+    Key { name: "data-dir", many: false, live: false },
+    Key { name: "socket", many: false, live: false },
+    Key { name: "metrics", many: false, live: true },
+    Key { name: "bridge", many: false, live: false },
+    Key { name: "mtu", many: false, live: false },
+    Key { name: "cipher", many: false, live: false },
+    Key { name: "no-discovery", many: false, live: false },
+    Key { name: "detach", many: false, live: false },
+    Key { name: "log-level", many: false, live: true },
+    Key { name: "log-format", many: false, live: false },
 ];
 
 impl Key {

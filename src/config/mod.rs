@@ -11,16 +11,18 @@
 
 mod gather;
 mod parse;
+mod sources;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use mesh_proto::handover::Suite;
 
 pub use gather::{Gathered, Given, KEYS, Key, Source, gather};
 pub use parse::{default_v6_range, host_port};
+pub use sources::Sources;
 
 /// UDP port of control and sleeve, unless told otherwise.
 pub const DEFAULT_PORT: u16 = 6783;
@@ -87,6 +89,15 @@ pub enum Mtu {
     Fixed(u16),
 }
 
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(bytes) => write!(f, "{bytes}"),
+        }
+    }
+}
+
 /// Which ciphers a router offers to its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cipher {
@@ -94,6 +105,15 @@ pub enum Cipher {
     Auto,
     /// This one only.
     Only(Suite),
+}
+
+impl fmt::Display for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Only(suite) => suite.name(),
+        })
+    }
 }
 
 impl Cipher {
@@ -165,6 +185,17 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// The word of the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -199,6 +230,36 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Settings {
+    /// Every key with its value as text, in the order of [`KEYS`]: two settings can be compared by
+    /// it, and the difference be shown.
+    #[must_use]
+    pub fn values(&self) -> Vec<(&'static str, String)> {
+        let list = |values: &[String]| values.join(", ");
+        let texts = |values: &[SocketAddr]| list(&values.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let path = |path: &Path| path.display().to_string();
+        let none = || "none".to_owned();
+        vec![
+            ("name", self.name.clone()),
+            ("network", self.network.clone()),
+            ("peer", list(&self.peers)),
+            ("listen", self.listen.map_or_else(|| "every address".to_owned(), |address| address.to_string())),
+            ("port", self.port.to_string()),
+            ("advertise", texts(&self.advertise)),
+            ("range", list(&self.ranges.iter().map(ToString::to_string).collect::<Vec<_>>())),
+            ("secret-file", self.secret_file.as_deref().map_or_else(none, path)),
+            ("data-dir", path(&self.data_dir)),
+            ("socket", path(&self.socket)),
+            ("metrics", self.metrics.map_or_else(none, |address| address.to_string())),
+            ("bridge", self.bridge.clone()),
+            ("mtu", self.mtu.to_string()),
+            ("cipher", self.cipher.to_string()),
+            ("no-discovery", (!self.discovery).to_string()),
+            ("detach", self.detach.to_string()),
+            ("log-level", self.log_level.name().to_owned()),
+            ("log-format", self.log_format.name().to_owned()),
+        ]
+    }
+
     /// The name of the TAP of this router.
     #[must_use]
     pub fn tap(&self) -> String {

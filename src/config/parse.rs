@@ -1,7 +1,7 @@
 //! Turns gathered text into [`Settings`], and collects every mistake on the way.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv6Net};
@@ -64,11 +64,12 @@ impl Reader<'_> {
 }
 
 impl Settings {
-    /// Reads every key. `hostname` is the name of a peer that was given none.
+    /// Reads every key. `hostname` is the name of a peer that was given none; relative paths begin
+    /// at `directory`.
     ///
     /// # Errors
     /// All mistakes at once, each with the key, its value, and what to do.
-    pub fn parse(given: &Gathered, hostname: &str) -> Result<Self, Problems> {
+    pub fn parse(given: &Gathered, hostname: &str, directory: &Path) -> Result<Self, Problems> {
         let mut reader = Reader { given, problems: Vec::new() };
         let network = reader.one("network", name).unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
         let (listen, port) = listen_and_port(&mut reader);
@@ -92,9 +93,13 @@ impl Settings {
             advertise: dedup(reader.many("advertise", |text| advertise(text, port))),
             ranges,
             ranges_given,
-            secret_file: reader.one("secret-file", path),
-            data_dir: reader.one("data-dir", path).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
-            socket: reader.one("socket", socket).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
+            secret_file: reader.one("secret-file", |text| path(text, directory)),
+            data_dir: reader
+                .one("data-dir", |text| path(text, directory))
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
+            socket: reader
+                .one("socket", |text| socket(text, directory))
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
             metrics: reader.one("metrics", metrics),
             bridge: reader.one("bridge", bridge).unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()),
             mtu,
@@ -271,16 +276,16 @@ fn range(text: &str) -> Result<IpNet, String> {
     Ok(range)
 }
 
-fn path(text: &str) -> Result<PathBuf, String> {
+fn path(text: &str, directory: &Path) -> Result<PathBuf, String> {
     if text.is_empty() {
         return Err("expected a path".to_owned());
     }
     // A detached router changes its directory, and so may the one that asks for its state.
-    std::path::absolute(text).map_err(|error| error.to_string())
+    std::path::absolute(directory.join(text)).map_err(|error| error.to_string())
 }
 
-fn socket(text: &str) -> Result<PathBuf, String> {
-    let path = path(text)?;
+fn socket(text: &str, directory: &Path) -> Result<PathBuf, String> {
+    let path = path(text, directory)?;
     if path.as_os_str().len() > SOCKET_PATH_MAX {
         return Err(format!("a socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter one"));
     }

@@ -1,3 +1,4 @@
+use super::super::KEYS;
 use super::super::gather::{Given, Source};
 use super::*;
 
@@ -9,7 +10,7 @@ fn settings(pairs: &[(&'static str, &[&str])]) -> Result<Settings, Problems> {
             (*key, Given { values, source: Source::Flag })
         })
         .collect();
-    Settings::parse(&given, "host1")
+    Settings::parse(&given, "host1", Path::new("/"))
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn addresses_to_advertise_take_the_port_of_the_router() {
 
 #[test]
 fn a_hostname_that_is_no_name_falls_back() {
-    let settings = Settings::parse(&Gathered::new(), "bad name\u{1b}").expect("valid");
+    let settings = Settings::parse(&Gathered::new(), "bad name\u{1b}", Path::new("/")).expect("valid");
     assert_eq!(settings.name, "weft");
 }
 
@@ -109,4 +110,40 @@ fn auto_offers_every_sealing_suite_and_a_choice_only_itself() {
     assert!(Cipher::Auto.suites().contains(&Suite::ChaCha20Poly1305));
     assert!(!Cipher::Auto.suites().contains(&Suite::Plain));
     assert_eq!(Cipher::Only(Suite::Nacl).suites(), [Suite::Nacl]);
+}
+
+#[test]
+fn every_key_has_a_value_that_can_be_compared() {
+    let keys: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    let values = settings(&[]).expect("valid").values();
+    assert_eq!(values.iter().map(|(key, _)| *key).collect::<Vec<_>>(), keys);
+    // And each value is the key's own: given a new one, it is what differs.
+    let other = [
+        ("name", "n"),
+        ("network", "n"),
+        ("peer", "p"),
+        ("listen", "192.0.2.1"),
+        ("port", "7"),
+        ("advertise", "192.0.2.1"),
+        ("range", "10.0.0.0/8"),
+        ("secret-file", "s"),
+        ("data-dir", "d"),
+        ("socket", "s"),
+        ("metrics", "127.0.0.1:1"),
+        ("bridge", "b"),
+        ("mtu", "1300"),
+        ("cipher", "nacl"),
+        ("no-discovery", "true"),
+        ("detach", "true"),
+        ("log-level", "debug"),
+        ("log-format", "json"),
+    ];
+    assert_eq!(other.map(|(key, _)| key)[..], keys[..]);
+    for (key, value) in other {
+        let changed = settings(&[(key, &[value])]).expect(key).values();
+        let differ: Vec<&str> = values.iter().zip(&changed).filter(|(a, b)| a != b).map(|((key, _), _)| *key).collect();
+        // The default IPv6 range is made of the network's name.
+        let expected = if key == "network" { vec!["network", "range"] } else { vec![key] };
+        assert_eq!(differ, expected);
+    }
 }

@@ -39,7 +39,7 @@ use mesh_proto::id::PeerId;
 use tokio::sync::mpsc;
 
 pub use report::{IoCounters, Report};
-pub use tap::open_tap;
+pub use tap::{open_tap, renew_tap};
 pub use udp::bind_udp;
 pub(crate) use udp::send_one;
 

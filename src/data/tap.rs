@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::sys;
@@ -29,6 +29,21 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     let flags = libc::c_short::try_from(FLAGS).map_err(io::Error::other)?;
     sys::tun_set_interface(&tun, name, flags).map_err(|error| explain_interface(&error, name))?;
     Ok(tun.into())
+}
+
+/// Makes the interface of a TAP again, under the same descriptor, if somebody deleted it. True if it
+/// was gone.
+///
+/// # Errors
+/// As [`open_tap`].
+pub fn renew_tap(tap: impl AsFd, name: &str) -> io::Result<bool> {
+    let flags = libc::c_short::try_from(FLAGS).map_err(io::Error::other)?;
+    match sys::tun_set_interface(tap, name, flags) {
+        Ok(()) => Ok(true),
+        // The descriptor still has its interface.
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(explain_interface(&error, name)),
+    }
 }
 
 fn explain_open(error: &io::Error) -> io::Error {
@@ -96,6 +111,7 @@ mod tests {
                 let error = open_tap(name).unwrap_err();
                 assert!(error.to_string().contains("usable name"), "{error}");
             }
+            assert!(!renew_tap(&tap, "weft-tap").unwrap(), "it is there");
             drop(tap);
             open_tap("weft-tap").unwrap();
         })

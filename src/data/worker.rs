@@ -237,6 +237,10 @@ impl Thread {
         }
         self.tap.unmute(&self.epoll, now);
         self.socket.unmute(&self.epoll, now);
+        if self.tap_lost && self.tap.muted_until.is_none() {
+            // It may be back, and nothing to read in it would not tell.
+            self.read_tap(now);
+        }
     }
 
     fn inputs(&mut self, now: Duration) {
@@ -274,7 +278,7 @@ impl Thread {
     fn read_tap(&mut self, now: Duration) {
         for _ in 0..FRAMES {
             match rustix::io::read(&self.tap.fd, &mut *self.frame) {
-                Ok(0) => return self.lose_tap("closed"),
+                Ok(0) => return self.lose_tap("closed", now),
                 Ok(len) => {
                     self.outbox.counters.tap_read_frames += 1;
                     self.outbox.counters.tap_read_bytes += len as u64;
@@ -282,9 +286,12 @@ impl Thread {
                     assert_ne!(&self.frame[..len], tests::BUG, "as the test wants");
                     self.forwarder.handle_frame(&self.frame[..len], now, &mut self.outbox);
                 }
-                Err(Errno::AGAIN) => return,
+                Err(Errno::AGAIN) => {
+                    self.tap_lost = false;
+                    return;
+                }
                 Err(Errno::INTR) => {}
-                Err(Errno::BADFD) => return self.lose_tap("deleted"),
+                Err(Errno::BADFD) => return self.lose_tap("deleted", now),
                 Err(error) => {
                     self.outbox.counters.tap_read_failed += 1;
                     self.tap.mute(&self.epoll, now);
@@ -295,10 +302,12 @@ impl Thread {
     }
 
     #[cold]
-    fn lose_tap(&mut self, how: &str) {
-        self.tap.ignore(&self.epoll);
-        self.tap_lost = true;
-        error!("the TAP was {how}: no frames from or to this host any more; start the router again");
+    fn lose_tap(&mut self, how: &str, now: Duration) {
+        self.tap.mute(&self.epoll, now);
+        if !self.tap_lost {
+            self.tap_lost = true;
+            error!("the TAP was {how}: no frames from or to this host until it is back");
+        }
     }
 
     fn read_socket(&mut self, now: Duration) {

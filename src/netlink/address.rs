@@ -57,6 +57,9 @@ pub struct RouteTo {
     pub gateway: Option<IpAddr>,
 }
 
+/// An address that another host may have, too.
+const UNUSABLE: AddressHeaderFlags = AddressHeaderFlags::Tentative.union(AddressHeaderFlags::Dadfailed);
+
 fn address_message(link: &Link, address: IpNet) -> AddressMessage {
     match address {
         IpNet::V4(net) => {
@@ -209,6 +212,7 @@ impl Netlink {
             .iter()
             .filter(|message| usable(message.header.index))
             .filter(|message| message.header.scope != AddressScope::Host)
+            .filter(|message| !message.header.flags.intersects(UNUSABLE))
             .filter_map(parse_address)
             .filter(|net| !is_link_local(net.addr()) && !net.addr().is_loopback())
             .collect();

@@ -19,6 +19,7 @@
 use std::collections::VecDeque;
 use std::{fmt, io};
 
+use futures_util::FutureExt as _;
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -39,6 +40,9 @@ use super::{
 /// Bytes of notices that may wait in the kernel: some thousand, as when a host starts all its
 /// containers at once.
 const BUFFER: usize = 1 << 20;
+
+/// Most datagrams that [`Monitor::skip`] leaves out.
+const SKIPPED: usize = 10_000;
 
 /// What to be told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +169,17 @@ impl Monitor {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Notice::Overrun),
                 Err(error) => return Err(error).context("netlink", "read what changed"),
+            }
+        }
+    }
+
+    /// Leaves out the changes that are told already: for whoever looks at everything next.
+    pub fn skip(&mut self) {
+        // A flood has an end only if it is cut off: what comes later is told later.
+        for _ in 0..SKIPPED {
+            self.read.clear();
+            if !matches!(self.next().now_or_never(), Some(Ok(_))) {
+                return;
             }
         }
     }

@@ -90,6 +90,8 @@ pub(super) struct Core {
     pub(super) port: u16,
     pub(super) endpoints: Vec<SocketAddr>,
     pub(super) problems: Vec<String>,
+    /// What is wrong now, by part of the router.
+    concerns: BTreeMap<&'static str, String>,
     pub(super) messages: MessageCounters,
     pub(super) discovery: bool,
     /// What the operator named.
@@ -165,6 +167,7 @@ impl Core {
             port: config.port,
             endpoints,
             problems: config.problems,
+            concerns: BTreeMap::new(),
             messages: MessageCounters::default(),
             discovery,
             targets,
@@ -301,8 +304,8 @@ impl Core {
             Request::Ipam(reply) => {
                 let _ = reply.send(self.ipam.summary());
             }
-            Request::Connect(targets, reply) => {
-                let _ = reply.send(self.connect(targets, now));
+            Request::Connect { targets, kept, reply } => {
+                let _ = reply.send(self.connect(targets, kept, now));
             }
             Request::Forget(targets, reply) => {
                 let _ = reply.send(self.forget(&targets, now));
@@ -326,6 +329,12 @@ impl Core {
                 self.node.set_endpoints(endpoints, now);
             }
             Request::Problem(problem) => self.problems.push(problem),
+            Request::Concern(part, problem) => {
+                match problem {
+                    Some(problem) => self.concerns.insert(part, problem),
+                    None => self.concerns.remove(part),
+                };
+            }
         }
     }
 
@@ -336,7 +345,7 @@ impl Core {
         request
     }
 
-    fn connect(&mut self, targets: Vec<String>, now: Duration) -> Result<Vec<String>, Vec<String>> {
+    fn connect(&mut self, targets: Vec<String>, kept: bool, now: Duration) -> Result<Vec<String>, Vec<String>> {
         for target in &targets {
             self.hints.remove(target);
             self.node.connect(target.clone(), now);
@@ -345,7 +354,9 @@ impl Core {
         let taken: BTreeSet<_> = self.node.targets().into_iter().map(|info| info.target).collect();
         let (taken, refused): (Vec<_>, Vec<_>) = targets.into_iter().partition(|target| taken.contains(target));
         for target in taken {
-            self.write_later(Edit::set(Table::Peers, target_key(&target), Vec::new()));
+            if kept {
+                self.write_later(Edit::set(Table::Peers, target_key(&target), Vec::new()));
+            }
             self.targets.insert(target);
         }
         if refused.is_empty() { Ok(self.targets.iter().cloned().collect()) } else { Err(refused) }
@@ -416,7 +427,7 @@ impl Core {
             addresses: [summary.owned, summary.free, summary.used],
             ranges: self.ranges.clone(),
             endpoints: self.endpoints.clone(),
-            problems: self.problems.clone(),
+            problems: self.problems.iter().chain(self.concerns.values()).cloned().collect(),
             messages: self.messages,
         }
     }

@@ -76,6 +76,7 @@ pub(super) fn whom_to_dial(settings: &Settings, state: &State) -> (Vec<String>, 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::path::Path;
 
     use super::*;
     use crate::config::{Given, Source};
@@ -84,7 +85,7 @@ mod tests {
     fn settings(peers: &[&str]) -> Settings {
         let values = peers.iter().map(|&peer| peer.to_owned()).collect();
         let given = BTreeMap::from([("peer", Given { values, source: Source::Flag })]);
-        Settings::parse(&given, "host1").expect("valid")
+        Settings::parse(&given, "host1", Path::new("/")).expect("valid")
     }
 
     #[test]

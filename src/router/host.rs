@@ -2,18 +2,14 @@
 //! packet may be.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_proto::data::overhead::Carrier;
 use mesh_proto::handover::Suite;
 
-use super::Handle;
 use crate::config::{Mtu, Settings, host_port};
 use crate::netlink::{Netlink, NetlinkError};
 
-/// How often the host's addresses are looked at.
-const LOOK: Duration = Duration::from_secs(5);
 /// MTU of a host whose interfaces say nothing: that of Ethernet.
 const MTU_UNKNOWN: u32 = 1500;
 /// Bytes that an IPv4 and a UDP header add to a datagram.
@@ -85,30 +81,6 @@ fn usable(found: &[IpNet], settings: &Settings) -> Vec<SocketAddr> {
     endpoints
 }
 
-/// Keeps the mesh informed of the host's addresses, until the router stops.
-pub(super) async fn watch(netlink: Netlink, settings: Settings, mut last: Vec<SocketAddr>, router: Handle) {
-    let mut failing = false;
-    loop {
-        tokio::time::sleep(LOOK).await;
-        match endpoints(&netlink, &settings).await {
-            Ok(found) if found != last => {
-                tracing::info!(addresses = ?found, "the host's addresses changed");
-                last.clone_from(&found);
-                if router.set_endpoints(found).await.is_err() {
-                    return;
-                }
-                failing = false;
-            }
-            Ok(_) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "the host's addresses cannot be looked at");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
 /// Sizes that follow from the underlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
@@ -177,6 +149,7 @@ fn payload(mtu: u32) -> u16 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::path::Path;
 
     use super::*;
 
@@ -202,7 +175,7 @@ mod tests {
 
     #[test]
     fn addresses_of_the_overlay_are_not_dialled() {
-        let settings = Settings::parse(&BTreeMap::new(), "host").expect("defaults");
+        let settings = Settings::parse(&BTreeMap::new(), "host", Path::new("/")).expect("defaults");
         let found: Vec<IpNet> = ["192.0.2.1/24", "10.32.0.1/12", "2001:db8::1/64"]
             .iter()
             .map(|text| text.parse().expect("an address"))

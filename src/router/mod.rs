@@ -14,11 +14,14 @@
 
 mod checks;
 mod core;
+mod devices;
 mod dial;
 mod drain;
 mod host;
+mod keeper;
 mod prepare;
 mod refusals;
+mod reload;
 #[cfg(test)]
 pub(crate) mod rig;
 mod snapshot;
@@ -32,6 +35,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 pub use checks::CheckError;
+pub use reload::{ReloadError, Reloads};
 pub use snapshot::{MessageCounters, Snapshot, TargetView};
 pub use start::{Finished, run};
 
@@ -45,8 +49,8 @@ pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     /// The state of the address space.
     Ipam(oneshot::Sender<ipam::allocator::Summary<Peer>>),
-    /// Dial these from now on; names the ones that were too many.
-    Connect(Vec<String>, oneshot::Sender<Result<Vec<String>, Vec<String>>>),
+    /// Dial these from now on, after a restart too if they are kept; names the ones that were too many.
+    Connect { targets: Vec<String>, kept: bool, reply: oneshot::Sender<Result<Vec<String>, Vec<String>>> },
     /// Dial these no more; names the ones that were no targets.
     Forget(Vec<String>, oneshot::Sender<Result<Vec<String>, Vec<String>>>),
     /// An address of a range.
@@ -61,6 +65,8 @@ pub(crate) enum Request {
     Endpoints(Vec<std::net::SocketAddr>),
     /// Something to be shown in `status` until the router ends.
     Problem(String),
+    /// What is wrong with a part of the router now, if anything.
+    Concern(&'static str, Option<String>),
 }
 
 /// The loop has ended, or is stuck.
@@ -112,13 +118,24 @@ impl Handle {
         self.ask_soon(Request::Ipam).await
     }
 
-    /// Dials these peers from now on; the answer is all that are dialled, or those that were too
-    /// many.
+    /// Dials these peers from now on, and after a restart; the answer is all that are dialled, or
+    /// those that were too many.
     ///
     /// # Errors
     /// If the router stops.
     pub async fn connect(&self, targets: Vec<String>) -> Result<Result<Vec<String>, Vec<String>>, Stopped> {
-        self.ask_soon(|reply| Request::Connect(targets, reply)).await
+        self.ask_soon(|reply| Request::Connect { targets, kept: true, reply }).await
+    }
+
+    /// As [`Self::connect`], until the router ends: the configuration names them.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn connect_as_configured(
+        &self,
+        targets: Vec<String>,
+    ) -> Result<Result<Vec<String>, Vec<String>>, Stopped> {
+        self.ask_soon(|reply| Request::Connect { targets, kept: false, reply }).await
     }
 
     /// Dials these peers no more, and closes the links to them; the answer is those that are
@@ -180,6 +197,14 @@ impl Handle {
     /// If the router stops.
     pub async fn add_problem(&self, problem: String) -> Result<(), Stopped> {
         self.requests.send(Request::Problem(problem)).await.map_err(|_| Stopped)
+    }
+
+    /// Shows in `status` what is wrong with a part of the router, until it is told anew.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn set_concern(&self, part: &'static str, problem: Option<String>) -> Result<(), Stopped> {
+        self.requests.send(Request::Concern(part, problem)).await.map_err(|_| Stopped)
     }
 }
 

@@ -1,20 +1,19 @@
-//! What a router takes before it changes anything on the host, and the interfaces it makes.
+//! What a router takes before it changes anything on the host.
 
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use mesh_proto::handover::{SessionKey, Suite};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::checks::{check_kernel, overlaps};
+use super::devices::Devices;
 use super::host::{self, Sizes};
 use crate::config::Settings;
 use crate::control::api::{self, SocketFile};
-use crate::control::firewall::Firewall;
 use crate::control::secret::Secret;
 use crate::control::store::{self, File, Lock, Opened, State};
-use crate::data::{bind_udp, open_tap};
+use crate::data::bind_udp;
 use crate::metrics;
 use crate::netlink::Netlink;
 
@@ -90,7 +89,7 @@ impl Ground {
 
     /// The interfaces of a router on this ground.
     pub(super) fn devices(&self) -> Devices {
-        Devices { netlink: self.netlink.clone(), settings: self.settings.clone(), sizes: self.sizes }
+        Devices::new(self.netlink.clone(), &self.settings, self.sizes.overlay)
     }
 }
 
@@ -113,40 +112,5 @@ async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile,
     match (socket, lock) {
         (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => Ok((listener, socket, lock)),
         _ => Err(anyhow::anyhow!(wrong.join("\n"))),
-    }
-}
-
-/// Bridge and TAP.
-pub(super) struct Devices {
-    netlink: Netlink,
-    settings: Settings,
-    sizes: Sizes,
-}
-
-impl Devices {
-    /// Whether there is a bridge of an earlier run.
-    pub(super) async fn exist(&self) -> anyhow::Result<bool> {
-        Ok(self.netlink.link(&self.settings.bridge).await?.is_some())
-    }
-
-    /// Makes or adopts the bridge and puts a new TAP into it.
-    pub(super) async fn make(&self, id: [u8; 16]) -> anyhow::Result<OwnedFd> {
-        let mtu = u32::from(self.sizes.overlay);
-        // A function of the peer, so that the host keeps its address across restarts.
-        let mac = [0x02, 0x62, id[0], id[1], id[2], id[3]];
-        let bridge = self.netlink.ensure_bridge(&self.settings.bridge, mtu, mac).await?;
-        let tap = open_tap(&self.settings.tap())?;
-        self.netlink.enslave(&self.settings.tap(), &bridge, mtu).await?;
-        Ok(tap)
-    }
-
-    /// Removes both, and what lets their frames pass the host's filter.
-    pub(super) async fn remove(&self) {
-        Firewall::new(&self.settings.bridge).remove().await;
-        for name in [self.settings.tap(), self.settings.bridge.clone()] {
-            if let Err(error) = self.netlink.delete_link(&name).await {
-                tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");
-            }
-        }
     }
 }

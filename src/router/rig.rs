@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::Handle;
 use super::core::{Core, CoreConfig, CoreIo};
+use super::{Handle, Reloads};
 use crate::clock::Clock;
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
@@ -141,7 +141,9 @@ impl Rig {
             clock,
         });
         let (stop, stopped) = watch::channel(Stop::No);
-        let api = Api { router: handle.clone(), data, attachments, events, info, stop: Arc::new(stop) };
+        // Nobody reads a configuration again.
+        let (reloads, _) = Reloads::new();
+        let api = Api { router: handle.clone(), data, attachments, events, info, reloads, stop: Arc::new(stop) };
         let socket = options.directory.join("api.sock");
         let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
         let server = tokio::spawn(api::serve(listener, api.clone(), stopped));

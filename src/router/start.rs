@@ -5,22 +5,27 @@
 //!  stop:   API ─► core (goodbye) ─► store (flush) ─► data thread (closes the TAP) ─► bridge, on `down` only
 //! ```
 
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_proto::control::NodeConfig;
 use mesh_proto::data::forwarder::ForwarderConfig;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Handle;
 use super::core::{Core, CoreConfig, CoreIo, seed};
+use super::devices::{Devices, Made};
 use super::dial::{named_peers, whom_to_dial};
 use super::host;
-use super::prepare::{Devices, Ground};
+use super::keeper::Keeper;
+use super::prepare::Ground;
+use super::reload::{Reloader, Reloads};
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Settings, Sources};
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
@@ -58,12 +63,12 @@ pub enum Finished {
 /// # Errors
 /// Why it cannot start: everything that is wrong with this host, or the first thing that went
 /// wrong on the way. Then nothing is left that was not there before.
-pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<Finished> {
+pub async fn run(settings: Settings, sources: Sources, secret: Option<Secret>) -> anyhow::Result<Finished> {
     let signals = Signals::new()?;
     let (ground, file, held) = Ground::take(settings, secret).await?;
     let devices = ground.devices();
     let adopted = devices.exist().await?;
-    let result = operate(ground, file, &devices, signals).await;
+    let result = operate(ground, file, &devices, sources, signals).await;
     let leave_nothing = match &result {
         Ok(finished) => *finished == Finished::Removed,
         Err(_) => !adopted,
@@ -76,10 +81,16 @@ pub async fn run(settings: Settings, secret: Option<Secret>) -> anyhow::Result<F
     result
 }
 
-async fn operate(mut ground: Ground, file: File, devices: &Devices, signals: Signals) -> anyhow::Result<Finished> {
+async fn operate(
+    mut ground: Ground,
+    file: File,
+    devices: &Devices,
+    sources: Sources,
+    mut signals: Signals,
+) -> anyhow::Result<Finished> {
     let clock = Clock::start();
     let stored_attachments = std::mem::take(&mut ground.state.attachments);
-    let core = RunningCore::start(&mut ground, file, devices, clock).await?;
+    let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
     let Ground { settings, netlink, sizes, listener, metrics, .. } = ground;
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
@@ -94,19 +105,27 @@ async fn operate(mut ground: Ground, file: File, devices: &Devices, signals: Sig
     attachments.load(&stored_attachments).await;
 
     let (stop, stopped) = watch::channel(Stop::No);
+    let (reloads, reload_inbox) = Reloads::new();
     let api = Api {
         router: core.handle.clone(),
         data: core.data.clone(),
         attachments: attachments.clone(),
         events: core.events.clone(),
         info: core.info.clone(),
+        reloads,
         stop: Arc::new(stop),
     };
     let mut tasks = JoinSet::new();
+    let mut metrics_server = JoinSet::new();
     if let Some(listener) = metrics {
-        tasks.spawn(metrics::serve(listener, api.clone()));
+        metrics_server.spawn(metrics::serve(listener, api.clone()));
     }
-    tasks.spawn(host::watch(netlink, settings.clone(), core.info.endpoints.clone(), core.handle.clone()));
+    let (current, settings_seen) = watch::channel(settings.clone());
+    let keeper =
+        Keeper { netlink, made, api: api.clone(), settings: settings_seen, endpoints: core.info.endpoints.clone() };
+    tasks.spawn(keeper.run());
+    let reloader = Reloader { sources, settings: current, api: api.clone(), metrics: metrics_server };
+    tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));
     tasks.spawn(firewall.keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
     let server = tokio::spawn(api::serve(listener, api.clone(), stopped.clone()));
@@ -136,7 +155,7 @@ struct RunningCore {
 }
 
 impl RunningCore {
-    async fn start(ground: &mut Ground, file: File, devices: &Devices, clock: Clock) -> anyhow::Result<Self> {
+    async fn start(ground: &mut Ground, file: File, devices: &Devices, clock: Clock) -> anyhow::Result<(Self, Made)> {
         let settings = &ground.settings;
         let state = ground.state.clone();
         let identity = Identity::new(&state.sign_seed, &state.box_secret)?;
@@ -177,7 +196,7 @@ impl RunningCore {
             problems: std::mem::take(&mut ground.problems),
             identity,
         };
-        let tap = devices.make(info.id.0).await?;
+        let (made, tap) = devices.make(info.id.0).await?;
         let [a, b, c, d, e, f, g, h, ..] = seed()?;
         let (data, outputs) = DataHandle::start(DataConfig {
             tap,
@@ -214,7 +233,7 @@ impl RunningCore {
         let core = Core::new(config, io, requests)?;
         let (stop, stops) = watch::channel(false);
         let task = tokio::spawn(core.run(stops));
-        Ok(Self { handle, data, store, events, info, stop, task })
+        Ok((Self { handle, data, store, events, info, stop, task }, made))
     }
 
     async fn stop(self) {
@@ -272,19 +291,32 @@ fn announce(settings: &Settings, core: &RunningCore) {
 }
 
 struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    interrupt: Signal,
+    terminate: Signal,
+    /// On a terminal: it was closed, and with it ends what was started there.
+    hangup: Option<Signal>,
+    /// Elsewhere the same signal asks to read the configuration again.
+    reload: Option<Signal>,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hangup = signal(SignalKind::hangup())?;
+        let (hangup, reload) = if std::io::stdin().is_terminal() { (Some(hangup), None) } else { (None, Some(hangup)) };
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hangup, reload })
     }
 }
 
 async fn wait_for_the_end(mut signals: Signals, mut stop: watch::Receiver<Stop>) -> Finished {
+    let hangup = async {
+        match &mut signals.hangup {
+            Some(signal) => signal.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        _ = hangup => Finished::Kept,
         _ = signals.interrupt.recv() => Finished::Kept,
         _ = signals.terminate.recv() => Finished::Kept,
         // The sender is in the API's state, which outlives this.

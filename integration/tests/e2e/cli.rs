@@ -2,18 +2,20 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     net::{IpAddr, UdpSocket},
+    path::PathBuf,
     process::{Command, Output},
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use serde_json::Value;
-use weft::lab::{Container, router::Router, traffic::udp_echo};
+use weft::lab::{Container, router::Router, traffic::udp_echo, wait_until};
 
 use crate::{
     Case, ROUTER,
-    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, new_lab, router_config},
+    mesh::{self, Mesh, MeshConfig, Must as _, PATIENCE, new_lab, router_config},
 };
 
 pub(crate) const CASES: &[Case] = &[
@@ -23,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     ("attach_detach_expose_hide_and_ps_tell_the_same_story", 60, life_of_a_container),
     ("status_has_the_fields_of_the_contract", 60, status_fields),
     ("connect_and_forget_change_whom_is_dialled", 60, connect_and_forget),
+    ("reload_changes_what_can_change_and_refuses_the_rest_by_name", 60, reload),
     ("the_demo_runs_through_in_thirty_seconds", 60, demo),
 ];
 
@@ -212,11 +215,106 @@ fn connect_and_forget() {
     let first = mesh.lab.host(0).v4().to_string();
     mesh.routers[1].command(["forget", &first]).must("forget");
     let gone = |peer: &Value| peer["state"] != "established";
-    let parted = weft::lab::wait_until(PATIENCE, || mesh.peer(1, "host1").is_none_or(|p| gone(&p)));
+    let parted = wait_until(PATIENCE, || mesh.peer(1, "host1").is_none_or(|p| gone(&p)));
     assert!(parted, "{}", mesh.status(1));
     mesh.routers[1].command(["connect", &first]).must("connect");
     mesh.wait_established(PATIENCE);
     mesh.all_reach(&[0, 1], Duration::from_secs(2));
+}
+
+/// A mesh of two; the second router has a configuration file with these lines.
+fn configured(lines: &str) -> (Mesh, PathBuf) {
+    let mut config = MeshConfig::star(2);
+    let mut mesh = Mesh::start(&config);
+    let file = mesh.lab.dir().join("weft.toml");
+    fs::write(&file, lines).must("write");
+    config.told.clear();
+    let args =
+        router_config(&mesh.lab, &config, 1, config.secret).with([OsStr::new("--config"), file.as_os_str()]).args;
+    mesh.routers[1].set_args(args);
+    mesh.routers[1].end();
+    mesh.routers[1].restart().must("start with the file");
+    mesh.wait_established(PATIENCE);
+    (mesh, file)
+}
+
+fn targets(mesh: &Mesh, router: usize) -> Vec<String> {
+    let status = mesh.status(router);
+    let list = status["targets"].as_array().must("targets").iter();
+    list.map(|target| target["target"].as_str().must("text").to_owned()).collect()
+}
+
+fn reload() {
+    let first = r#"peer = ["10.99.0.1"]"#;
+    let (mesh, file) = configured(first);
+    let router = &mesh.routers[1];
+    let scrape = || {
+        let connect = || std::net::TcpStream::connect("10.99.0.2:9100");
+        mesh.lab.host(1).namespace().run(connect).must("enter").is_ok()
+    };
+    assert_eq!((targets(&mesh, 1), scrape()), (vec!["10.99.0.1".to_owned()], false));
+    let before = mesh.status(1);
+    let streams = mesh.streams(&[(0, 1)]);
+
+    refused(&mesh.routers[0].cli(["reload"]).must("run"), 1, &["without a configuration file", "--config"]);
+    let output = router.cli(["reload"]).must("run");
+    assert_eq!((output.status.code(), said(&output).trim()), (Some(0), "nothing has changed"));
+
+    // One mistake, and nothing is changed.
+    fs::write(&file, "peer = []\nlog-level = \"loud\"\nprot = 7\n").must("write");
+    refused(&router.cli(["reload"]).must("run"), 1, &["nothing was changed", "`prot`", "weft.toml"]);
+    fs::write(&file, "peer = []\nlog-level = \"loud\"\n").must("write");
+    refused(&router.cli(["reload"]).must("run"), 1, &["nothing was changed", "log-level", "loud"]);
+    fs::remove_file(&file).must("remove");
+    refused(&router.cli(["reload"]).must("run"), 1, &["nothing was changed", "weft.toml", "No such file"]);
+    assert_eq!(targets(&mesh, 1), ["10.99.0.1"]);
+
+    let second = r#"
+        peer = ["10.99.0.1", "nobody.invalid"]
+        log-level = "debug"
+        metrics = "10.99.0.2:9100"
+        advertise = ["10.99.0.2:6783", "192.0.2.7:7000"]
+        port = 7000
+        mtu = 1300
+        detach = true
+    "#;
+    fs::write(&file, second).must("write");
+    let output = router.cli(["reload", "-o", "json"]).must("run");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).must("JSON");
+    let keys = |list: &str| {
+        let list = answer[list].as_array().must(list).iter();
+        list.map(|one| one["key"].as_str().must("a key").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(keys("changed"), ["peer", "advertise", "metrics", "log-level"], "{answer}");
+    assert_eq!(keys("refused"), ["port", "mtu"], "{answer}");
+    assert_eq!((&answer["refused"][0]["from"], &answer["refused"][0]["to"]), (&"6783".into(), &"7000".into()));
+    refused(&output, 1, &["port stays 6783, not 7000", "mtu stays auto, not 1300", "restart"]);
+    assert!(scrape(), "the metrics are served");
+    assert_eq!(targets(&mesh, 1), ["10.99.0.1", "nobody.invalid"]);
+    let advertised = || mesh.status(1)["endpoints"] == serde_json::json!(["10.99.0.2:6783", "192.0.2.7:7000"]);
+    assert!(wait_until(Duration::from_secs(1), advertised), "{}", mesh.status(1));
+    assert!(wait_until(PATIENCE, || router.log().contains("DEBUG")), "{}", router.log());
+
+    // An address that cannot be had: the old one stays.
+    fs::write(&file, second.replace("10.99.0.2:9100", "10.99.0.9:9100")).must("write");
+    refused(&router.cli(["reload"]).must("run"), 1, &["metrics stays 10.99.0.2:9100, not 10.99.0.9:9100"]);
+    assert!(scrape(), "they still are");
+
+    // By signal, and back.
+    fs::write(&file, first).must("write");
+    hang_up(router);
+    assert!(wait_until(PATIENCE, || !scrape()), "{}", router.log_tail(2000));
+    let same = || mesh.status(1)["endpoints"] == before["endpoints"] && targets(&mesh, 1) == ["10.99.0.1"];
+    assert!(wait_until(PATIENCE, same), "{}", mesh.status(1));
+    assert_eq!(mesh.status(1)["pid"], before["pid"], "nothing was restarted");
+    let reports = mesh::no_gaps(streams);
+    assert!(reports.iter().all(|report| report.longest_gap < Duration::from_secs(1)), "{reports:?}");
+}
+
+fn hang_up(router: &Router) {
+    let pid = router.pid().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.must("a process"), rustix::process::Signal::HUP).must("send the signal");
 }
 
 fn demo() {

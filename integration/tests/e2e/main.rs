@@ -17,6 +17,7 @@ mod connect;
 mod frames;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod host;
 mod lab;
 mod mesh;
 mod mtu;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 10] = [
+    let groups: [(&str, &[Case]); 11] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("cli", cli::CASES),
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         ("mtu", mtu::CASES),
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
+        ("host", host::CASES),
     ];
     let trials = groups.iter().flat_map(|(group, cases)| {
         cases.iter().map(move |&(name, seconds, body)| {

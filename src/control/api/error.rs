@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::BODY_MAX;
 use super::types::ErrorBody;
 use crate::control::attach::AttachError;
-use crate::router::Stopped;
+use crate::router::{ReloadError, Stopped};
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,16 @@ impl IntoResponse for ApiError {
 impl From<Stopped> for ApiError {
     fn from(stopped: Stopped) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, stopped.to_string())
+    }
+}
+
+impl From<ReloadError> for ApiError {
+    fn from(error: ReloadError) -> Self {
+        let status = match &error {
+            ReloadError::NoFile | ReloadError::Wrong(_) => StatusCode::CONFLICT,
+            ReloadError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

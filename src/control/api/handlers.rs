@@ -10,7 +10,7 @@ use axum::http::{Method, StatusCode, Uri};
 use super::error::Body;
 use super::types::{
     Addresses, AddressesRequest, Attachment, DownRequest, EventList, EventsQuery, Ipam, Peer, PeersRequest, Released,
-    Status, Stopping, TargetRequest, Targets,
+    ReloadRequest, Reloaded, Status, Stopping, TargetRequest, Targets,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::host_port;
@@ -106,6 +106,10 @@ pub(super) async fn hide(State(api): State<Api>, Body(request): Body<AddressesRe
     let attachments = api.attachments;
     let work = async move { attachments.hide(&request.addresses).await };
     Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
+}
+
+pub(super) async fn reload(State(api): State<Api>, Body(ReloadRequest {}): Body<ReloadRequest>) -> Answer<Reloaded> {
+    Ok(Json(api.reloads.reload().await?))
 }
 
 pub(super) async fn down(State(api): State<Api>, Body(DownRequest {}): Body<DownRequest>) -> Answer<Stopping> {

@@ -24,7 +24,7 @@ pub use view::{Info, ipam, status};
 use crate::control::attach::Attachments;
 use crate::control::events::Events;
 use crate::data::DataHandle;
-use crate::router::Handle;
+use crate::router::{Handle, Reloads};
 
 /// Largest request body, in bytes.
 pub const BODY_MAX: usize = 64 << 10;
@@ -44,6 +44,8 @@ pub struct Api {
     pub events: Events,
     /// What does not change.
     pub info: Arc<Info>,
+    /// Reads the configuration again.
+    pub reloads: Reloads,
     /// Turned true by `down`.
     pub stop: Arc<watch::Sender<Stop>>,
 }
@@ -84,6 +86,7 @@ routes! {
     post "/v1/detach" => handlers::detach,
     post "/v1/expose" => handlers::expose,
     post "/v1/hide" => handlers::hide,
+    post "/v1/reload" => handlers::reload,
     post "/v1/down" => handlers::down,
 }
 

@@ -45,6 +45,39 @@ pub struct Status {
     pub counters: Counters,
 }
 
+/// `POST /v1/reload`: what came of the configuration file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys whose new value is in force.
+    pub changed: Vec<ConfigChange>,
+    /// Keys whose old value stays in force.
+    pub refused: Vec<ConfigRefusal>,
+}
+
+/// A key of the configuration with a new value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigChange {
+    /// Its name.
+    pub key: String,
+    /// The value before.
+    pub from: String,
+    /// The value now.
+    pub to: String,
+}
+
+/// A key of the configuration whose new value was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigRefusal {
+    /// Its name.
+    pub key: String,
+    /// The value that stays.
+    pub from: String,
+    /// The value in the file.
+    pub to: String,
+    /// Why it was refused.
+    pub reason: String,
+}
+
 /// This peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Me {
@@ -256,6 +289,11 @@ pub struct Released {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DownRequest {}
+
+/// Body of `POST /v1/reload`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadRequest {}
 
 /// Answer to `POST /v1/down`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

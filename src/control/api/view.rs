@@ -171,7 +171,7 @@ fn problems(snapshot: &Snapshot, report: Option<&Report>, peers: &[Peer]) -> Vec
     match report {
         None => problems.push("the data thread does not answer: restart the router".to_owned()),
         Some(report) if report.tap_lost => {
-            problems.push("the TAP was deleted, no frame passes: restart the router".to_owned());
+            problems.push("the TAP was deleted: no frame passes until it is back".to_owned());
         }
         Some(_) => {}
     }

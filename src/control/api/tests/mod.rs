@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::types::{Attachment, Released, Stopping};
+use super::types::{Attachment, ConfigChange, ConfigRefusal, Released, Reloaded, Stopping};
 use super::{BODY_MAX, ROUTES};
 use crate::control::http::request;
 use crate::router::rig::{Options, Rig, eventually};
@@ -101,6 +101,11 @@ async fn what_changes_answers_as_described() {
     schema::check_answer(&description, "get", "/v1/ps", &json!([answer]));
     let answer = serde_json::to_value(Released { released: vec!["10.32.0.1/12".to_owned()] }).expect("JSON");
     schema::check_answer(&description, "post", "/v1/detach", &answer);
+    let (key, from, to) = ("port".to_owned(), "1".to_owned(), "2".to_owned());
+    let changed = vec![ConfigChange { key: key.clone(), from: from.clone(), to: to.clone() }];
+    let refused = vec![ConfigRefusal { key, from, to, reason: "it needs a restart".to_owned() }];
+    let answer = serde_json::to_value(Reloaded { changed, refused }).expect("JSON");
+    schema::check_answer(&description, "post", "/v1/reload", &answer);
     let answer = serde_json::to_value(Stopping { pid: 1, removed: Vec::new() }).expect("JSON");
     schema::check_answer(&description, "post", "/v1/down", &answer);
     rig.stop().await;
@@ -131,6 +136,8 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
         (post.clone(), "/v1/expose", r#"{"addresses":["192.0.2.1"]}"#, 400, "192.0.2.1"),
         (post.clone(), "/v1/expose", r#"{"addresses":["10.32.0.1/24"]}"#, 400, "10.32.0.1/16"),
         (post.clone(), "/v1/down", r#"{"now":true}"#, 400, "now"),
+        (post.clone(), "/v1/reload", r#"{"file":"/etc/passwd"}"#, 400, "file"),
+        (post.clone(), "/v1/reload", "{}", 503, "stopping"),
         (post.clone(), "/v1/status", "", 405, "GET"),
         (Method::GET, "/v1/down", "", 405, "POST"),
         (Method::GET, "/v1/events?after=x", "", 400, "after"),
