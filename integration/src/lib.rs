@@ -3,3 +3,4 @@
 pub mod sim;
 
 pub mod fuzz;
+pub mod path;

@@ -13,7 +13,10 @@
 //! * The underlay is a thread ([`wire`]) that can cut, lose, delay, reorder, duplicate, corrupt,
 //!   limit sizes, translate addresses, and keep what it carries. Chance comes from one seed.
 //! * Routers are child processes ([`router`]), ended with the lab.
+//! * For measurements that thread would be the bottleneck: a [`CableLab`] joins hosts by veth pairs
+//!   and leaves all to the kernel.
 
+mod cable;
 pub mod frame;
 mod host;
 mod nat;
@@ -35,6 +38,7 @@ use std::{
 
 use wire::{NatSetup, Wire};
 
+pub use cable::{CableConfig, CableLab};
 pub use host::{Container, Host};
 pub use nat::NatKind;
 pub use userns::{enter_user_namespace, is_root};

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Container, Host, Lab};
+use crate::netlink::NetNs;
 
 /// How to start a router.
 #[derive(Debug, Clone)]
@@ -40,7 +41,7 @@ impl RouterConfig {
 #[derive(Debug)]
 pub struct Router {
     config: RouterConfig,
-    host: crate::netlink::NetNs,
+    host: NetNs,
     name: String,
     dir: PathBuf,
     child: Option<Child>,
@@ -64,11 +65,25 @@ impl Router {
     /// # Errors
     /// If its directory cannot be made.
     pub fn prepare(lab: &Lab, host: &Host, config: RouterConfig) -> io::Result<Self> {
-        let dir = lab.dir().join(host.name());
+        Self::prepare_in(lab.dir(), host.name(), host.namespace(), config)
+    }
+
+    /// As [`Router::start`], in a namespace that is no host of a [`Lab`]. Its files go into a
+    /// directory of its name in `dir`.
+    ///
+    /// # Errors
+    /// As [`Router::start`].
+    pub fn start_in(dir: &Path, name: &str, host: &NetNs, config: RouterConfig) -> io::Result<Self> {
+        let mut router = Self::prepare_in(dir, name, host, config)?;
+        router.restart()?;
+        Ok(router)
+    }
+
+    fn prepare_in(dir: &Path, name: &str, host: &NetNs, config: RouterConfig) -> io::Result<Self> {
+        let dir = dir.join(name);
         fs::create_dir_all(&dir)?;
-        let namespace = host.namespace().try_clone().map_err(io::Error::other)?;
-        let name = host.name().to_owned();
-        Ok(Self { config, host: namespace, name, dir, child: None, starts: 0 })
+        let host = host.try_clone().map_err(io::Error::other)?;
+        Ok(Self { config, host, name: name.to_owned(), dir, child: None, starts: 0 })
     }
 
     /// Starts it (again), with the same data directory, and waits until its API answers.

@@ -14,24 +14,57 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// Makes a TAP without any offload in the namespace of the calling thread: what is read from it
 /// is exactly what would be on a wire, cut to its size and with its checksums.
 pub(super) fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(|byte| byte == 0) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name")));
-    }
+    let mut request = interface_request(name)?;
     let file = fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun")
         .map_err(|e| io::Error::new(e.kind(), format!("/dev/net/tun: {e}; the lab and the router need it")))?;
-    // SAFETY: ifreq is plain old data; all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: the descriptor is open and TUNSETIFF reads and writes one ifreq.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     rustix::io::ioctl_fionbio(&file, true)?;
     Ok(file.into())
+}
+
+/// Commands of ethtool that switch one kind of offload each (linux/ethtool.h; the crate libc has
+/// none of them): checksums on receive and send, TCP segmentation (and, as it depends on them on
+/// newer kernels, that of UDP), segmentation in software, and merging on receive.
+const OFFLOADS: [u32; 5] = [0x15, 0x17, 0x1f, 0x24, 0x2c];
+
+/// Switches all offloads of an interface in the namespace of the calling thread. An interface that
+/// has one of them fixed keeps it.
+pub(super) fn set_offloads(name: &str, on: bool) -> io::Result<()> {
+    #[repr(C)]
+    struct EthtoolValue {
+        command: u32,
+        data: u32,
+    }
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    for command in OFFLOADS {
+        let mut value = EthtoolValue { command, data: u32::from(on) };
+        let mut request = interface_request(name)?;
+        request.ifr_ifru.ifru_data = (&raw mut value).cast();
+        // SAFETY: the descriptor is open; SIOCETHTOOL reads one ifreq and, through its pointer, one
+        // ethtool_value, both of which outlive the call.
+        match check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) }) {
+            Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(|byte| byte == 0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name")));
+    }
+    // SAFETY: ifreq is plain old data; all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    Ok(request)
 }
 
 /// A raw packet socket on one interface of the calling thread's namespace. It sees what arrives,

@@ -17,6 +17,7 @@ use aws_lc_rs::digest;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::{Container, raw::hang_up};
+use crate::netlink::NetNs;
 
 /// UDP and TCP port that sends back what it gets.
 pub const ECHO_PORT: u16 = 7;
@@ -38,6 +39,14 @@ impl Echo {
     /// # Errors
     /// If a port is taken.
     pub fn start(container: &Container) -> io::Result<Self> {
+        Self::start_in(container.namespace())
+    }
+
+    /// Starts the services in a namespace.
+    ///
+    /// # Errors
+    /// If a port is taken.
+    pub fn start_in(namespace: &NetNs) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(Mutex::new(Vec::new()));
         let any = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
@@ -48,7 +57,7 @@ impl Echo {
                 TcpListener::bind(any(DIGEST_PORT))?,
             ))
         };
-        let (udp, echo, sink) = container.run(bind)?;
+        let (udp, echo, sink) = namespace.run(bind).map_err(io::Error::other)??;
         let mut threads = Vec::new();
         let flag = Arc::clone(&stop);
         threads.push(thread::spawn(move || serve_udp(&udp, &flag)));

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Netlink ─┬─ link.rs       interfaces: find, bridge, TAP as a port, veth, MTU, MAC, up, delete
+//!            ├─ tunnel.rs     a VXLAN device to one other host
 //!            ├─ address.rs    addresses and routes of an interface, and those of the host
 //!            ├─ monitor.rs    what changes, told by the kernel
 //!            ├─ sysctl.rs     the few settings that have no netlink attribute (/proc/sys/net)
@@ -19,6 +20,7 @@ mod link;
 mod monitor;
 pub mod netns;
 mod sysctl;
+mod tunnel;
 
 use std::{fmt, io, sync::Arc};
 

@@ -1,0 +1,269 @@
+//! What is measured, and how.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use weft::netlink::NetNs;
+
+use super::{
+    contestant::Standing,
+    machine,
+    options::{Mode, Options},
+    rtt::{self, Awake},
+    tcp::Bulk,
+    udp::Flood,
+};
+
+/// Streams of the figure with several.
+const STREAMS: usize = 4;
+/// Congestion control is past its start by then.
+const WARM_UP: Duration = Duration::from_millis(400);
+/// Idle is measured for longer than the routers' slowest regular work (5 s).
+const IDLE: Duration = Duration::from_secs(6);
+
+/// A measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Figure {
+    /// One TCP stream, and processor time per GB.
+    Tcp1,
+    /// Four TCP streams.
+    Tcp4,
+    /// One TCP stream the other way.
+    Reverse,
+    /// Datagrams of 64 bytes a second, one way, without loss.
+    Pps,
+    /// 64 concurrent round trips.
+    Rr64,
+    /// Round trips one after the other.
+    Rtt,
+    /// The same beside one TCP stream.
+    RttLoaded,
+    /// One TCP stream while the network between the hosts loses 1 % in each direction.
+    Loss1,
+    /// The same with 5 %.
+    Loss5,
+    /// Processor time of the routers when nothing is to do.
+    Idle,
+}
+
+impl Figure {
+    pub(super) const ALL: &[Self] = &[
+        Self::Tcp1,
+        Self::Tcp4,
+        Self::Reverse,
+        Self::Pps,
+        Self::Rr64,
+        Self::Rtt,
+        Self::RttLoaded,
+        Self::Loss1,
+        Self::Loss5,
+        Self::Idle,
+    ];
+    pub(super) const QUICK: &[Self] = &[Self::Tcp1, Self::Tcp4, Self::Pps, Self::Rr64, Self::Rtt];
+
+    /// Its name on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp1 => "tcp1",
+            Self::Tcp4 => "tcp4",
+            Self::Reverse => "reverse",
+            Self::Pps => "pps",
+            Self::Rr64 => "rr64",
+            Self::Rtt => "rtt",
+            Self::RttLoaded => "rtt-loaded",
+            Self::Loss1 => "loss1",
+            Self::Loss5 => "loss5",
+            Self::Idle => "idle",
+        }
+    }
+
+    /// Where segments pass whole, one loss would be that of 64 KiB.
+    pub(super) fn applies(self, mode: Mode) -> bool {
+        mode == Mode::Wire || !matches!(self, Self::Loss1 | Self::Loss5)
+    }
+}
+
+/// A column of the tables: what one figure, or a part of it, is in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Metric {
+    Tcp1,
+    Tcp4,
+    Reverse,
+    CpuPerGigabyte,
+    Pps,
+    Rr64,
+    RttMedian,
+    Rtt99,
+    LoadedMedian,
+    Loaded99,
+    Loss1,
+    Loss5,
+    Idle,
+    Memory,
+}
+
+impl Metric {
+    /// Title of its column, and unit.
+    pub(super) fn title(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Tcp1 => ("TCP 1", "Gbit/s"),
+            Self::Tcp4 => ("TCP 4", "Gbit/s"),
+            Self::Reverse => ("TCP 1 back", "Gbit/s"),
+            Self::CpuPerGigabyte => ("CPU", "s/GB"),
+            Self::Pps => ("64 B UDP", "k/s"),
+            Self::Rr64 => ("64 round trips", "k/s"),
+            Self::RttMedian => ("RTT p50", "µs"),
+            Self::Rtt99 => ("RTT p99", "µs"),
+            Self::LoadedMedian => ("loaded p50", "µs"),
+            Self::Loaded99 => ("loaded p99", "µs"),
+            Self::Loss1 => ("at 1 % loss", "Gbit/s"),
+            Self::Loss5 => ("at 5 % loss", "Gbit/s"),
+            Self::Idle => ("idle", "% CPU"),
+            Self::Memory => ("memory", "MB"),
+        }
+    }
+
+    /// A value with the digits that mean something.
+    pub(super) fn digits(value: f64) -> String {
+        match value.abs() {
+            100.0.. => format!("{value:.0}"),
+            10.0.. => format!("{value:.1}"),
+            0.095.. => format!("{value:.2}"),
+            _ => format!("{value:.3}"),
+        }
+    }
+
+    /// A value with its title and unit.
+    pub(super) fn show(self, value: f64) -> String {
+        let (title, unit) = self.title();
+        format!("{title} {} {unit}", Self::digits(value))
+    }
+}
+
+/// Measures.
+pub(super) struct Bench {
+    lasting: Duration,
+    awake: bool,
+}
+
+impl Bench {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { lasting: options.lasting(), awake: options.awake }
+    }
+
+    /// Measures a figure once with one contestant.
+    pub(super) fn measure(&self, figure: Figure, course: &Standing) -> anyhow::Result<Vec<(Metric, f64)>> {
+        let (near, far) = (course.end(0), course.far(1));
+        let bulk = |streams| -> anyhow::Result<_> {
+            let bulk = Bulk::start(near, far, streams)?;
+            thread::sleep(WARM_UP);
+            bulk.watch(self.lasting)
+        };
+        let short = self.lasting.min(Duration::from_millis(400));
+        Ok(match figure {
+            Figure::Tcp1 => {
+                let seen = bulk(1)?;
+                vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)]
+            }
+            Figure::Tcp4 => vec![(Metric::Tcp4, bulk(STREAMS)?.gigabits)],
+            Figure::Reverse => {
+                let bulk = Bulk::start(course.end(1), course.far(0), 1)?;
+                thread::sleep(WARM_UP);
+                vec![(Metric::Reverse, bulk.watch(self.lasting)?.gigabits)]
+            }
+            Figure::Pps => vec![(Metric::Pps, Flood::open(near, far)?.search(short)? / 1e3)],
+            Figure::Rr64 => {
+                let _awake = self.awake()?;
+                vec![(Metric::Rr64, rtt::concurrent(near, far, self.lasting)? / 1e3)]
+            }
+            Figure::Rtt => {
+                let _awake = self.awake()?;
+                let times = rtt::alone(near, far, self.lasting)?;
+                vec![(Metric::RttMedian, quantile(&times, 0.5)), (Metric::Rtt99, quantile(&times, 0.99))]
+            }
+            Figure::RttLoaded => {
+                let _bulk = Bulk::start(near, far, 1)?;
+                thread::sleep(WARM_UP);
+                let times = rtt::alone(near, far, self.lasting)?;
+                vec![(Metric::LoadedMedian, quantile(&times, 0.5)), (Metric::Loaded99, quantile(&times, 0.99))]
+            }
+            Figure::Loss1 | Figure::Loss5 => {
+                let (metric, percent) =
+                    if figure == Figure::Loss1 { (Metric::Loss1, 1) } else { (Metric::Loss5, 5) };
+                let _loss = Loss::start(course, percent)?;
+                vec![(metric, bulk(1)?.gigabits)]
+            }
+            Figure::Idle => {
+                if course.processes.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let before = machine::worked_by(&course.processes)?;
+                thread::sleep(IDLE);
+                let worked = machine::worked_by(&course.processes)?.saturating_sub(before);
+                let one = worked.as_secs_f64() / course.processes.len() as f64;
+                vec![(Metric::Idle, one / IDLE.as_secs_f64() * 100.0)]
+            }
+        })
+    }
+
+    fn awake(&self) -> anyhow::Result<Option<Awake>> {
+        Ok(if self.awake { Some(Awake::start()?) } else { None })
+    }
+}
+
+/// In microseconds, of sorted times.
+fn quantile(times: &[Duration], share: f64) -> f64 {
+    let index = (times.len() as f64 * share) as usize;
+    times.get(index).or(times.last()).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+}
+
+/// Loss on the cables of a contestant while it is held, by the hosts' packet filter.
+struct Loss<'a> {
+    hosts: Vec<&'a NetNs>,
+}
+
+impl<'a> Loss<'a> {
+    fn start(course: &'a Standing, percent: u32) -> anyhow::Result<Self> {
+        let hosts: Vec<&NetNs> = [0, 1].map(|end| course.hosts.host(course.end_host(end))).into();
+        let loss = Self { hosts };
+        for host in &loss.hosts {
+            let rules = format!(
+                "table netdev loss {{ chain in {{ type filter hook ingress device eth0 priority 0; \
+                 numgen random mod 1000 < {} drop; }} }}",
+                percent * 10
+            );
+            nft(host, &rules)?;
+        }
+        Ok(loss)
+    }
+}
+
+impl Drop for Loss<'_> {
+    fn drop(&mut self) {
+        for host in &self.hosts {
+            // What was not made need not go.
+            let _ = nft(host, "delete table netdev loss");
+        }
+    }
+}
+
+fn nft(host: &NetNs, rules: &str) -> anyhow::Result<()> {
+    let run = || -> std::io::Result<_> {
+        let mut command = Command::new("nft");
+        let mut child =
+            command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        if let Some(mut input) = child.stdin.take() {
+            input.write_all(rules.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    let output = host.run(run)?.context("run nft (package nftables)")?;
+    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
