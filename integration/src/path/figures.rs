@@ -194,8 +194,7 @@ impl Bench {
                 vec![(Metric::LoadedMedian, quantile(&times, 0.5)), (Metric::Loaded99, quantile(&times, 0.99))]
             }
             Figure::Loss1 | Figure::Loss5 => {
-                let (metric, percent) =
-                    if figure == Figure::Loss1 { (Metric::Loss1, 1) } else { (Metric::Loss5, 5) };
+                let (metric, percent) = if figure == Figure::Loss1 { (Metric::Loss1, 1) } else { (Metric::Loss5, 5) };
                 let _loss = Loss::start(course, percent)?;
                 vec![(metric, bulk(1)?.gigabits)]
             }
@@ -234,8 +233,8 @@ impl<'a> Loss<'a> {
         let loss = Self { hosts };
         for host in &loss.hosts {
             let rules = format!(
-                "table netdev loss {{ chain in {{ type filter hook ingress device eth0 priority 0; \
-                 numgen random mod 1000 < {} drop; }} }}",
+                "table netdev loss {{\n chain in {{\n  type filter hook ingress device eth0 priority 0;\n  \
+                 numgen random mod 1000 < {} drop\n }}\n}}\n",
                 percent * 10
             );
             nft(host, &rules)?;

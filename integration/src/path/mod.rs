@@ -103,8 +103,7 @@ fn measure(options: &Options, mode: options::Mode, mtu: u32) -> anyhow::Result<R
                 let progress = format!("{} mtu {mtu}, round {}: {} {name}", mode.name(), round + 1, figure.name());
                 match bench.measure(figure, course) {
                     Ok(values) => {
-                        let shown: Vec<String> =
-                            values.iter().map(|(metric, value)| metric.show(*value)).collect();
+                        let shown: Vec<String> = values.iter().map(|(metric, value)| metric.show(*value)).collect();
                         note(&format!("{progress}: {}", shown.join(", ")));
                         for (metric, value) in values {
                             report.add(course.contestant, metric, value);

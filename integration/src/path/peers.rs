@@ -95,9 +95,8 @@ pub(super) fn tinc(built: &mut Standing, mtu: u32) -> anyhow::Result<()> {
     for (end, (name, dir)) in names.iter().zip(&dirs).enumerate() {
         fs::create_dir_all(dir.join("hosts"))?;
         let other = if end == 1 { "ConnectTo = near\n" } else { "" };
-        let config = format!(
-            "Name = {name}\nMode = switch\nDeviceType = tap\nInterface = tinc0\nAddressFamily = ipv4\n{other}"
-        );
+        let config =
+            format!("Name = {name}\nMode = switch\nDeviceType = tap\nInterface = tinc0\nAddressFamily = ipv4\n{other}");
         fs::write(dir.join("tinc.conf"), config)?;
         fs::write(dir.join("hosts").join(name), format!("Address = {}\n", CableLab::address(0, end)))?;
         let mut command = Command::new("tincd");

@@ -1,10 +1,6 @@
 //! What was measured, as tables and as JSON.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs,
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use serde_json::{Value, json};
 

@@ -40,13 +40,7 @@ pub(super) fn receive_many(socket: &UdpSocket, datagrams: &mut [[u8; LENGTH]; BA
     let flags = libc::MSG_WAITFORONE as _;
     // SAFETY: BATCH headers, each with one part of LENGTH live, writable bytes of its own.
     count(unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            BATCH as libc::c_uint,
-            flags,
-            std::ptr::null_mut(),
-        )
+        libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH as libc::c_uint, flags, std::ptr::null_mut())
     })
 }
 
