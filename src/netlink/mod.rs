@@ -4,6 +4,7 @@
 //!   Netlink ─┬─ link.rs       interfaces: find, bridge, TAP as a port, veth, MTU, MAC, up, delete
 //!            ├─ tunnel.rs     a VXLAN device to one other host
 //!            ├─ address.rs    addresses and routes of an interface, and those of the host
+//!            ├─ filter.rs     forward chains of nftables, one rule in them
 //!            ├─ monitor.rs    what changes, told by the kernel
 //!            ├─ sysctl.rs     the few settings that have no netlink attribute (/proc/sys/net)
 //!            ├─ netns.rs      namespaces: open, identify, run inside
@@ -16,6 +17,7 @@
 mod address;
 pub mod container;
 mod error;
+pub mod filter;
 mod link;
 mod monitor;
 pub mod netns;

@@ -14,6 +14,7 @@
 mod broadcast;
 mod cli;
 mod connect;
+mod firewall;
 mod frames;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 11] = [
+    let groups: [(&str, &[Case]); 12] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("cli", cli::CASES),
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
         ("host", host::CASES),
+        ("firewall", firewall::CASES),
     ];
     let trials = groups.iter().flat_map(|(group, cases)| {
         cases.iter().map(move |&(name, seconds, body)| {
