@@ -64,7 +64,9 @@ fn fifty_peers_with_few_links_stay_one_mesh_of_bounded_degree() {
         let got = mesh.broadcast(from);
         assert!((1..=50).filter(|n| *n != from).all(|n| got.get(&n) == Some(&1)), "from {from}: {got:?}");
     }
-    // Nobody dials and sheds in a circle.
+    // Nobody dials and sheds in a circle, once the slow attempts at peers that are reached anyway
+    // have found the last ones with room for a link.
+    mesh.run_secs(1200);
     let events: usize = mesh.hosts.values().map(|host| host.events.len()).sum();
     mesh.run_secs(600);
     let later: usize = mesh.hosts.values().map(|host| host.events.len()).sum();

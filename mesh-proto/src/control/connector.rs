@@ -6,7 +6,8 @@
 //!  routes (no link)   ── lower id first ─► relayed ────┘
 //! ```
 //!
-//! One attempt per peer at a time. Among the wanted peers are always the next two in the order
+//! One attempt per peer at a time. Dials that may well be in vain, to peers that are reached
+//! through relays anyway, are few (control C19). Among the wanted peers are always the next two in the order
 //! of ids, so that the graph of dials is connected however few links a peer may have (control
 //! C20); the others are picked by a seeded hash.
 
@@ -17,11 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand_chacha::ChaCha20Rng;
 
 use super::DialId;
-use super::backoff::{Backoff, jitter};
+use super::backoff::{Backoff, Pace, jitter, lately};
 use super::limits::{
-    BACKOFF_MIN, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, MET_MAX, PROACTIVE_MAX, RELAY_HIGHER_AFTER, SELF_MAX, TARGETS_MAX,
+    BACKOFF_LATELY, BACKOFF_MIN, BACKOFF_NAMED, DIAL, DIAL_HIGHER_AFTER, FULL_FOR, MET_MAX, PROACTIVE_MAX,
+    RELAY_HIGHER_AFTER, SELF_MAX, SESSION_WANTED, TARGETS_MAX, UPGRADE_EVERY,
 };
-use super::wanted::{View, wanted};
+use super::wanted::{Standing, View, wanted};
 use crate::data::Hop;
 use crate::id::PeerId;
 
@@ -82,8 +84,6 @@ struct PeerDial {
     linked: Option<Duration>,
     /// It said that it has links enough.
     full_until: Duration,
-    /// There were frames for it.
-    session_wanted: bool,
     /// Was wanted before: the first time the higher id waits.
     met: bool,
     relay_met: bool,
@@ -95,8 +95,8 @@ struct Attempt {
     goal: Goal,
     hop: Hop,
     until: Duration,
-    /// The peer is reached by another way meanwhile.
-    patient: bool,
+    /// It may well be in vain: the peer is reached through relays, and had no link lately.
+    upgrade: bool,
 }
 
 /// Whom an operator does not want to be dialled any more.
@@ -122,10 +122,15 @@ pub struct TargetInfo {
 }
 
 /// The connector of a node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Connector {
     targets: BTreeMap<String, Target>,
     peers: BTreeMap<PeerId, PeerDial>,
+    /// With whom a session is wanted because frames wait for it, and until when.
+    sessions: BTreeMap<PeerId, Duration>,
+    upgrades: Pace,
+    /// Whose attempts or failures have changed since [`Connector::take_touched`].
+    touched: BTreeSet<PeerId>,
     attempts: BTreeMap<DialId, Attempt>,
     bans: BTreeMap<String, Ban>,
     /// Addresses at which we met ourselves.
@@ -134,6 +139,24 @@ pub(crate) struct Connector {
     met: BTreeMap<SocketAddr, PeerId>,
     renewals: BTreeMap<PeerId, Renewal>,
     dials: u64,
+}
+
+impl Default for Connector {
+    fn default() -> Self {
+        Self {
+            targets: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            upgrades: Pace::new(UPGRADE_EVERY),
+            touched: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+            bans: BTreeMap::new(),
+            ours: BTreeSet::new(),
+            met: BTreeMap::new(),
+            renewals: BTreeMap::new(),
+            dials: 0,
+        }
+    }
 }
 
 impl Connector {
@@ -187,18 +210,14 @@ impl Connector {
 
     /// A dial came to nothing, or its connection to no link.
     pub(crate) fn failed(&mut self, dial: DialId, reason: &str, now: Duration, rng: &mut ChaCha20Rng) {
-        let Some(attempt) = self.attempts.remove(&dial) else { return };
+        let Some(attempt) = self.end_attempt(dial) else { return };
         match attempt.goal {
             Goal::Target(name) => {
-                let seen = self.seen_of(&name);
+                let cap = self.target_cap(&name, now);
                 let Some(target) = self.targets.get_mut(&name) else { return };
                 reason.clone_into(&mut target.reason);
-                let linked = target.peer.and_then(|peer| self.peers.get(&peer)?.linked);
-                if attempt.patient {
-                    target.left.clear();
-                    target.backoff.failed_patiently(linked, now, rng);
-                } else if target.left.is_empty() {
-                    target.backoff.failed(seen, now, rng);
+                if target.left.is_empty() {
+                    target.backoff.failed_at_most(cap, now, rng);
                 }
             }
             Goal::Peer(peer) => {
@@ -206,10 +225,10 @@ impl Connector {
                 dial.reason = Some(reason.to_owned());
                 // `next` wraps to zero at the last endpoint (see `tick_peers`). With a relay there
                 // is no hurry: one endpoint at a time.
-                if attempt.patient {
-                    dial.direct.failed_patiently(dial.linked, now, rng);
+                if attempt.upgrade {
+                    dial.direct.failed_at_most(UPGRADE_EVERY, now, rng);
                 } else if dial.next == 0 {
-                    dial.direct.failed(dial.seen, now, rng);
+                    dial.direct.failed(dial.linked, now, rng);
                 }
             }
             Goal::Relay(peer) => {
@@ -223,6 +242,17 @@ impl Connector {
                 }
             }
         }
+    }
+
+    fn end_attempt(&mut self, dial: DialId) -> Option<Attempt> {
+        let attempt = self.attempts.remove(&dial)?;
+        self.touched.extend(self.stands_for(&attempt.goal));
+        Some(attempt)
+    }
+
+    /// The peers whose attempts or failures have changed since the last call.
+    pub(crate) fn take_touched(&mut self) -> BTreeSet<PeerId> {
+        core::mem::take(&mut self.touched)
     }
 
     /// A linked peer has another address now, and our connection may not follow: one more is made
@@ -250,13 +280,13 @@ impl Connector {
         }
     }
 
-    fn seen_of(&self, target: &str) -> Option<Duration> {
-        let target = self.targets.get(target)?;
-        match target.peer {
-            Some(peer) => self.peers.get(&peer).and_then(|dial| dial.seen),
-            // A new target is tried as eagerly as a peer that was just there.
-            None => Some(target.added),
-        }
+    /// The longest wait for a target: the operator wants it, so the waits are short, and shortest if
+    /// it was linked, or named, just now.
+    fn target_cap(&self, target: &str, now: Duration) -> Duration {
+        let target = self.targets.get(target);
+        let linked = target.and_then(|target| self.peers.get(&target.peer?)?.linked);
+        let since = linked.or(target.map(|target| target.added));
+        if lately(since, now) { BACKOFF_LATELY } else { BACKOFF_NAMED }
     }
 
     /// The dial led to a proven peer.
@@ -269,7 +299,7 @@ impl Connector {
                     target.left.clear();
                     target.reason.clear();
                 }
-                self.attempts.remove(&dial);
+                self.end_attempt(dial);
             }
             Some((Goal::Peer(wanted), hop)) if *wanted != found => {
                 let reason = format!("{} is peer {}", describe(&hop), found.short());
@@ -283,10 +313,12 @@ impl Connector {
             Some((Goal::Renew(peer), _)) => {
                 let peer = *peer;
                 self.renewals.remove(&peer);
-                self.attempts.remove(&dial);
+                self.end_attempt(dial);
             }
             _ => {
-                self.attempts.remove(&dial);
+                if self.end_attempt(dial).is_some_and(|attempt| attempt.upgrade) {
+                    self.upgrades.give_back();
+                }
             }
         }
         self.peers.entry(found).or_default().seen = Some(now);
@@ -306,6 +338,10 @@ impl Connector {
     pub(crate) fn is_full(&mut self, dial: Option<DialId>, peer: PeerId, now: Duration, rng: &mut ChaCha20Rng) {
         self.peers.entry(peer).or_default().full_until = now + FULL_FOR;
         let Some(dial) = dial else { return };
+        if self.attempts.get(&dial).is_some_and(|attempt| attempt.upgrade) {
+            // It answered.
+            self.upgrades.give_back();
+        }
         if let Some(Goal::Target(name)) = self.attempts.get(&dial).map(|attempt| &attempt.goal)
             && let Some(target) = self.targets.get_mut(name)
         {
@@ -326,7 +362,9 @@ impl Connector {
         dial.direct.reset(now);
         dial.relay.reset(now);
         (dial.seen, dial.linked) = (Some(now), Some(now));
-        (dial.next, dial.reason, dial.session_wanted) = (0, None, false);
+        (dial.next, dial.reason) = (0, None);
+        self.sessions.remove(&peer);
+        self.touched.insert(peer);
         for target in self.targets.values_mut().filter(|target| target.peer == Some(peer)) {
             target.backoff.reset(now);
             target.left.clear();
@@ -337,13 +375,14 @@ impl Connector {
     /// A connection to that peer was lost. If it had become a link, or died in peace, the first
     /// attempt follows after the shortest wait; else it counts as one more failure.
     pub(crate) fn lost(&mut self, peer: PeerId, was_up: bool, reason: &str, now: Duration, rng: &mut ChaCha20Rng) {
+        self.touched.insert(peer);
         let dial = self.peers.entry(peer).or_default();
         dial.reason = Some(reason.to_owned());
         if was_up {
             (dial.seen, dial.linked) = (Some(now), Some(now));
             dial.direct.reset(now + jitter(BACKOFF_MIN, rng));
         } else {
-            dial.direct.failed(dial.seen, now, rng);
+            dial.direct.failed(dial.linked, now, rng);
         }
         let due = dial.direct.due;
         for target in self.targets.values_mut().filter(|target| target.peer == Some(peer)) {
@@ -372,17 +411,25 @@ impl Connector {
 
     /// There are frames for that peer and no keys.
     pub(crate) fn session_wanted(&mut self, peer: PeerId, now: Duration) {
-        let dial = self.peers.entry(peer).or_default();
-        if !dial.session_wanted {
-            dial.session_wanted = true;
+        if self.sessions.insert(peer, now + SESSION_WANTED).is_none_or(|until| until <= now) {
+            let dial = self.peers.entry(peer).or_default();
             dial.relay_met = true;
             dial.relay.due = dial.relay.due.min(now);
+        }
+    }
+
+    /// The peer is reached no more: what was tried without hurry is urgent now.
+    pub(crate) fn parted(&mut self, peer: PeerId, now: Duration) {
+        let dial = self.peers.entry(peer).or_default();
+        if dial.direct.due > now {
+            dial.direct.reset(now);
         }
     }
 
     /// The peer was forgotten.
     pub(crate) fn drop_peer(&mut self, peer: &PeerId) {
         self.peers.remove(peer);
+        self.sessions.remove(peer);
     }
 
     /// Whether a dial to that peer is under way.
@@ -404,7 +451,7 @@ impl Connector {
 
     /// The answer of the resolver.
     pub(crate) fn resolved(&mut self, name: &str, addresses: &[SocketAddr], now: Duration, rng: &mut ChaCha20Rng) {
-        let (seen, ours) = (self.seen_of(name), &self.ours);
+        let (cap, ours) = (self.target_cap(name, now), &self.ours);
         let Some(target) = self.targets.get_mut(name) else { return };
         if target.resolving.take().is_none() {
             return;
@@ -417,7 +464,7 @@ impl Connector {
             } else {
                 "all its addresses are this very peer's".to_owned()
             };
-            target.backoff.failed(seen, now, rng);
+            target.backoff.failed_at_most(cap, now, rng);
         } else {
             target.backoff.due = now;
         }
@@ -448,7 +495,7 @@ impl Connector {
     fn tick_targets(&mut self, view: &View<'_>, now: Duration, rng: &mut ChaCha20Rng, plan: &mut Plan) {
         let names: Vec<String> = self.targets.keys().cloned().collect();
         for name in names {
-            let seen = self.seen_of(&name);
+            let cap = self.target_cap(&name, now);
             let dialling = self.attempts.values().any(|attempt| attempt.goal == Goal::Target(name.clone()));
             let Some(target) = self.targets.get_mut(&name) else { continue };
             if let Some(until) = target.resolving {
@@ -458,7 +505,7 @@ impl Connector {
                 }
                 target.resolving = None;
                 target.reason = format!("`{name}` was not resolved in time");
-                target.backoff.failed(seen, now, rng);
+                target.backoff.failed_at_most(cap, now, rng);
             }
             let peer = target.peer;
             if dialling || peer.is_some_and(|peer| view.connected(&peer) || self.busy(&peer)) {
@@ -475,10 +522,8 @@ impl Connector {
                 target.left.clear();
                 target.reason.clear();
             } else if let Some(address) = target.left.pop() {
-                let owner = view.owner_of(&address);
-                let patient = owner.is_some_and(|owner| owner.reachable);
-                target.peer = owner.map(|owner| owner.id).or(target.peer);
-                self.dial(Goal::Target(name), Hop::Direct(address), patient, now, plan);
+                target.peer = view.owner_of(&address).or(target.peer);
+                self.dial(Goal::Target(name), Hop::Direct(address), false, now, plan);
             } else if target.backoff.due <= now {
                 target.resolving = Some(now + DIAL);
                 plan.wake_at(now + DIAL);
@@ -495,8 +540,21 @@ impl Connector {
         (until > now && view.reachable(peer)).then_some(until)
     }
 
+    /// How dialling a peer stands.
+    fn standing(&self, view: &View<'_>, peer: &PeerId, now: Duration) -> Standing {
+        if self.full_hold(view, peer, now).is_some() || self.is_banned(peer) {
+            return Standing::Held;
+        }
+        match self.peers.get(peer) {
+            Some(dial) if lately(dial.linked, now) => Standing::Missed,
+            Some(dial) => Standing::Due(dial.direct.due),
+            None => Standing::Due(Duration::ZERO),
+        }
+    }
+
     fn tick_peers(&mut self, view: &View<'_>, now: Duration, plan: &mut Plan) {
-        for peer in wanted(view, |id| self.full_hold(view, id, now).is_some() || self.is_banned(id)) {
+        let burst = u32::try_from(view.links_max).unwrap_or(u32::MAX).max(1);
+        for peer in wanted(view, |id| self.standing(view, id, now)) {
             if self.busy(&peer.id) {
                 continue;
             }
@@ -504,7 +562,7 @@ impl Connector {
             let another =
                 |address: &SocketAddr| self.met.get(address).is_some_and(|met| *met != peer.id && view.connected(met));
             let usable: Vec<SocketAddr> =
-                peer.endpoints.iter().filter(|address| self.may_dial(address) && !another(address)).copied().collect();
+                view.endpoints(peer).filter(|address| self.may_dial(address) && !another(address)).collect();
             if usable.is_empty() {
                 continue;
             }
@@ -515,43 +573,54 @@ impl Connector {
                     dial.direct.due = dial.direct.due.max(now + DIAL_HIGHER_AFTER);
                 }
             }
-            if dial.direct.due > now {
-                plan.wake_at(dial.direct.due);
+            let upgrade = peer.reachable && !lately(dial.linked, now);
+            let due = if upgrade { dial.direct.due.max(self.upgrades.due(burst, now)) } else { dial.direct.due };
+            if due > now {
+                plan.wake_at(due);
                 continue;
             }
             let at = dial.next.min(usable.len() - 1);
             dial.next = (at + 1) % usable.len();
-            self.dial(Goal::Peer(peer.id), Hop::Direct(usable[at]), peer.reachable, now, plan);
+            if upgrade {
+                self.upgrades.spend(now);
+            }
+            self.dial(Goal::Peer(peer.id), Hop::Direct(usable[at]), upgrade, now, plan);
         }
     }
 
     fn tick_relays(&mut self, view: &View<'_>, now: Duration, plan: &mut Plan) {
-        let proactive = view.peers.len() < PROACTIVE_MAX;
-        for peer in view.peers.iter().filter(|peer| peer.reachable && !peer.connected && !peer.relayed) {
-            let dial = self.peers.entry(peer.id).or_default();
-            if !proactive && !dial.session_wanted {
+        self.sessions.retain(|_, until| *until > now);
+        let wanted: Vec<PeerId> = if view.peers.len() < PROACTIVE_MAX {
+            view.peers.iter().map(|peer| peer.id).collect()
+        } else {
+            self.sessions.keys().copied().collect()
+        };
+        for id in wanted {
+            if !view.peer(&id).is_some_and(|peer| peer.reachable && !peer.connected && !peer.relayed) {
                 continue;
             }
+            let dial = self.peers.entry(id).or_default();
             if !dial.relay_met {
                 dial.relay_met = true;
-                let wait = if peer.id < view.me { RELAY_HIGHER_AFTER } else { Duration::ZERO };
+                let wait = if id < view.me { RELAY_HIGHER_AFTER } else { Duration::ZERO };
                 dial.relay.due = dial.relay.due.max(now + wait);
             }
             if dial.relay.due > now {
                 plan.wake_at(dial.relay.due);
                 continue;
             }
-            let goal = Goal::Relay(peer.id);
+            let goal = Goal::Relay(id);
             if !self.attempts.values().any(|attempt| attempt.goal == goal) {
-                self.dial(goal, Hop::Relayed(peer.id), false, now, plan);
+                self.dial(goal, Hop::Relayed(id), false, now, plan);
             }
         }
     }
 
-    fn dial(&mut self, goal: Goal, hop: Hop, patient: bool, now: Duration, plan: &mut Plan) {
+    fn dial(&mut self, goal: Goal, hop: Hop, upgrade: bool, now: Duration, plan: &mut Plan) {
         self.dials += 1;
         let dial = DialId(self.dials);
-        self.attempts.insert(dial, Attempt { goal, hop, until: now + DIAL, patient });
+        self.touched.extend(self.stands_for(&goal));
+        self.attempts.insert(dial, Attempt { goal, hop, until: now + DIAL, upgrade });
         plan.wake_at(now + DIAL);
         plan.steps.push(Step::Dial(dial, hop));
     }

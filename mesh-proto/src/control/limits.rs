@@ -23,7 +23,8 @@ pub const DIAL: Duration = Duration::from_secs(10);
 /// Most connections in the handshake that others opened.
 pub const SHAKING_MAX: usize = 256;
 
-/// Our record is published at most once in this time; the first change goes out at once.
+/// Our record is published at most once in this time (in a larger mesh, see `publish_every`); the
+/// first change goes out at once.
 pub const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 
 /// A round trip that changed is published at most once in this time.
@@ -54,12 +55,16 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// Longest wait between dials to a peer that was there lately.
 pub const BACKOFF_LATELY: Duration = Duration::from_secs(5);
 
+/// Longest wait between dials to a peer that the operator named, whoever relays to it meanwhile.
+pub const BACKOFF_NAMED: Duration = Duration::from_secs(10);
+
 /// Longest wait between dials to others.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// Longest wait between dials to a peer that is reached through relays and had no link lately.
-/// A dial into the void costs several datagrams of 1200 bytes.
-pub const BACKOFF_RELAYED: Duration = Duration::from_secs(60);
+/// Peers that are reached through relays and had no link lately are dialled once, `links_max` of
+/// them, and then one of them in this time. A dial into the void costs several datagrams of 1200
+/// bytes, so that is about 80 bytes a second.
+pub const UPGRADE_EVERY: Duration = Duration::from_secs(60);
 
 /// How long "lately" is.
 pub const LATELY: Duration = Duration::from_secs(120);
@@ -71,8 +76,16 @@ pub const DIAL_HIGHER_AFTER: Duration = Duration::from_millis(500);
 /// The same for connections through relays.
 pub const RELAY_HIGHER_AFTER: Duration = Duration::from_secs(1);
 
-/// Up to so many known peers, sessions through relays are made before there is traffic.
-pub const PROACTIVE_MAX: usize = 128;
+/// Up to so many known peers, sessions through relays are made before there is traffic. Each peer
+/// of a larger mesh has sessions with those that it speaks to.
+pub const PROACTIVE_MAX: usize = 16;
+
+/// In a mesh of more than twice [`PROACTIVE_MAX`] peers a relayed connection that carried nothing
+/// for so long is closed: the keys that it was made for outlive it.
+pub const RELAY_IDLE: Duration = Duration::from_secs(20);
+
+/// A session with a peer is made until so long after frames last waited for one.
+pub const SESSION_WANTED: Duration = Duration::from_secs(5);
 
 /// How long a peer that said it has links enough is left alone.
 pub const FULL_FOR: Duration = Duration::from_secs(300);

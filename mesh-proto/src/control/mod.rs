@@ -20,6 +20,7 @@ pub mod routes;
 
 mod timers;
 pub mod topology;
+pub mod trees;
 mod wanted;
 mod window;
 

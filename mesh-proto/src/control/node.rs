@@ -32,8 +32,9 @@ pub use super::connector::TargetInfo;
 use super::gossip::Store;
 use super::guard::Guard;
 use super::record::SignedRecord;
-use super::routes::{Router, Routes};
+use super::routes::Router;
 use super::timers::{Timer, Timers};
+use super::topology::Topology;
 use super::window::Window;
 use super::{ConnId, Connected, DialId, Event, Identity, NodeConfig, Output};
 use crate::address::canonical;
@@ -73,13 +74,18 @@ pub struct Node<I> {
     raise_to: Option<Incarnation>,
     /// Where other peers see us.
     observed: BTreeMap<PeerId, SocketAddr>,
+    topology: Topology,
     router: Router,
-    routes: Routes,
     routes_at: Option<Duration>,
+    /// Whose records list other links than when routes were computed last.
+    relinked: BTreeSet<PeerId>,
     tables: Option<Arc<Tables>>,
     /// Paths to probe as soon as the data path knows them.
     probe: BTreeSet<PeerId>,
     connector: Connector,
+    dials_at: Option<Duration>,
+    /// Peers whose state may be another than when it was noted last.
+    touched: BTreeSet<PeerId>,
     app_seq: u64,
     windows: BTreeMap<PeerId, Window>,
 }
@@ -92,7 +98,8 @@ struct Stale {
     routes: bool,
     tables: bool,
     dials: bool,
-    status: bool,
+    /// Dials do not wait until the next time that all peers are looked at.
+    urgent: bool,
 }
 
 impl<I: Identity> Node<I> {
@@ -115,7 +122,7 @@ impl<I: Identity> Node<I> {
             now,
             out: VecDeque::new(),
             timers: Timers::default(),
-            stale: Stale { record: true, routes: true, tables: true, dials: true, status: true },
+            stale: Stale { record: true, routes: true, tables: true, dials: true, urgent: true },
             stopped: false,
             conns: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -128,12 +135,15 @@ impl<I: Identity> Node<I> {
             raised_at: None,
             raise_to: None,
             observed: BTreeMap::new(),
+            topology: Topology::default(),
             router: Router::default(),
-            routes: Routes::default(),
             routes_at: None,
+            relinked: BTreeSet::new(),
             tables: None,
             probe: BTreeSet::new(),
             connector: Connector::default(),
+            dials_at: None,
+            touched: BTreeSet::new(),
             app_seq: 0,
             windows: BTreeMap::new(),
             config,
@@ -186,7 +196,7 @@ impl<I: Identity> Node<I> {
         self.advance(now);
         let addresses: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
         self.connector.resolved(target, &addresses, now, &mut self.rng);
-        self.stale.dials = true;
+        self.dial_now();
     }
 
     /// The data path saw something.
@@ -212,7 +222,7 @@ impl<I: Identity> Node<I> {
         self.advance(now);
         if !self.stopped {
             self.connector.add_target(&target, now);
-            self.stale.dials = true;
+            self.dial_now();
         }
     }
 
@@ -289,6 +299,7 @@ impl<I: Identity> Node<I> {
             Timer::Replaced(conn) => self.close(conn, REPLACED),
             Timer::Path(peer) => self.first_echo_late(peer),
             Timer::Rtt(peer) => self.republish_rtt(peer),
+            Timer::Idle(conn) => self.close_if_idle(conn),
             Timer::Rekey(peer) => self.rekey_late(peer),
             Timer::Forget(peer) => self.forget_peer(peer),
             Timer::Publish => self.stale.record = true,
@@ -310,6 +321,12 @@ impl<I: Identity> Node<I> {
         self.publish_tables();
         self.run_connector();
         self.refresh_status();
+    }
+
+    /// Somebody is to be dialled, and that is not to wait.
+    fn dial_now(&mut self) {
+        self.stale.dials = true;
+        self.stale.urgent = true;
     }
 
     fn emit(&mut self, event: Event) {

@@ -1,11 +1,7 @@
-//! Next hops, alternates and broadcast trees from a [`Graph`].
+//! Next hops and alternates from a [`Graph`], and what else this peer needs of it.
 //!
-//! All peers hold the same records, so each computes the same trees without a word about it. Of
+//! All peers hold the same records, so each computes the same paths without a word about it. Of
 //! equal paths the one through the lower id is taken, everywhere (gossip G10).
-//!
-//! Unicast takes the cheapest path. Broadcast trees count hops only: a round trip is news that each
-//! peer hears at another moment, and while two peers hold different trees a broadcast is lost or
-//! doubled between them. So a tree changes only when an edge comes or goes (gossip G12).
 //!
 //! ```text
 //!   me ── N ─ ─ ─► D     first hop on the shortest path
@@ -13,20 +9,21 @@
 //! ```
 
 use core::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use super::topology::Graph;
+use super::topology::{Change, Graph};
+use super::trees;
 use crate::handover::MAX_RELAYS;
 use crate::id::PeerId;
-
-/// Up to so many peers each origin has its own shortest-path tree; above, all share the tree of
-/// the lowest id, so that the work stays in proportion to the mesh.
-pub const OWN_TREES_MAX: usize = 128;
 
 /// Most neighbours that are considered as alternates, nearest first.
 const ALTERNATES_FROM: usize = 16;
 
 const FAR: u64 = u64::MAX;
+
+const _: () = assert!(MAX_RELAYS == 2, "a first hop and an alternate");
+
+type Queue = BinaryHeap<Reverse<(u64, usize)>>;
 
 /// Distances and parents from one root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +36,15 @@ impl Spt {
     /// Dijkstra from `root`. Of the equally near parents of a node the lowest is its parent.
     #[must_use]
     pub fn new(graph: &Graph, root: usize) -> Self {
+        Self::with(graph, root, &mut BinaryHeap::new())
+    }
+
+    /// The same with a queue that was used before: many trees are made in a row.
+    fn with(graph: &Graph, root: usize, queue: &mut Queue) -> Self {
         let count = graph.ids().len();
         let mut tree = Self { distance: vec![FAR; count], parent: vec![None; count] };
-        let mut queue = BinaryHeap::from([Reverse((0u64, root))]);
         tree.distance[root] = 0;
+        queue.push(Reverse((0, root)));
         while let Some(Reverse((distance, node))) = queue.pop() {
             if distance > tree.distance[node] {
                 continue;
@@ -58,31 +60,6 @@ impl Spt {
                     tree.parent[next] = Some(node);
                 }
             }
-        }
-        tree
-    }
-
-    /// The same for a graph whose edges all cost one, level by level: no queue to keep in order.
-    #[must_use]
-    pub fn flat(graph: &Graph, root: usize) -> Self {
-        let count = graph.ids().len();
-        let mut tree = Self { distance: vec![FAR; count], parent: vec![None; count] };
-        tree.distance[root] = 0;
-        let (mut level, mut next, mut depth) = (vec![root], Vec::new(), 0);
-        while !level.is_empty() {
-            depth += 1;
-            for node in level.drain(..) {
-                for &(to, _) in graph.neighbours(node) {
-                    if tree.distance[to] == FAR {
-                        tree.distance[to] = depth;
-                        tree.parent[to] = Some(node);
-                        next.push(to);
-                    } else if tree.distance[to] == depth && tree.parent[to].is_some_and(|parent| node < parent) {
-                        tree.parent[to] = Some(node);
-                    }
-                }
-            }
-            core::mem::swap(&mut level, &mut next);
         }
         tree
     }
@@ -155,181 +132,99 @@ impl Routes {
     }
 }
 
-/// The graph of now with the trees that were computed on it: a change costs only the trees in
-/// which a distance changes.
+/// What was computed on the graph of now: a change costs only the paths in which a distance
+/// changes, and the broadcast trees only if an edge comes or goes.
 #[derive(Debug, Default)]
 pub struct Router {
-    graph: Graph,
-    /// Cheapest paths, by root.
-    trees: BTreeMap<usize, Spt>,
-    /// The graph with every edge at the same cost.
-    shape: Graph,
-    /// Paths of fewest hops, by root.
-    flat: BTreeMap<usize, Spt>,
+    /// Cheapest paths, by root: from here, and from the neighbours that matter.
+    paths: BTreeMap<usize, Spt>,
+    routes: Routes,
+    queue: Queue,
 }
 
 impl Router {
-    /// The graph of now.
+    /// Routes and trees as of the last update.
     #[must_use]
-    pub const fn graph(&self) -> &Graph {
-        &self.graph
+    pub const fn routes(&self) -> &Routes {
+        &self.routes
     }
 
-    /// Takes the graph of now; false if it is the one of before.
-    pub fn update(&mut self, graph: Graph) -> bool {
-        if graph == self.graph {
-            return false;
-        }
-        let shape = graph.shape();
-        adapt(&mut self.trees, &self.graph, &graph);
-        adapt(&mut self.flat, &self.shape, &shape);
-        (self.graph, self.shape) = (graph, shape);
-        true
-    }
-
-    /// Routes and trees as `me` sees them.
-    pub fn routes(&mut self, me: PeerId) -> Routes {
-        let Some(root) = self.graph.index(&me) else {
-            return Routes::default();
+    /// Computes routes and trees as `me` sees them, after a change that led to `graph`.
+    pub fn update(&mut self, graph: &Graph, change: &Change, me: PeerId) {
+        let shape = match change {
+            Change::Nothing => return,
+            Change::Edges { nodes, shape } => {
+                self.paths.retain(|root, tree| tree.repair(graph, *root, nodes));
+                *shape
+            }
+            Change::Peers => {
+                self.paths.clear();
+                true
+            }
         };
-        let hops = hops(&mut Cache { graph: &self.graph, trees: &mut self.trees, make: Spt::new }, root);
-        let mut flat = Cache { graph: &self.shape, trees: &mut self.flat, make: Spt::flat };
-        let tree = flat.tree(root);
-        let reachable: Vec<usize> = (0..tree.distance.len()).filter(|node| tree.distance[*node] != FAR).collect();
-        let trees = if reachable.len() <= OWN_TREES_MAX {
-            own_trees(&mut flat, root, &reachable)
-        } else {
-            // The trees of former neighbours and of single origins are needed no more.
-            let near: Vec<usize> = self.graph.neighbours(root).iter().map(|edge| edge.0).collect();
-            self.trees.retain(|node, _| *node == root || near.contains(node));
-            flat.trees.retain(|node, _| *node == root || reachable.first() == Some(node));
-            shared_tree(&mut flat, root, &reachable)
+        let Some(root) = graph.index(&me) else {
+            self.routes = Routes::default();
+            return;
         };
-        Routes { hops, trees }
-    }
-}
-
-/// Keeps what holds of the trees when one graph takes the place of another.
-fn adapt(trees: &mut BTreeMap<usize, Spt>, old: &Graph, new: &Graph) {
-    if new.ids() != old.ids() {
-        return trees.clear();
-    }
-    let changed: Vec<usize> =
-        (0..new.ids().len()).filter(|node| new.neighbours(*node) != old.neighbours(*node)).collect();
-    if !changed.is_empty() {
-        trees.retain(|root, tree| tree.repair(new, *root, &changed));
-    }
-}
-
-struct Cache<'a> {
-    graph: &'a Graph,
-    trees: &'a mut BTreeMap<usize, Spt>,
-    make: fn(&Graph, usize) -> Spt,
-}
-
-impl Cache<'_> {
-    fn tree(&mut self, root: usize) -> &Spt {
-        self.trees.entry(root).or_insert_with(|| (self.make)(self.graph, root))
-    }
-
-    fn distance(&mut self, from: usize, to: usize) -> u64 {
-        self.tree(from).distance[to]
-    }
-}
-
-fn hops(cache: &mut Cache<'_>, root: usize) -> BTreeMap<PeerId, Vec<PeerId>> {
-    let ids = cache.graph.ids();
-    let mut near: Vec<(usize, u32)> = cache.graph.neighbours(root).to_vec();
-    near.sort_by_key(|&(node, cost)| (cost, node));
-    near.truncate(ALTERNATES_FROM);
-    let primary = cache.tree(root).first_hops(root);
-    let mut hops = BTreeMap::new();
-    for (node, first) in primary.iter().enumerate() {
-        let Some(first) = *first else { continue };
-        let mut list = vec![ids[first]];
-        if let Some(second) = alternate(cache, root, &near, node, first)
-            && list.len() < MAX_RELAYS
-        {
-            list.push(ids[second]);
+        self.routes.hops = self.hops(graph, root);
+        if shape {
+            self.routes.trees = trees::children(graph, root);
         }
-        hops.insert(ids[node], list);
     }
-    hops
+
+    fn hops(&mut self, graph: &Graph, root: usize) -> BTreeMap<PeerId, Vec<PeerId>> {
+        let mut near: Vec<(usize, u32)> = graph.neighbours(root).to_vec();
+        near.sort_by_key(|&(node, cost)| (cost, node));
+        near.truncate(ALTERNATES_FROM);
+        self.compute(graph, root);
+        let firsts = self.paths[&root].first_hops(root);
+        let needed: BTreeSet<usize> =
+            firsts.iter().flatten().copied().chain(near.iter().map(|edge| edge.0)).chain([root]).collect();
+        self.paths.retain(|node, _| needed.contains(node));
+        for &node in &needed {
+            self.compute(graph, node);
+        }
+        let near: Vec<(usize, u32, &Spt)> =
+            near.into_iter().map(|(node, cost)| (node, cost, &self.paths[&node])).collect();
+        let straight = &self.paths[&root];
+        let ids = graph.ids();
+        let hop = |(to, first): (usize, Option<usize>)| {
+            let first = first?;
+            let other = alternate(&near, root, to, straight.distance[to], (first, &self.paths[&first]));
+            let list: Vec<PeerId> = [Some(first), other].into_iter().flatten().map(|node| ids[node]).collect();
+            Some((ids[to], list))
+        };
+        firsts.into_iter().enumerate().filter_map(hop).collect()
+    }
+
+    fn compute(&mut self, graph: &Graph, root: usize) {
+        let queue = &mut self.queue;
+        self.paths.entry(root).or_insert_with(|| Spt::with(graph, root, queue));
+    }
 }
 
 /// The best neighbour other than `first` that does not send what is for `to` back to us, one
 /// whose own path avoids `first` before one whose path does not.
-fn alternate(cache: &mut Cache<'_>, root: usize, near: &[(usize, u32)], to: usize, first: usize) -> Option<usize> {
+fn alternate(
+    near: &[(usize, u32, &Spt)],
+    root: usize,
+    to: usize,
+    straight: u64,
+    (first, from_first): (usize, &Spt),
+) -> Option<usize> {
     let mut best: Option<(bool, u64, usize)> = None;
-    let straight = cache.distance(root, to);
-    for &(node, cost) in near.iter().filter(|(node, _)| *node != first) {
-        let rest = cache.distance(node, to);
-        if rest == FAR || rest >= cache.distance(node, root).saturating_add(straight) {
+    for &(node, cost, from) in near.iter().filter(|(node, ..)| *node != first) {
+        let rest = from.distance[to];
+        if rest == FAR || rest >= from.distance[root].saturating_add(straight) {
             continue;
         }
-        let (there, on) = (cache.distance(node, first), cache.distance(first, to));
-        let crosses = to != first && rest >= there.saturating_add(on);
+        let crosses = to != first && rest >= from.distance[first].saturating_add(from_first.distance[to]);
         let candidate = (crosses, rest + u64::from(cost), node);
         if best.is_none_or(|best| candidate < best) {
             best = Some(candidate);
         }
     }
     best.map(|(_, _, node)| node)
-}
-
-/// One tree for each origin: my children are the neighbours whose parent I am.
-fn own_trees(cache: &mut Cache<'_>, root: usize, reachable: &[usize]) -> BTreeMap<PeerId, Vec<PeerId>> {
-    let ids = cache.graph.ids();
-    let neighbours = cache.graph.neighbours(root);
-    let mut trees = BTreeMap::new();
-    for &origin in reachable {
-        let tree = cache.tree(origin);
-        let children: Vec<PeerId> = neighbours
-            .iter()
-            .filter(|(node, _)| tree.parent[*node] == Some(root))
-            .map(|(node, _)| ids[*node])
-            .collect();
-        if !children.is_empty() {
-            trees.insert(ids[origin], children);
-        }
-    }
-    trees
-}
-
-/// One tree for all, rooted at the lowest id: broadcasts flow along it, away from where they
-/// came from.
-fn shared_tree(cache: &mut Cache<'_>, root: usize, reachable: &[usize]) -> BTreeMap<PeerId, Vec<PeerId>> {
-    let ids = cache.graph.ids();
-    let Some(&lowest) = reachable.first() else {
-        return BTreeMap::new();
-    };
-    let neighbours = cache.graph.neighbours(root);
-    let tree = cache.tree(lowest);
-    let on_tree: Vec<usize> = neighbours
-        .iter()
-        .map(|(node, _)| *node)
-        .filter(|node| tree.parent[*node] == Some(root) || tree.parent[root] == Some(*node))
-        .collect();
-    // Through which of my tree neighbours each origin's broadcasts come: the child in whose
-    // subtree it is, or else my parent.
-    let mut side: Vec<Option<usize>> = vec![tree.parent[root]; ids.len()];
-    let mut order = reachable.to_vec();
-    order.sort_unstable_by_key(|node| tree.distance[*node]);
-    for node in order {
-        if let Some(parent) = tree.parent[node].filter(|_| node != root) {
-            side[node] = if parent == root { Some(node) } else { side[parent] };
-        }
-    }
-    side[root] = None;
-    let mut trees = BTreeMap::new();
-    for &origin in reachable {
-        let children: Vec<PeerId> =
-            on_tree.iter().filter(|node| side[origin] != Some(**node)).map(|node| ids[*node]).collect();
-        if !children.is_empty() {
-            trees.insert(ids[origin], children);
-        }
-    }
-    trees
 }
 
 #[cfg(test)]
@@ -349,8 +244,16 @@ mod tests {
 
     fn routes_of(graph: &Graph, me: usize) -> Routes {
         let mut router = Router::default();
-        router.update(graph.clone());
-        router.routes(id(me))
+        router.update(graph, &Change::Peers, id(me));
+        router.routes().clone()
+    }
+
+    fn difference(old: &Graph, new: &Graph) -> Change {
+        let differ = |node: &usize| old.neighbours(*node) != new.neighbours(*node);
+        let ends = |graph: &Graph, node: usize| graph.neighbours(node).iter().map(|edge| edge.0).collect::<Vec<_>>();
+        let nodes: Vec<usize> = (0..new.ids().len()).filter(differ).collect();
+        let shape = nodes.iter().any(|node| ends(old, *node) != ends(new, *node));
+        if nodes.is_empty() { Change::Nothing } else { Change::Edges { nodes, shape } }
     }
 
     /// The reference: Floyd and Warshall, all distances by the definition.
@@ -374,21 +277,6 @@ mod tests {
         all
     }
 
-    /// Follows a broadcast through every peer's own tables; gives how often each got it.
-    fn broadcast(tables: &[Routes], origin: usize) -> Vec<usize> {
-        let mut got = vec![0; tables.len()];
-        let mut queue = vec![origin];
-        while let Some(node) = queue.pop() {
-            for child in tables[node].trees.get(&id(origin)).into_iter().flatten() {
-                let child = (0..tables.len()).find(|n| id(*n) == *child).unwrap();
-                got[child] += 1;
-                assert!(got[child] < 3, "a loop");
-                queue.push(child);
-            }
-        }
-        got
-    }
-
     fn edges_of(count: usize) -> impl Strategy<Value = Vec<(usize, usize, u32)>> {
         proptest::collection::vec((0..count, 0..count, 1u32..3), 4..14)
     }
@@ -400,40 +288,7 @@ mod tests {
         })
     }
 
-    fn check_broadcasts(graph: &Graph, tables: &[Routes]) {
-        let all = distances(graph);
-        for (origin, distances) in all.iter().enumerate() {
-            for (node, times) in broadcast(tables, origin).into_iter().enumerate() {
-                let expected = usize::from(node != origin && distances[node] != FAR);
-                assert_eq!(times, expected, "from {origin} at {node}");
-            }
-        }
-    }
-
     proptest! {
-        #[test]
-        fn every_peer_gets_each_broadcast_exactly_once(graph in any_graph()) {
-            let count = graph.ids().len();
-            let tables: Vec<_> = (0..count).map(|node| routes_of(&graph, node)).collect();
-            check_broadcasts(&graph, &tables);
-            let shared: Vec<_> = (0..count).map(|node| {
-                let mut trees = BTreeMap::new();
-                let mut cache = Cache { graph: &graph, trees: &mut trees, make: Spt::new };
-                let reachable: Vec<_> =
-                    (0..count).filter(|to| cache.tree(node).distance[*to] != FAR).collect();
-                Routes { hops: BTreeMap::new(), trees: shared_tree(&mut cache, node, &reachable) }
-            }).collect();
-            check_broadcasts(&graph, &shared);
-        }
-
-        #[test]
-        fn a_flat_tree_is_the_cheapest_one_when_every_edge_costs_the_same(graph in any_graph()) {
-            let shape = graph.shape();
-            for root in 0..shape.ids().len() {
-                prop_assert_eq!(Spt::flat(&shape, root), Spt::new(&shape, root));
-            }
-        }
-
         #[test]
         fn next_hops_agree_with_the_reference(graph in any_graph()) {
             let all = distances(&graph);
@@ -459,33 +314,21 @@ mod tests {
         }
 
         #[test]
-        fn repaired_trees_are_the_ones_made_anew(graphs in proptest::collection::vec(edges_of(7), 1..6)) {
+        fn repaired_paths_are_the_ones_made_anew(graphs in proptest::collection::vec(edges_of(7), 1..6)) {
             for me in 0..7 {
                 let mut router = Router::default();
+                let mut before = None;
                 for list in &graphs {
                     let graph = graph(7, list);
-                    router.update(graph.clone());
-                    prop_assert_eq!(router.routes(id(me)), routes_of(&graph, me));
-                    for (root, tree) in &router.trees {
+                    let change = before.as_ref().map_or(Change::Peers, |before| difference(before, &graph));
+                    router.update(&graph, &change, id(me));
+                    prop_assert_eq!(router.routes(), &routes_of(&graph, me));
+                    for (root, tree) in &router.paths {
                         prop_assert_eq!(tree, &Spt::new(&graph, *root));
                     }
-                    for (root, tree) in &router.flat {
-                        prop_assert_eq!(tree, &Spt::new(&graph.shape(), *root));
-                    }
+                    before = Some(graph);
                 }
             }
-        }
-
-        #[test]
-        fn opinions_on_round_trips_do_not_part_the_broadcast_trees(list in edges_of(7), seed in any::<u64>()) {
-            // Each peer has heard of other costs; all agree on which edges there are.
-            let opinion = |node: usize| {
-                let cost = |at: usize| 1 + (seed.rotate_left((at * 7 + node * 13) as u32) % 50) as u32;
-                let list: Vec<_> = list.iter().enumerate().map(|(at, &(a, b, _))| (a, b, cost(at))).collect();
-                graph(7, &list)
-            };
-            let tables: Vec<_> = (0..7).map(|node| routes_of(&opinion(node), node)).collect();
-            check_broadcasts(&opinion(0), &tables);
         }
 
         #[test]
@@ -509,17 +352,5 @@ mod tests {
         // 0 to 4: first through 1. 2 goes on through 1 as well; 3 has its own way, a longer one.
         let graph = graph(5, &[(0, 1, 1), (1, 4, 1), (0, 2, 1), (2, 1, 1), (0, 3, 2), (3, 4, 2)]);
         assert_eq!(routes_of(&graph, 0).hops[&id(4)], [id(1), id(3)]);
-    }
-
-    #[test]
-    fn a_long_line_uses_the_shared_tree_and_still_reaches_all() {
-        let count = OWN_TREES_MAX + 40;
-        let list: Vec<_> = (1..count).map(|n| (n - 1, n, 1)).collect();
-        let graph = graph(count, &list);
-        let tables: Vec<_> = (0..count).map(|node| routes_of(&graph, node)).collect();
-        for origin in [0, 1, count / 2, count - 1] {
-            let got = broadcast(&tables, origin);
-            assert!(got.iter().enumerate().all(|(node, times)| *times == usize::from(node != origin)));
-        }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Timer {
     Path(PeerId),
     /// The link's round trip may be published again.
     Rtt(PeerId),
+    /// A connection through relays may have carried nothing for long enough.
+    Idle(ConnId),
     /// The answer to a key proposal must be in.
     Rekey(PeerId),
     /// A peer has been unreachable for long enough to be forgotten.
@@ -46,6 +48,7 @@ impl Timer {
             Self::Replaced(_) => "close a replaced connection",
             Self::Path(_) => "first echo deadline",
             Self::Rtt(_) => "publish a round trip",
+            Self::Idle(_) => "close an idle relayed connection",
             Self::Rekey(_) => "rekey deadline",
             Self::Forget(_) => "forget an unreachable peer",
             Self::Publish => "publish our record",
@@ -78,6 +81,13 @@ impl Timers {
     /// Sets a timer unless it is set already, to whatever time.
     pub(crate) fn set_if_none(&mut self, timer: Timer, at: Duration) {
         if !self.due.contains_key(&timer) {
+            self.set(timer, at);
+        }
+    }
+
+    /// Sets a timer to this time unless it is due before.
+    pub(crate) fn set_if_later(&mut self, timer: Timer, at: Duration) {
+        if self.due.get(&timer).is_none_or(|due| *due > at) {
             self.set(timer, at);
         }
     }

@@ -21,6 +21,7 @@ impl<I: Identity> Node<I> {
         }
         let mut app = self.new_app(Some(to), payload);
         if let Some(conn) = self.conn_of(&to) {
+            self.note_use(conn);
             return self.send(conn, &Message::App(app));
         }
         app.signature = Some(self.identity.sign(&app.signed()));
@@ -50,7 +51,7 @@ impl<I: Identity> Node<I> {
     }
 
     fn pass_on(&mut self, to: &PeerId, app: &App) {
-        let hops = self.routes.hops.get(to).into_iter().flatten();
+        let hops = self.router.routes().hops.get(to).into_iter().flatten();
         let conn = hops
             .filter_map(|hop| self.peers.get(hop))
             .filter(|hop| hop.up.is_some())
@@ -65,7 +66,7 @@ impl<I: Identity> Node<I> {
         let bytes = Message::App(app.clone()).encode();
         for (neighbour, conn) in self.neighbours() {
             let has_it = neighbour == app.origin
-                || from.is_some_and(|from| from == neighbour || self.router.graph().linked(&from, &neighbour));
+                || from.is_some_and(|from| from == neighbour || self.topology.graph().linked(&from, &neighbour));
             if !has_it {
                 self.send_bytes(conn, bytes.clone());
             }

@@ -1,34 +1,45 @@
 //! The connector's place in the node: what it looks at, and whose links there is no room for.
 
 use core::net::SocketAddr;
-use std::collections::BTreeSet;
+use core::ops::Bound;
+use core::time::Duration;
+use std::collections::BTreeMap;
 
 use super::super::connector::Step;
+use super::super::gossip::Store;
 use super::super::handshake::{Refusal, Role};
 use super::super::limits::{LINKS_BEYOND, SETTLED_AFTER, SHED_AT_ONCE, SHED_EVERY};
 use super::super::timers::Timer;
-use super::super::wanted::{PeerView, View, successors};
-use super::super::{ConnId, Identity, Output};
+use super::super::wanted::{PeerView, View};
+use super::super::{ConnId, Identity, NodeConfig, Output};
 use super::Node;
 use super::link::Peer;
+use super::routes::routes_every;
 use crate::id::PeerId;
 use crate::wire::control::RefuseCode;
 use crate::wire::gossip::LINKS_MAX;
 
 impl<I: Identity> Node<I> {
-    /// Dials whom the connector wants to be dialled.
+    /// Dials whom the connector wants to be dialled. In a large mesh looking at all peers costs
+    /// something, so that is not done for each message; but at once if `urgent`.
     pub(super) fn run_connector(&mut self) {
-        if !core::mem::take(&mut self.stale.dials) {
+        if !self.stale.dials {
             return;
         }
-        let endpoints = self.endpoints_of_all();
-        let view = self.view(&endpoints);
+        let due = self.dials_at.map_or(self.now, |at| at + routes_every(self.store.len()));
+        let urgent = core::mem::take(&mut self.stale.urgent);
+        if self.now < due && !urgent {
+            self.timers.set_if_later(Timer::Dial, due);
+            return;
+        }
+        self.stale.dials = false;
+        self.dials_at = Some(self.now);
+        let view = Self::view(self.me, &self.config, &self.peers, &self.store, self.now);
         let (steps, wake) = self.connector.tick(&view, self.now, &mut self.rng);
         match wake {
             Some(at) => self.timers.set(Timer::Dial, at),
             None => self.timers.clear(Timer::Dial),
         }
-        self.stale.status |= !steps.is_empty();
         for step in steps {
             self.out.push_back(match step {
                 Step::Dial(dial, hop) => Output::Dial { dial, hop },
@@ -37,37 +48,33 @@ impl<I: Identity> Node<I> {
         }
     }
 
-    /// Endpoints of each peer without link, except those that are ours as well (bridges and
-    /// loopbacks have the same addresses on every host) or where another peer is linked now.
-    fn endpoints_of_all(&self) -> Vec<Vec<SocketAddr>> {
-        let ours = &self.config.endpoints;
-        let taken: BTreeSet<SocketAddr> =
-            self.peers.values().filter_map(|peer| peer.direct).map(|direct| direct.address).collect();
-        let of = |(id, peer): (&PeerId, &Peer)| match self.store.get(id) {
-            Some(record) if peer.direct.is_none() => record
-                .body
-                .endpoints
-                .iter()
-                .map(|endpoint| endpoint.0)
-                .filter(|address| !ours.contains(address) && !taken.contains(address))
-                .collect(),
-            _ => Vec::new(),
-        };
-        self.peers.iter().map(of).collect()
-    }
-
-    fn view<'a>(&self, endpoints: &'a [Vec<SocketAddr>]) -> View<'a> {
-        let peers = self.peers.iter().zip(endpoints).map(|((id, peer), endpoints)| PeerView {
+    fn view<'a>(
+        me: PeerId,
+        config: &'a NodeConfig,
+        peers: &BTreeMap<PeerId, Peer>,
+        store: &'a Store,
+        now: Duration,
+    ) -> View<'a> {
+        let one = |(id, peer): (&PeerId, &Peer)| PeerView {
             id: *id,
-            endpoints,
+            endpoints: store.get(id).map_or(&[][..], |record| &record.body.endpoints),
+            rank: peer.rank,
             address: peer.direct.map(|direct| direct.address),
             connected: peer.direct.is_some(),
             dialled: peer.direct.is_some_and(|direct| direct.role == Role::Dialler),
             reachable: peer.reachable,
-            settled: self.now >= peer.known_since + SETTLED_AFTER,
+            settled: now >= peer.known_since + SETTLED_AFTER,
             relayed: peer.relayed.is_some(),
-        });
-        View { me: self.me, discovery: self.config.discovery, links_max: self.config.links_max, peers: peers.collect() }
+        };
+        let peers: Vec<PeerView<'a>> = peers.iter().map(one).collect();
+        View {
+            me,
+            discovery: config.discovery,
+            links_max: config.links_max,
+            ours: &config.endpoints,
+            taken: peers.iter().filter_map(|peer| peer.address).collect(),
+            peers,
+        }
     }
 
     /// The direct connections that others opened.
@@ -82,7 +89,7 @@ impl<I: Identity> Node<I> {
     /// order of ids, and it can be reached without us.
     pub(super) fn is_crowded_for(&self, newcomer: &PeerId) -> bool {
         self.accepted().count() >= self.config.links_max
-            && self.routes.reaches(newcomer)
+            && self.router.routes().reaches(newcomer)
             && self.peers.get(newcomer).is_none_or(|peer| peer.direct.is_none())
             && !self.is_ring_neighbour(newcomer)
     }
@@ -132,11 +139,10 @@ impl<I: Identity> Node<I> {
 
     /// Whether one of us is among the other's next two in the order of ids.
     fn is_ring_neighbour(&self, other: &PeerId) -> bool {
-        let no_endpoints = vec![Vec::new(); self.peers.len()];
-        let ahead = successors(&self.view(&no_endpoints), |_| true);
-        let after: Vec<&PeerId> = self.peers.keys().filter(|id| **id < self.me).rev().collect();
-        let around: Vec<&PeerId> = self.peers.keys().filter(|id| **id > self.me).rev().collect();
-        ahead.contains(other) || after.into_iter().chain(around).take(2).any(|id| id == other)
+        let above = (Bound::Excluded(self.me), Bound::Unbounded);
+        let mut ahead = self.peers.range(above).chain(self.peers.range(..self.me)).take(2);
+        let mut behind = self.peers.range(..self.me).rev().chain(self.peers.range(above).rev()).take(2);
+        ahead.any(|(id, _)| id == other) || behind.any(|(id, _)| id == other)
     }
 
     pub(super) fn on_forget(&mut self, target: &str) -> bool {

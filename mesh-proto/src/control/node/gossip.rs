@@ -1,5 +1,6 @@
 //! Records in and out: publish ours, push what is news, compare with neighbours.
 
+use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,6 +25,11 @@ use crate::wire::cbor::Endpoint;
 use crate::wire::control::Message;
 use crate::wire::gossip::{LINKS_MAX, LinkEntry, RecordBody, Records, Versions, Want};
 
+/// The least time between two of our records in a mesh of that many peers: each goes to all.
+fn publish_every(peers: usize) -> Duration {
+    PUBLISH_EVERY * (100 + u32::try_from(peers).unwrap_or(u32::MAX).min(300)) / 100
+}
+
 impl<I: Identity> Node<I> {
     // ---- ours -------------------------------------------------------------------------------
 
@@ -33,7 +39,7 @@ impl<I: Identity> Node<I> {
         if !self.stale.record {
             return;
         }
-        let due = self.published_at.map_or(self.now, |at| at + PUBLISH_EVERY);
+        let due = self.published_at.map_or(self.now, |at| at + publish_every(self.store.len()));
         if self.now < due {
             self.timers.set(Timer::Publish, due);
             return;
@@ -129,7 +135,6 @@ impl<I: Identity> Node<I> {
         self.published_at = None;
         self.stale.record = true;
         self.stale.tables = true;
-        self.stale.status = true;
         self.emit(Event::IncarnationRaised { to });
         // The other ends hold keys of the life that is over.
         self.close_all(&format!("peer `{}` goes on as incarnation {}", self.config.name, to.0));
@@ -157,7 +162,7 @@ impl<I: Identity> Node<I> {
         self.pushed_at = Some(self.now);
         let push = core::mem::take(&mut self.push);
         for (neighbour, conn) in self.neighbours() {
-            let graph = self.router.graph();
+            let graph = self.topology.graph();
             let has = |from: &Vec<PeerId>| {
                 from.contains(&neighbour) || from.first().is_some_and(|first| graph.linked(first, &neighbour))
             };
@@ -343,6 +348,7 @@ impl<I: Identity> Node<I> {
         let new_life = old.as_ref().is_none_or(|old| old.version.incarnation < incarnation);
         let moved = new_life || old.as_ref().is_none_or(|old| old.body.endpoints != record.body.endpoints);
         if old.as_ref().is_none_or(|old| old.body.links != record.body.links) {
+            self.relinked.insert(id);
             self.stale.routes = true;
         }
         if self.store.offer(record, vouched, self.now).is_news() {
@@ -360,7 +366,9 @@ impl<I: Identity> Node<I> {
             }
             self.connector.heard(id, moved, self.now);
             self.stale.dials |= moved;
-            self.stale.status |= moved;
+            if moved {
+                self.touched.insert(id);
+            }
         }
     }
 
@@ -400,8 +408,10 @@ impl<I: Identity> Node<I> {
         } else {
             self.timers.set(Timer::Forget(id), due);
             self.emit(Event::PeerUnreachable { peer: id, name });
+            self.connector.parted(id, self.now);
         }
-        self.stale.status = true;
+        self.touched.insert(id);
+        self.stale.dials = true;
     }
 
     /// For `status`.
@@ -414,7 +424,7 @@ impl<I: Identity> Node<I> {
             state: PeerState::Me,
             direct: None,
             via: None,
-            since: core::time::Duration::ZERO,
+            since: Duration::ZERO,
             reason: "this peer".to_owned(),
             links: self.peers.iter().filter(|(_, peer)| peer.up.is_some()).map(|(id, _)| *id).collect(),
         }

@@ -13,8 +13,9 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::super::handshake::{Handshake, Role};
-use super::super::limits::{FORGET_AFTER, RTT_CHANGE, RTT_EVERY};
+use super::super::limits::{FORGET_AFTER, PROACTIVE_MAX, RELAY_IDLE, RTT_CHANGE, RTT_EVERY};
 use super::super::timers::Timer;
+use super::super::wanted::rank;
 use super::super::{ConnId, DialId, Event, Identity, Output};
 use super::session::Proposal;
 use super::{Node, PeerState};
@@ -68,6 +69,8 @@ pub(super) struct Peer {
     pub(super) proposal: Option<Proposal>,
     pub(super) reachable: bool,
     pub(super) known_since: Duration,
+    /// Its place in the order in which peers are dialled.
+    pub(super) rank: u64,
     pub(super) state: PeerState,
     pub(super) since: Duration,
 }
@@ -93,7 +96,7 @@ pub(super) struct Up {
 impl<I: Identity> Node<I> {
     /// The entry of a peer, made if there is none.
     pub(super) fn peer_mut(&mut self, id: PeerId) -> &mut Peer {
-        let (now, timers) = (self.now, &mut self.timers);
+        let (now, me, timers) = (self.now, self.me, &mut self.timers);
         self.peers.entry(id).or_insert_with(|| {
             timers.set(Timer::Forget(id), now + FORGET_AFTER);
             Peer {
@@ -107,6 +110,7 @@ impl<I: Identity> Node<I> {
                 proposal: None,
                 reachable: false,
                 known_since: now,
+                rank: rank(&me, &id),
                 state: PeerState::Connecting,
                 since: now,
             }
@@ -153,13 +157,30 @@ impl<I: Identity> Node<I> {
         self.drop_conn(conn, reason);
     }
 
+    /// A connection is good for something. (Those through relays are closed when they are not.)
+    pub(super) fn note_use(&mut self, conn: ConnId) {
+        if matches!(self.conns.get(&conn), Some(Conn { hop: Hop::Relayed(_), .. })) {
+            self.timers.set(Timer::Idle(conn), self.now + RELAY_IDLE);
+        }
+    }
+
+    /// A relayed connection has carried nothing for a while. In a small mesh it stays, for there
+    /// every pair has one (control C22).
+    pub(super) fn close_if_idle(&mut self, conn: ConnId) {
+        if self.peers.len() > 2 * PROACTIVE_MAX {
+            self.close(conn, "nothing was sent for a while: it is made again when needed");
+        } else {
+            self.note_use(conn);
+        }
+    }
+
     /// Forgets a connection, and what stood on it.
     pub(super) fn drop_conn(&mut self, conn: ConnId, reason: &str) {
         let Some(old) = self.conns.remove(&conn) else { return };
         self.timers.clear(Timer::Handshake(conn));
         self.timers.clear(Timer::Replaced(conn));
+        self.timers.clear(Timer::Idle(conn));
         self.stale.dials = true;
-        self.stale.status = true;
         let live = match old.phase {
             Phase::Live(live) => live,
             Phase::Refused(_) => return,
@@ -170,6 +191,7 @@ impl<I: Identity> Node<I> {
                 return;
             }
         };
+        self.touched.insert(live.peer);
         let Some(peer) = self.peers.get_mut(&live.peer) else { return };
         if peer.direct.is_some_and(|direct| direct.conn == conn) {
             peer.direct = None;
@@ -233,7 +255,7 @@ impl<I: Identity> Node<I> {
                     self.propose_keys(peer);
                 } else if self.peers.contains_key(&peer) {
                     self.connector.session_wanted(peer, self.now);
-                    self.stale.dials = true;
+                    self.dial_now();
                 }
             }
             DataEvent::RekeyDue { peer } => self.propose_keys(peer),
@@ -256,7 +278,7 @@ impl<I: Identity> Node<I> {
         if let Some(relayed) = relayed {
             self.close(relayed, "a direct link took over");
         }
-        self.link_changed();
+        self.link_changed(id);
         self.compare_soon();
     }
 
@@ -267,16 +289,16 @@ impl<I: Identity> Node<I> {
             let name = peer.name.clone();
             self.timers.clear(Timer::Rtt(id));
             self.emit(Event::LinkDown { peer: id, name, reason: reason.to_owned() });
-            self.link_changed();
+            self.link_changed(id);
         }
     }
 
-    fn link_changed(&mut self) {
+    fn link_changed(&mut self, id: PeerId) {
         self.stale.record = true;
         self.stale.routes = true;
         self.stale.tables = true;
         self.stale.dials = true;
-        self.stale.status = true;
+        self.touched.insert(id);
     }
 
     fn path_down(&mut self, id: PeerId) {

@@ -48,7 +48,7 @@ impl<I: Identity> Node<I> {
         }
         let Some(conn) = self.conn_of(&id) else {
             self.connector.session_wanted(id, self.now);
-            self.stale.dials = true;
+            self.dial_now();
             return;
         };
         let Some(suite) = self.live(conn).map(|live| live.suite) else { return };
@@ -126,7 +126,7 @@ impl<I: Identity> Node<I> {
         let incarnation = peer.incarnation;
         let keys = SessionKeys { peer: id, incarnation, suite, local_index, remote_index, send, receive, initiator };
         self.out.push_back(Output::Data(Command::Install(Box::new(keys))));
-        self.stale.status = true;
+        self.touched.insert(id);
     }
 }
 

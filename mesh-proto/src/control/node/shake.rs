@@ -83,7 +83,6 @@ impl<I: Identity> Node<I> {
         self.out.push_back(Output::Send { conn, bytes: handshake.hello() });
         self.timers.set(Timer::Handshake(conn), self.now + HANDSHAKE);
         self.conns.insert(conn, Conn { hop, role, dial, phase: Phase::Shaking(handshake) });
-        self.stale.status = true;
     }
 
     pub(super) fn on_message(&mut self, conn: ConnId, bytes: &[u8]) {
@@ -117,9 +116,15 @@ impl<I: Identity> Node<I> {
 
     fn on_live_message(&mut self, conn: ConnId, message: Message, bytes: &[u8]) {
         match message {
-            Message::Rekey(rekey) => self.on_rekey(conn, &rekey, bytes),
+            Message::Rekey(rekey) => {
+                self.note_use(conn);
+                self.on_rekey(conn, &rekey, bytes);
+            }
             Message::RekeyAnswer(answer) => self.on_rekey_answer(conn, &answer, bytes),
-            Message::App(app) => self.on_app(conn, app),
+            Message::App(app) => {
+                self.note_use(conn);
+                self.on_app(conn, app);
+            }
             gossip => self.on_gossip(conn, gossip),
         }
     }
@@ -227,7 +232,10 @@ impl<I: Identity> Node<I> {
             self.send(conn, &reply);
         }
         match hop {
-            Hop::Relayed(_) => self.peer_mut(id).relayed = Some(conn),
+            Hop::Relayed(_) => {
+                self.peer_mut(id).relayed = Some(conn);
+                self.note_use(conn);
+            }
             Hop::Direct(address) => {
                 let now = self.now;
                 self.peer_mut(id).direct = Some(Direct { conn, address, role, since: now });
@@ -246,7 +254,7 @@ impl<I: Identity> Node<I> {
         }
         self.stale.tables = true;
         self.stale.dials = true;
-        self.stale.status = true;
+        self.touched.insert(id);
     }
 
     /// Decides between a new connection and one of the same kind that stands; `None` if the new
@@ -365,7 +373,6 @@ impl<I: Identity> Node<I> {
             self.emit(Event::Refused { hop, reason: refusal.here.clone() });
         }
         self.stale.dials = true;
-        self.stale.status = true;
     }
 
     /// The other end refuses us.

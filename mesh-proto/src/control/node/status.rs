@@ -9,13 +9,11 @@ use crate::id::PeerId;
 impl<I: Identity> Node<I> {
     /// Notes which states have changed.
     pub(super) fn refresh_status(&mut self) {
-        if !core::mem::take(&mut self.stale.status) {
-            return;
-        }
-        let fresh: Vec<(PeerId, PeerState)> =
-            self.peers.iter().map(|(id, peer)| (*id, self.state_of(id, peer))).collect();
-        let now = self.now;
-        for (id, state) in fresh {
+        let mut touched = core::mem::take(&mut self.touched);
+        touched.append(&mut self.connector.take_touched());
+        for id in touched {
+            let Some(state) = self.peers.get(&id).map(|peer| self.state_of(&id, peer)) else { continue };
+            let now = self.now;
             if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.state != state) {
                 (peer.state, peer.since) = (state, now);
             }
@@ -63,18 +61,23 @@ impl<I: Identity> Node<I> {
             incarnation: peer.incarnation,
             state: peer.state,
             direct: peer.up.and(peer.direct).map(|direct| direct.address),
-            via: match (peer.up, self.routes.hops.get(id)) {
+            via: match (peer.up, self.router.routes().hops.get(id)) {
                 (None, Some(hops)) => hops.first().filter(|hop| *hop != id).copied(),
                 _ => None,
             },
             since: peer.since,
             reason: self.reason_of(id, peer),
             links: self
-                .router
+                .topology
                 .graph()
                 .index(id)
                 .map(|node| {
-                    self.router.graph().neighbours(node).iter().map(|(to, _)| self.router.graph().ids()[*to]).collect()
+                    self.topology
+                        .graph()
+                        .neighbours(node)
+                        .iter()
+                        .map(|(to, _)| self.topology.graph().ids()[*to])
+                        .collect()
                 })
                 .unwrap_or_default(),
         });
