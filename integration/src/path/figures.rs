@@ -109,6 +109,26 @@ pub(super) enum Metric {
 }
 
 impl Metric {
+    /// Its name in JSON.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Tcp1 => "tcp1",
+            Self::Tcp4 => "tcp4",
+            Self::Reverse => "reverse",
+            Self::CpuPerGigabyte => "cpu",
+            Self::Pps => "pps",
+            Self::Rr64 => "rr64",
+            Self::RttMedian => "rtt-p50",
+            Self::Rtt99 => "rtt-p99",
+            Self::LoadedMedian => "rtt-loaded-p50",
+            Self::Loaded99 => "rtt-loaded-p99",
+            Self::Loss1 => "loss1",
+            Self::Loss5 => "loss5",
+            Self::Idle => "idle",
+            Self::Memory => "memory",
+        }
+    }
+
     /// Title of its column, and unit.
     pub(super) fn title(self) -> (&'static str, &'static str) {
         match self {

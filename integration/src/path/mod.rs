@@ -33,7 +33,16 @@ mod sys;
 mod tcp;
 mod udp;
 
-use std::{fs, io::Write as _, thread, time::Duration};
+use std::{
+    fs,
+    io::{self, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 
@@ -54,10 +63,11 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// If no namespace can be made, or a file cannot be written. A contestant that cannot be set up is
 /// reported as absent, a measurement that fails as missing.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    let interrupted = watch_for_interrupts()?;
     let mut reports = Vec::new();
     for &mode in &options.modes() {
         for &mtu in &options.mtus() {
-            let report = measure(options, mode, mtu)?;
+            let report = measure(options, mode, mtu, &interrupted)?;
             say(&report.tables());
             reports.push(report);
         }
@@ -73,10 +83,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// One underlay: all contestants, all rounds.
-fn measure(options: &Options, mode: options::Mode, mtu: u32) -> anyhow::Result<Report> {
+fn measure(options: &Options, mode: options::Mode, mtu: u32, interrupted: &AtomicBool) -> anyhow::Result<Report> {
     let mut report = Report::new(options, mode, mtu);
     let mut standing = Vec::new();
     for contestant in options.contestants() {
+        go_on(interrupted)?;
         match Standing::build(contestant, options, mode, mtu) {
             Ok(built) => {
                 report.present(contestant, &built.said);
@@ -96,6 +107,7 @@ fn measure(options: &Options, mode: options::Mode, mtu: u32) -> anyhow::Result<R
                 continue;
             }
             for step in 0..standing.len() {
+                go_on(interrupted)?;
                 // Another one is first in each round.
                 let course = &standing[(step + round) % standing.len()];
                 thread::sleep(SETTLE);
@@ -123,11 +135,29 @@ fn measure(options: &Options, mode: options::Mode, mtu: u32) -> anyhow::Result<R
     Ok(report)
 }
 
+/// An interrupt ends the run between two measurements, so that nothing is left behind.
+fn watch_for_interrupts() -> io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("interrupts".into()).spawn(move || {
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            flag.store(true, Ordering::Release);
+        }
+    })?;
+    Ok(interrupted)
+}
+
+fn go_on(interrupted: &AtomicBool) -> anyhow::Result<()> {
+    anyhow::ensure!(!interrupted.load(Ordering::Acquire), "interrupted");
+    Ok(())
+}
+
 fn say(text: &str) {
     // A closed pipe ends nothing: the files are still to be written.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{text}");
 }

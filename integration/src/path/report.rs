@@ -167,13 +167,13 @@ impl Report {
             .samples
             .iter()
             .map(|(&(metric, contestant), samples)| {
-                let (title, unit) = metric.title();
+                let (_, unit) = metric.title();
                 let summary = |summary: Option<Summary>| {
                     summary.map(|s| json!({ "median": s.median, "min": s.min, "max": s.max }))
                 };
                 json!({
                     "contestant": contestant.name(),
-                    "figure": title,
+                    "figure": metric.key(),
                     "unit": unit,
                     "samples": samples,
                     "value": summary(Summary::of(samples)),
@@ -205,4 +205,54 @@ pub(super) fn machine() -> String {
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!("{processors} processors, {}, Linux {}", model.unwrap_or("of unknown make"), kernel.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn report(samples: &[(Contestant, &[f64])]) -> Report {
+        let mut report = Report::new(&Options::parse_from(["path"]), Mode::Wire, 1500);
+        for (contestant, values) in samples {
+            report.present(*contestant, "here");
+            for value in *values {
+                report.add(*contestant, Metric::Tcp1, *value);
+            }
+        }
+        report
+    }
+
+    #[test]
+    fn a_summary_is_the_median_with_its_extremes() {
+        let odd = Summary::of(&[3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((odd.median, odd.min, odd.max), (2.0, 1.0, 3.0));
+        assert_eq!(Summary::of(&[4.0, 1.0]).unwrap().median, 2.5);
+        assert!(Summary::of(&[]).is_none());
+    }
+
+    #[test]
+    fn ratios_are_taken_within_rounds() {
+        // Both follow the machine; the ratio does not.
+        let report = report(&[(Contestant::Vxlan, &[2.0, 4.0, 8.0]), (Contestant::WeftSealed, &[1.0, 2.0, 4.0])]);
+        let ratio = report.ratio(Metric::Tcp1, Contestant::WeftSealed).unwrap();
+        assert_eq!((ratio.median, ratio.min, ratio.max), (0.5, 0.5, 0.5));
+    }
+
+    #[test]
+    fn a_failed_round_leaves_the_ratio_of_the_medians() {
+        let report = report(&[(Contestant::Vxlan, &[2.0, 4.0, 8.0]), (Contestant::WeftSealed, &[1.0, 3.0])]);
+        assert_eq!(report.ratio(Metric::Tcp1, Contestant::WeftSealed).unwrap().median, 0.5);
+        assert!(report.ratio(Metric::Tcp1, Contestant::Raw).is_none());
+    }
+
+    #[test]
+    fn tables_name_who_is_absent_and_why() {
+        let mut report = report(&[(Contestant::Vxlan, &[2.0])]);
+        report.absent(Contestant::Tinc, "tincd is not installed");
+        let tables = report.tables();
+        assert!(tables.contains("absent: tincd is not installed"), "{tables}");
+        assert!(tables.contains("TCP 1"), "{tables}");
+    }
 }
