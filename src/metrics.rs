@@ -99,7 +99,7 @@ fn peers(registry: &mut Registry, peers: &[Peer]) {
     let losses = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     // Every state is there from the start, so that an alert on one needs no history.
     for state in ["established", "connecting", "retrying", "removed"] {
-        for carrier in ["sleeve", "relay", "none"] {
+        for carrier in ["fast", "sleeve", "relay", "none"] {
             if (state == "established") != (carrier == "none") {
                 let _ = counts.get_or_create(&vec![("state", state.to_owned()), ("carrier", carrier.to_owned())]);
             }
@@ -142,6 +142,8 @@ fn counters(registry: &mut Registry, status: &Status) {
     let help = "Bytes of these messages";
     both("control_message_bytes", help, counters.message_bytes_in, counters.message_bytes_out);
     for (name, help, count) in [
+        ("carrier_switches", "Changes of carrier, to the fast path and away from it", counters.carrier_switches),
+        ("mac_claims_refused", "Claims on MAC addresses of live owners", counters.mac_claims_refused),
         ("relayed_datagrams", "Datagrams passed on for others", counters.relayed),
         ("replayed_datagrams", "Datagrams that came a second time", counters.replayed),
         ("unsealed_refused", "Unsealed frames and sessions refused in a network with a secret", counters.unsealed),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use crate::data::macs::Mac;
 use crate::id::{Incarnation, PeerId};
 
 /// How the user frames of a session are protected.
@@ -135,6 +136,9 @@ pub enum Command {
     Remove(PeerId),
     /// Probe that peer's direct path at once.
     Probe(PeerId),
+    /// These MAC addresses are behind that peer: it has said so, and the data path could not
+    /// see it, for the kernel carried their frames.
+    Learn(PeerId, Vec<Mac>),
 }
 
 /// What data tells control.

@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn the_contract_of_the_command_line_is_accepted() {
         for line in [
-            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --detach --network n --cipher auto --log-level info --log-format json --config /c",
+            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --detach --network n --cipher auto --log-level info --log-format json --config /c",
             "weft down",
             "weft connect a b",
             "weft forget a",
@@ -250,7 +250,6 @@ mod tests {
             "weft attach",
             "weft connect",
             "weft up --ui 127.0.0.1:1",
-            "weft up --no-fast-path",
             "weft status -o yaml",
             "weft status --wait=soon",
             "weft completions tcl",

@@ -79,6 +79,13 @@ pub(super) struct UpArgs {
     /// Dial only the peers named, not those that they tell of
     #[arg(long)]
     no_discovery: bool,
+    /// Carry all frames by sleeve, none by the kernel's VXLAN
+    #[arg(long)]
+    no_fast_path: bool,
+    /// A network of hosts whose frames to each other need no encryption, though there is a secret:
+    /// the kernel's VXLAN may carry them; may be repeated
+    #[arg(long, value_name = "CIDR")]
+    trusted_subnet: Vec<String>,
     /// Return once the router is ready; it goes on in the background
     #[arg(long)]
     detach: bool,
@@ -111,6 +118,8 @@ impl UpArgs {
             ("mtu", one(&self.mtu)),
             ("cipher", one(&self.cipher)),
             ("no-discovery", switch(self.no_discovery)),
+            ("no-fast-path", switch(self.no_fast_path)),
+            ("trusted-subnet", self.trusted_subnet.clone()),
             ("detach", switch(self.detach)),
             ("log-level", one(&self.log_level)),
             ("log-format", one(&self.log_format)),

@@ -34,6 +34,8 @@ pub const KEYS: &[Key] = &[
     Key { name: "mtu", many: false, live: false },
     Key { name: "cipher", many: false, live: false },
     Key { name: "no-discovery", many: false, live: false },
+    Key { name: "no-fast-path", many: false, live: false },
+    Key { name: "trusted-subnet", many: true, live: false },
     Key { name: "detach", many: false, live: false },
     Key { name: "log-level", many: false, live: true },
     Key { name: "log-format", many: false, live: false },
@@ -72,7 +74,7 @@ impl Source {
     #[must_use]
     pub fn label(&self, key: &str, value: &str) -> String {
         match self {
-            Self::Flag if matches!(key, "no-discovery" | "detach") => format!("--{key}"),
+            Self::Flag if matches!(key, "no-discovery" | "no-fast-path" | "detach") => format!("--{key}"),
             Self::Flag => format!("--{key} {value}"),
             Self::Environment => {
                 format!("WEFT_{}={value}", key.to_uppercase().replace('-', "_"))

@@ -70,6 +70,10 @@ pub struct Settings {
     pub mtu: Mtu,
     /// Whether peers that gossip tells of are dialled.
     pub discovery: bool,
+    /// Whether the kernel's VXLAN carries frames where it can.
+    pub fast_path: bool,
+    /// Networks in which frames need no encryption, though the network has a secret.
+    pub trusted_subnets: Vec<IpNet>,
     /// Whether `weft up` returns once the router is ready.
     pub detach: bool,
     /// Protection of user frames in a network with a secret.
@@ -236,6 +240,7 @@ impl Settings {
     pub fn values(&self) -> Vec<(&'static str, String)> {
         let list = |values: &[String]| values.join(", ");
         let texts = |values: &[SocketAddr]| list(&values.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let nets = |values: &[IpNet]| list(&values.iter().map(ToString::to_string).collect::<Vec<_>>());
         let path = |path: &Path| path.display().to_string();
         let none = || "none".to_owned();
         vec![
@@ -245,7 +250,7 @@ impl Settings {
             ("listen", self.listen.map_or_else(|| "every address".to_owned(), |address| address.to_string())),
             ("port", self.port.to_string()),
             ("advertise", texts(&self.advertise)),
-            ("range", list(&self.ranges.iter().map(ToString::to_string).collect::<Vec<_>>())),
+            ("range", nets(&self.ranges)),
             ("secret-file", self.secret_file.as_deref().map_or_else(none, path)),
             ("data-dir", path(&self.data_dir)),
             ("socket", path(&self.socket)),
@@ -254,6 +259,8 @@ impl Settings {
             ("mtu", self.mtu.to_string()),
             ("cipher", self.cipher.to_string()),
             ("no-discovery", (!self.discovery).to_string()),
+            ("no-fast-path", (!self.fast_path).to_string()),
+            ("trusted-subnet", nets(&self.trusted_subnets)),
             ("detach", self.detach.to_string()),
             ("log-level", self.log_level.name().to_owned()),
             ("log-format", self.log_format.name().to_owned()),

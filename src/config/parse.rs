@@ -104,6 +104,8 @@ impl Settings {
             bridge: reader.one("bridge", bridge).unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()),
             mtu,
             discovery: !reader.one("no-discovery", boolean).unwrap_or(false),
+            fast_path: !reader.one("no-fast-path", boolean).unwrap_or(false),
+            trusted_subnets: dedup(reader.many("trusted-subnet", subnet)),
             detach: reader.one("detach", boolean).unwrap_or(false),
             cipher: reader.one("cipher", cipher).unwrap_or(Cipher::Auto),
             log_level: reader.one("log-level", log_level).unwrap_or(LogLevel::Info),
@@ -304,6 +306,14 @@ fn bridge(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.to_owned())
+}
+
+fn subnet(text: &str) -> Result<IpNet, String> {
+    match text.parse::<IpNet>() {
+        Ok(net) if net.addr() == net.network() => Ok(net),
+        Ok(net) => Err(format!("{net} has bits behind its prefix; did you mean {}?", net.trunc())),
+        Err(_) => Err("expected a CIDR, such as 192.0.2.0/24 or 2001:db8::/64".to_owned()),
+    }
 }
 
 fn mtu(text: &str) -> Result<Mtu, String> {

@@ -134,6 +134,8 @@ fn every_key_has_a_value_that_can_be_compared() {
         ("mtu", "1300"),
         ("cipher", "nacl"),
         ("no-discovery", "true"),
+        ("no-fast-path", "true"),
+        ("trusted-subnet", "192.0.2.0/24"),
         ("detach", "true"),
         ("log-level", "debug"),
         ("log-format", "json"),

@@ -54,6 +54,8 @@ pub struct Impairment {
     pub max_packet: Option<u16>,
     /// Tell the sender by ICMP that they did not fit.
     pub icmp: bool,
+    /// Whole datagrams to that UDP port vanish.
+    pub blocked_port: Option<u16>,
 }
 
 impl Impairment {
@@ -64,6 +66,12 @@ impl Impairment {
     #[must_use]
     pub fn cut() -> Self {
         Self { cut: true, ..Self::default() }
+    }
+
+    /// Datagrams to a UDP port vanish, as behind a firewall.
+    #[must_use]
+    pub fn blocked(port: u16) -> Self {
+        Self { blocked_port: Some(port), ..Self::default() }
     }
 
     /// IP packets above `bytes` vanish; `icmp` says whether the sender is told.
@@ -446,7 +454,11 @@ impl Runner {
             let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.rules.get(&(from, to)).copied().unwrap_or_default()
         };
-        if rule.cut || self.random.chance(rule.loss) {
+        let blocked = || {
+            let to = frame::datagram(&frame).map(|datagram| datagram.destination.port());
+            rule.blocked_port.is_some_and(|port| to == Some(port))
+        };
+        if rule.cut || blocked() || self.random.chance(rule.loss) {
             return self.lost(from, to);
         }
         if let Some(max) = rule.max_packet

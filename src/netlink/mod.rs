@@ -8,7 +8,11 @@
 //!            ├─ monitor.rs    what changes, told by the kernel
 //!            ├─ sysctl.rs     the few settings that have no netlink attribute (/proc/sys/net)
 //!            ├─ netns.rs      namespaces: open, identify, run inside
+//!            ├─ vxlan.rs      VXLAN devices as ports of the bridge
 //!            └─ container.rs  a container's interface, plugged into the bridge and out again
+//!
+//!   raw.rs ─┬─ fdb.rs         forwarding entries, thousands at a time
+//!           └─ nft.rs         the guard in front of the VXLAN port
 //! ```
 //!
 //! Every call is idempotent by meaning: what is there already is adopted, what is gone already is
@@ -17,12 +21,16 @@
 mod address;
 pub mod container;
 mod error;
+pub mod fdb;
 pub mod filter;
 mod link;
 mod monitor;
 pub mod netns;
+pub mod nft;
+mod raw;
 mod sysctl;
 mod tunnel;
+mod vxlan;
 
 use std::{fmt, io, sync::Arc};
 
@@ -35,6 +43,7 @@ pub use self::{
     link::{Link, Mac, VethPeer},
     monitor::{FdbChange, Monitor, Notice, Topic},
     netns::{NetNs, NetNsId},
+    vxlan::Vxlan,
 };
 
 /// A netlink connection to one network namespace. Clones share it.

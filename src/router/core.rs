@@ -14,6 +14,7 @@ use mesh_proto::handover::DataEvent;
 use mesh_proto::id::PeerId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::fastpath::{self, Fast};
 use super::refusals::Refusals;
 use super::{MessageCounters, Peer, Request, Snapshot, TargetView};
 use crate::clock::Clock;
@@ -22,6 +23,7 @@ use crate::control::identity::Identity;
 use crate::control::quic::{Quic, QuicEvent};
 use crate::control::store::{Edit, Store, Stored, Table};
 use crate::data::DataHandle;
+use crate::fastpath::Seen;
 
 /// Timers are served at most this often: a machine that names the past again and again costs a
 /// bounded share of a processor.
@@ -72,6 +74,8 @@ pub(super) struct CoreIo {
     pub(super) stored: mpsc::Receiver<Stored>,
     /// Where what happens is told.
     pub(super) events: Events,
+    /// The fast path, if it is on.
+    pub(super) fast: Option<Fast>,
 }
 
 type Answer = oneshot::Sender<Result<IpNet, AllocError>>;
@@ -86,6 +90,7 @@ pub(super) struct Core {
     pub(super) data: DataHandle,
     pub(super) store: Store,
     pub(super) events: Events,
+    pub(super) fast: Option<Fast>,
     pub(super) ranges: Vec<IpNet>,
     pub(super) port: u16,
     pub(super) endpoints: Vec<SocketAddr>,
@@ -129,6 +134,7 @@ enum Input {
     Stored(Stored),
     Request(Request),
     Resolved(String, Vec<SocketAddr>),
+    Fast(Seen),
     Timer,
     Stop,
 }
@@ -163,6 +169,7 @@ impl Core {
             data: io.data,
             store: io.store,
             events: io.events,
+            fast: io.fast,
             ranges: config.ranges,
             port: config.port,
             endpoints,
@@ -200,6 +207,9 @@ impl Core {
         self.node.shutdown(self.clock.now());
         self.drain();
         self.quic.shutdown("the router stops").await;
+        if let Some(fast) = &self.fast {
+            fast.kernel.stop().await;
+        }
     }
 
     /// The address protocol writes one thing after the other: what it was told last may still wait.
@@ -230,6 +240,7 @@ impl Core {
             Some(stored) = inputs.stored.recv() => Input::Stored(stored),
             Some(request) = inputs.requests.recv() => Input::Request(request),
             Some((target, addresses)) = inputs.resolved.recv() => Input::Resolved(target, addresses),
+            Some(seen) = fastpath::seen(&mut self.fast) => Input::Fast(seen),
             () = tokio::time::sleep_until(timer) => Input::Timer,
         }
     }
@@ -237,8 +248,9 @@ impl Core {
     fn next_timer(&self) -> tokio::time::Instant {
         /// With nothing to do, look again after this long: a machine without a timer is idle.
         const IDLE: Duration = Duration::from_secs(60);
+        let fast = self.fast.as_ref().and_then(|fast| fast.machine.poll_timeout());
         let earliest =
-            [self.node.poll_timeout(), self.ipam.poll_timeout()].into_iter().flatten().map(|(at, _)| at).min();
+            [self.node.poll_timeout(), self.ipam.poll_timeout(), fast].into_iter().flatten().map(|(at, _)| at).min();
         let now = self.clock.now();
         let at = earliest.unwrap_or(now + IDLE).clamp(now + TIMER_GRAIN, now + IDLE);
         self.clock.instant(at).into()
@@ -261,6 +273,11 @@ impl Core {
                 self.node.handle_resolved(&target, &addresses, now);
                 self.resolved.insert(target, addresses);
             }
+            Input::Fast(seen) => {
+                if let Some(fast) = &mut self.fast {
+                    fast.handle(seen, now);
+                }
+            }
             Input::Timer => {
                 let due = |timeout: Option<(Duration, _)>| timeout.is_some_and(|(at, _)| at <= now);
                 if due(self.node.poll_timeout()) {
@@ -268,6 +285,11 @@ impl Core {
                 }
                 if due(self.ipam.poll_timeout()) {
                     self.ipam.handle_timeout(now);
+                }
+                if let Some(fast) = &mut self.fast
+                    && due(fast.machine.poll_timeout())
+                {
+                    fast.machine.handle_timeout(now);
                 }
             }
             Input::Stop => {}
@@ -429,6 +451,7 @@ impl Core {
             endpoints: self.endpoints.clone(),
             problems: self.problems.iter().chain(self.concerns.values()).cloned().collect(),
             messages: self.messages,
+            fast: self.fast.as_ref().map(Fast::snapshot),
         }
     }
 

@@ -70,6 +70,7 @@ impl Devices {
     /// Removes both, and what lets their frames pass the host's filter.
     pub(super) async fn remove(&self) {
         Firewall::new(&self.bridge).remove().await;
+        crate::fastpath::remove(&self.netlink, &self.bridge).await;
         for name in [&self.tap, &self.bridge] {
             if let Err(error) = self.netlink.delete_link(name).await {
                 tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");

@@ -17,6 +17,8 @@ use crate::logging::rfc3339;
 
 /// First byte of an application message: the address protocol.
 const CHANNEL_IPAM: u8 = 1;
+/// The same: the fast path.
+pub(super) const CHANNEL_FASTPATH: u8 = 2;
 /// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,6 +39,7 @@ impl Core {
                 self.carry_out_ipam(output);
                 idle = false;
             }
+            idle &= !self.drain_fast();
             if idle {
                 return;
             }
@@ -55,12 +58,20 @@ impl Core {
             Output::Close { conn, reason } => self.quic.close(conn, &reason),
             Output::Data(command) => {
                 self.reachability_changed |= matches!(command, Command::Tables(_));
+                if let (Some(fast), Command::Tables(tables)) = (&mut self.fast, &command) {
+                    fast.set_tables(tables, self.clock.now());
+                }
                 self.data.command(command);
             }
             Output::App { from, incarnation, payload } => match payload.split_first() {
                 Some((&CHANNEL_IPAM, message)) => {
                     let now = self.clock.now();
                     self.ipam.handle_message(Peer(from), incarnation.0, message, now);
+                }
+                Some((&CHANNEL_FASTPATH, message)) => {
+                    if let Some(fast) = &mut self.fast {
+                        fast.machine.handle_message(from, message, self.clock.now());
+                    }
                 }
                 Some((channel, _)) => {
                     tracing::debug!(peer = %from, channel, "message of an application that this version does not know");
@@ -111,7 +122,7 @@ impl Core {
         });
     }
 
-    fn record(&self, kind: &str, message: String) {
+    pub(super) fn record(&self, kind: &str, message: String) {
         self.events.push(rfc3339(self.clock.wall(self.clock.now())), kind, message);
     }
 
@@ -135,6 +146,9 @@ impl Core {
             }
             Event::PeerForgotten { peer, name } => {
                 self.write_later(Edit::delete(Table::Peers, known_key(peer)));
+                if let Some(fast) = &mut self.fast {
+                    fast.machine.forget(peer, self.clock.now());
+                }
                 let text = format!("peer {name} ({}) was away for long and is forgotten", peer.short());
                 tracing::info!("{text}");
                 ("peer-forgotten", text)

@@ -17,6 +17,7 @@ mod core;
 mod devices;
 mod dial;
 mod drain;
+mod fastpath;
 mod host;
 mod keeper;
 mod prepare;
@@ -35,6 +36,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 pub use checks::CheckError;
+pub use fastpath::FastSnapshot;
 pub use reload::{ReloadError, Reloads};
 pub use snapshot::{MessageCounters, Snapshot, TargetView};
 pub use start::{Finished, run};

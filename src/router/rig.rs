@@ -111,6 +111,7 @@ impl Rig {
             store: store.clone(),
             stored,
             events: events.clone(),
+            fast: None,
         };
         let (handle, requests) = Handle::new();
         let core = Core::new(config, io, requests).expect("a core");

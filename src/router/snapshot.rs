@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use mesh_proto::control::node::PeerInfo;
 use mesh_proto::id::PeerId;
 
+use super::fastpath::FastSnapshot;
+
 /// Everything that `status`, `peers` and metrics need of the loop.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -25,6 +27,8 @@ pub struct Snapshot {
     pub problems: Vec<String>,
     /// Messages of the control plane.
     pub messages: MessageCounters,
+    /// The fast path; `None` if it is off.
+    pub fast: Option<FastSnapshot>,
 }
 
 /// One peer that the operator named.

@@ -20,6 +20,7 @@ use super::Handle;
 use super::core::{Core, CoreConfig, CoreIo, seed};
 use super::devices::{Devices, Made};
 use super::dial::{named_peers, whom_to_dial};
+use super::fastpath;
 use super::host;
 use super::keeper::Keeper;
 use super::prepare::Ground;
@@ -217,6 +218,13 @@ impl RunningCore {
             data: data.clone(),
             incoming: outputs.quic,
         })?;
+        let netlink = &ground.netlink;
+        let fast =
+            fastpath::start(settings, info.sealed, info.id, info.mtu, netlink, clock).await.unwrap_or_else(|problem| {
+                // Nothing is wrong with the network: it is slower than it could be.
+                tracing::warn!("{problem}");
+                None
+            });
         let (store, stored) = Store::start(file)?;
         let events = Events::default();
         let io = CoreIo {
@@ -228,6 +236,7 @@ impl RunningCore {
             store: store.clone(),
             stored,
             events: events.clone(),
+            fast,
         };
         let (handle, requests) = Handle::new();
         let core = Core::new(config, io, requests)?;

@@ -14,6 +14,7 @@
 mod broadcast;
 mod cli;
 mod connect;
+mod fastpath;
 mod firewall;
 mod frames;
 #[path = "../harness/mod.rs"]
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 12] = [
+    let groups: [(&str, &[Case]); 13] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("cli", cli::CASES),
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("restart", restart::CASES),
         ("host", host::CASES),
         ("firewall", firewall::CASES),
+        ("fastpath", fastpath::CASES),
     ];
     let trials = groups.iter().flat_map(|(group, cases)| {
         cases.iter().map(move |&(name, seconds, body)| {

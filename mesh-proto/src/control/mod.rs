@@ -6,8 +6,10 @@
 //! ```
 
 mod backoff;
+pub mod carrier;
 mod connector;
 mod crypto;
+pub mod fastpath;
 pub mod gossip;
 mod guard;
 pub mod handshake;
@@ -18,6 +20,7 @@ pub mod node;
 pub mod record;
 pub mod routes;
 
+mod owners;
 mod timers;
 pub mod topology;
 pub mod trees;

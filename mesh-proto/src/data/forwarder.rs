@@ -122,6 +122,7 @@ impl Forwarder {
             Command::Install(keys) => self.install(&keys, now, sink),
             Command::Remove(peer) => self.remove(peer),
             Command::Probe(peer) => self.probe_now(peer, now, sink),
+            Command::Learn(peer, macs) => self.learn_behind(peer, &macs, now),
         }
     }
 

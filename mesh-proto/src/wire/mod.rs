@@ -3,5 +3,6 @@
 pub mod cbor;
 pub mod control;
 pub mod datagram;
+pub mod fastpath;
 pub mod gossip;
 pub mod record;

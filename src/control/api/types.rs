@@ -117,7 +117,7 @@ pub struct Peer {
     pub incarnation: u64,
     /// `established`, `connecting`, `retrying` or `removed`.
     pub state: String,
-    /// How frames reach it: `sleeve`, `relay`, or null if they do not.
+    /// How frames reach it: `fast`, `sleeve`, `relay`, or null if they do not.
     pub carrier: Option<String>,
     /// Id of the neighbour that relays to it.
     pub via: Option<String>,
@@ -166,6 +166,12 @@ pub struct Counters {
     pub datagrams_out: u64,
     /// UDP datagrams received.
     pub datagrams_in: u64,
+    /// Changes of carrier, to the fast path and away from it.
+    #[serde(default)]
+    pub carrier_switches: u64,
+    /// Claims on MAC addresses of live owners that were not granted.
+    #[serde(default)]
+    pub mac_claims_refused: u64,
     /// Messages of the control plane sent.
     pub messages_out: u64,
     /// Messages of the control plane received.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ipam::allocator::Summary;
+use mesh_proto::control::fastpath::View;
 use mesh_proto::control::node::{PeerInfo, PeerState};
 use mesh_proto::data::report::{Carried, PathReport};
 use mesh_proto::handover::Suite;
@@ -55,11 +56,13 @@ impl Info {
 pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Status {
     let names = names(snapshot);
     let paths: BTreeMap<_, _> = report.iter().flat_map(|report| &report.paths).map(|path| (path.peer, path)).collect();
+    let views = snapshot.fast.iter().flat_map(|fast| &fast.peers);
+    let fast: BTreeMap<_, _> = views.map(|view| (view.peer, view)).collect();
     let peers: Vec<_> = snapshot
         .peers
         .iter()
         .filter(|peer| peer.state != PeerState::Me)
-        .map(|one| peer(info, one, paths.get(&one.id).copied(), &names))
+        .map(|one| peer(info, one, paths.get(&one.id).copied(), fast.get(&one.id).copied(), &names))
         .collect();
     let ready = snapshot.readiness.is_ok() && report.is_some_and(|report| !report.tap_lost);
     let problems = problems(snapshot, report, &peers);
@@ -114,7 +117,13 @@ fn names(snapshot: &Snapshot) -> BTreeMap<PeerId, &str> {
     snapshot.peers.iter().map(|view| (view.id, view.name.as_str())).collect()
 }
 
-fn peer(info: &Info, peer: &PeerInfo, path: Option<&PathReport>, names: &BTreeMap<PeerId, &str>) -> Peer {
+fn peer(
+    info: &Info,
+    peer: &PeerInfo,
+    path: Option<&PathReport>,
+    fast: Option<&View>,
+    names: &BTreeMap<PeerId, &str>,
+) -> Peer {
     let established = peer.state == PeerState::Established;
     // What the data path does counts; what control wants comes to pass within milliseconds.
     let via = match path.map(|path| path.carrier) {
@@ -126,7 +135,10 @@ fn peer(info: &Info, peer: &PeerInfo, path: Option<&PathReport>, names: &BTreeMa
     let stranded = established && via.is_none() && peer.direct.is_none();
     let established = established && !stranded;
     let via = via.filter(|_| established);
+    let is_fast = established && peer.direct.is_some() && fast.is_some_and(|view| view.fast);
+    let via = via.filter(|_| !is_fast);
     let carrier = match (established, via, peer.direct) {
+        _ if is_fast => Some("fast"),
         (true, Some(_), _) => Some("relay"),
         (true, None, Some(_)) => Some("sleeve"),
         _ => None,
@@ -143,14 +155,18 @@ fn peer(info: &Info, peer: &PeerInfo, path: Option<&PathReport>, names: &BTreeMa
         carrier: carrier.map(str::to_owned),
         via: via.map(|via| via.to_string()),
         via_name: via.and_then(|via| names.get(&via).map(|&name| name.to_owned())),
-        encrypted: info.sealed,
-        cipher: suite.map(|suite| suite.name().to_owned()),
+        // The kernel's VXLAN is not.
+        encrypted: info.sealed && !is_fast,
+        cipher: suite.filter(|_| !is_fast).map(|suite| suite.name().to_owned()),
         endpoint: peer.direct.map(|address| address.to_string()),
         mtu: path.map(|path| path.payload_mtu).filter(|bytes| *bytes > 0),
         rtt_us: linked.and_then(|path| path.rtt).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         loss: linked.map(|path| path.loss),
         since: info.at(peer.since),
-        reason: peer.reason.clone(),
+        reason: match fast.filter(|_| peer.direct.is_some()) {
+            Some(view) => format!("{}; {}", peer.reason, view.why.text()),
+            None => peer.reason.clone(),
+        },
         links: peer.links.iter().map(ToString::to_string).collect(),
     }
 }
@@ -199,6 +215,12 @@ fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
         message_bytes_in: messages.received_bytes,
         ..Counters::default()
     };
+    if let Some(fast) = &snapshot.fast {
+        counters.carrier_switches = fast.switches;
+        counters.mac_claims_refused = fast.claims_refused;
+        let dropped = [("fast_stranger", fast.dropped.strangers), ("fast_inside", fast.dropped.inside)];
+        counters.dropped.extend(dropped.map(|(reason, count)| (reason.to_owned(), count)));
+    }
     let Some(report) = report else {
         return counters;
     };
@@ -223,7 +245,7 @@ fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
         ("udp_send_failed", io.udp_send_failed),
         ("quic_queue_full", io.quic_queue_full),
     ];
-    counters.dropped = drops.chain(io_drops).map(|(reason, count)| (reason.to_owned(), count)).collect();
+    counters.dropped.extend(drops.chain(io_drops).map(|(reason, count)| (reason.to_owned(), count)));
     counters
 }
 

@@ -8,12 +8,12 @@ use crate::address::canonical;
 use crate::data::Sink;
 use crate::data::counters::DropReason;
 use crate::data::limits::REKEY_JITTER;
-use crate::data::macs::Owner;
+use crate::data::macs::{Mac, Owner};
 use crate::data::path::Path;
 use crate::data::peer::{Link, Peer, Way};
 use crate::data::session::{Ended, Refused};
 use crate::handover::{MAX_RELAYS, PeerPath, SessionKeys, Tables};
-use crate::id::PeerId;
+use crate::id::{Incarnation, PeerId};
 
 impl Forwarder {
     pub(super) fn set_tables(&mut self, tables: &Tables, now: Duration, sink: &mut impl Sink) {
@@ -97,6 +97,15 @@ impl Forwarder {
             self.end_link(slot);
             if !self.peers[slot as usize].listed {
                 self.discard(slot);
+            }
+        }
+    }
+
+    /// Control knows better than frames where these are (fastpath F10).
+    pub(super) fn learn_behind(&mut self, id: PeerId, macs: &[Mac], now: Duration) {
+        if let Some(slot) = self.slot(id) {
+            for &mac in macs {
+                self.macs.learn(mac, Owner::Peer(slot), Incarnation(0), now);
             }
         }
     }

@@ -1,0 +1,450 @@
+//! The guard in front of the VXLAN port: a table of nftables, made and kept by netlink.
+//!
+//! ```text
+//!  table inet weft-guard
+//!    set peers4, peers6        addresses of the peers that VXLAN is taken from
+//!    chain arriving            prerouting, before everything that could change the packet
+//!      from the bridge, to the port             count `inside`, drop
+//!      to the port, source not in the set       count `strangers`, drop
+//!    chain passing             forward
+//!      to the port                              count `inside`, drop
+//! ```
+//!
+//! The last one is for containers that another network of this host masquerades: what they send
+//! to a peer's VXLAN port would arrive there with this host's address (fastpath F12).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use rtnetlink::sys::protocols;
+use tokio::io::unix::AsyncFd;
+
+use super::raw::{ACK, Batch, Body, Message, Socket, attribute, attributes, messages};
+
+/// Group of notifications about nftables (NFNLGRP_NFTABLES).
+const GROUP: u32 = 7;
+
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const NEW_TABLE: u16 = 0;
+const DEL_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const DEL_CHAIN: u16 = 5;
+const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const DEL_RULE: u16 = 8;
+const NEW_SET: u16 = 9;
+const DEL_SET: u16 = 11;
+const NEW_ELEMENT: u16 = 12;
+const GET_ELEMENT: u16 = 13;
+const DEL_ELEMENT: u16 = 14;
+const NEW_OBJECT: u16 = 18;
+const GET_OBJECT: u16 = 19;
+
+/// Length of `struct nfgenmsg`.
+const FIXED: usize = 4;
+const INET: u8 = 1;
+const HOOK_PREROUTING: u32 = 0;
+const HOOK_FORWARD: u32 = 2;
+/// Before connection tracking and every translation of addresses.
+const PRIORITY: i32 = -350;
+const OBJECT_COUNTER: u32 = 1;
+const REGISTER: u32 = 1;
+const VERDICT: u32 = 0;
+const DROP: u32 = 0;
+const EQUAL: u32 = 0;
+const META_IIFNAME: u32 = 6;
+const META_FAMILY: u32 = 15;
+const META_PROTOCOL: u32 = 16;
+const BASE_NETWORK: u32 = 1;
+const BASE_TRANSPORT: u32 = 2;
+const INVERT: u32 = 1;
+const UDP: u8 = 17;
+
+const STRANGERS: &str = "strangers";
+const INSIDE: &str = "inside";
+const ARRIVING: &str = "arriving";
+const PASSING: &str = "passing";
+const RULES: usize = 4;
+/// Elements in one transaction: well under the least send buffer.
+const ELEMENTS: usize = 1000;
+
+/// Whether a notification says that something of a table was taken away.
+fn is_cut(message: Message<'_>, table: &str) -> bool {
+    message.kind >> 8 == SUBSYSTEM
+        && matches!(message.kind & 0xff, DEL_TABLE | DEL_CHAIN | DEL_RULE | DEL_SET | DEL_ELEMENT)
+        // The first attribute of all of these is the table's name.
+        && attribute(message.body, FIXED, 1).is_some_and(|name| name.strip_suffix(&[0]) == Some(table.as_bytes()))
+}
+
+/// What the guard has dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// VXLAN from addresses that are no linked peer's.
+    pub strangers: u64,
+    /// VXLAN that containers sent, to this host or past it.
+    pub inside: u64,
+}
+
+/// Tells when something is taken out of a guard, by whomever.
+#[derive(Debug)]
+pub struct Cuts {
+    socket: AsyncFd<Socket>,
+    table: String,
+    buffer: Vec<u8>,
+}
+
+impl Cuts {
+    /// Watches the table of that name. Needs a Tokio runtime around it.
+    ///
+    /// # Errors
+    /// If the kernel refuses the socket.
+    pub fn watch(table: &str) -> io::Result<Self> {
+        let socket = Socket::open(protocols::NETLINK_NETFILTER)?;
+        socket.join(GROUP)?;
+        Ok(Self { socket: socket.watch()?, table: table.to_owned(), buffer: Vec::with_capacity(64 * 1024) })
+    }
+
+    /// Waits for the next. May be cancelled without losing one.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub async fn next(&mut self) -> io::Result<()> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            match ready.get_inner().receive(&mut self.buffer) {
+                Ok(false) => ready.clear_ready(),
+                Ok(true) if messages(&self.buffer).any(|message| is_cut(message, &self.table)) => return Ok(()),
+                Ok(true) => {}
+                // What did not fit may have been one.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The guard of one VXLAN port.
+#[derive(Debug)]
+pub struct Guard {
+    socket: Socket,
+    table: String,
+    bridge: String,
+    port: u16,
+}
+
+impl Guard {
+    /// A guard that is not there yet. `table` is its name, `port` the UDP port.
+    ///
+    /// # Errors
+    /// If the kernel refuses the socket.
+    pub fn new(table: &str, bridge: &str, port: u16) -> io::Result<Self> {
+        let socket = Socket::open(protocols::NETLINK_NETFILTER)?;
+        Ok(Self { socket, table: table.to_owned(), bridge: bridge.to_owned(), port })
+    }
+
+    /// Sets the guard up, or anew, in one step: there is no moment without.
+    ///
+    /// # Errors
+    /// If the kernel has no nftables, or refuses.
+    pub fn install(&self, peers: &[IpAddr]) -> io::Result<()> {
+        let first = peers.len().min(ELEMENTS);
+        self.transact(|batch| {
+            // Made first, so that there is something to delete.
+            self.message(batch, NEW_TABLE, libc::NLM_F_CREATE, |body| body.text(1, &self.table));
+            self.message(batch, DEL_TABLE, 0, |body| body.text(1, &self.table));
+            self.message(batch, NEW_TABLE, libc::NLM_F_CREATE, |body| body.text(1, &self.table));
+            self.set(batch, "peers4", 1, 4, 7);
+            self.set(batch, "peers6", 2, 16, 8);
+            for name in [STRANGERS, INSIDE] {
+                self.message(batch, NEW_OBJECT, libc::NLM_F_CREATE, |body| {
+                    body.text(1, &self.table);
+                    body.text(2, name);
+                    body.number(3, OBJECT_COUNTER);
+                    body.nest(4, |_| {});
+                });
+            }
+            self.chain(batch, ARRIVING, HOOK_PREROUTING);
+            self.chain(batch, PASSING, HOOK_FORWARD);
+            self.rule(batch, ARRIVING, |rule| {
+                rule.from_interface(&self.bridge);
+                rule.to_port(self.port);
+                rule.count_and_drop(INSIDE);
+            });
+            for (set, family, offset, length) in [("peers4", 2, 12, 4), ("peers6", 10, 8, 16)] {
+                self.rule(batch, ARRIVING, |rule| {
+                    rule.to_port(self.port);
+                    rule.meta(META_FAMILY, &[family]);
+                    rule.payload(BASE_NETWORK, offset, length);
+                    rule.is_not_in(set);
+                    rule.count_and_drop(STRANGERS);
+                });
+            }
+            self.rule(batch, PASSING, |rule| {
+                rule.to_port(self.port);
+                rule.count_and_drop(INSIDE);
+            });
+            self.elements(batch, NEW_ELEMENT, &peers[..first]);
+        })?;
+        self.admit(&peers[first..])
+    }
+
+    /// Lets VXLAN from these addresses pass.
+    ///
+    /// # Errors
+    /// If the guard is not there, or the kernel refuses.
+    pub fn admit(&self, peers: &[IpAddr]) -> io::Result<()> {
+        peers.chunks(ELEMENTS).try_for_each(|peers| self.transact(|batch| self.elements(batch, NEW_ELEMENT, peers)))
+    }
+
+    /// Lets VXLAN from this address pass no more. That it did not pass before is fine.
+    ///
+    /// # Errors
+    /// If the guard is not there, or the kernel refuses.
+    pub fn refuse(&self, peer: IpAddr) -> io::Result<()> {
+        match self.transact(|batch| self.elements(batch, DEL_ELEMENT, &[peer])) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Takes the guard away; fine if there is none.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove(&self) -> io::Result<()> {
+        match self.transact(|batch| self.message(batch, DEL_TABLE, 0, |body| body.text(1, &self.table))) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether the guard is there, whole, and lets exactly these addresses pass.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub fn stands(&self, peers: &BTreeSet<IpAddr>) -> io::Result<bool> {
+        let mut rules = 0;
+        self.dump(
+            GET_RULE,
+            |body| body.text(1, &self.table),
+            |message| {
+                rules += usize::from(message.kind == SUBSYSTEM << 8 | NEW_RULE);
+            },
+        )?;
+        let mut found = BTreeSet::new();
+        for set in ["peers4", "peers6"] {
+            let ask = |body: &mut Body<'_>| {
+                body.text(1, &self.table);
+                body.text(2, set);
+            };
+            self.dump(GET_ELEMENT, ask, |message| found.extend(elements(message)))?;
+        }
+        Ok(rules == RULES && found == *peers)
+    }
+
+    fn dump(&self, kind: u16, ask: impl FnOnce(&mut Body<'_>), take: impl FnMut(Message<'_>)) -> io::Result<()> {
+        let mut batch = Batch::default();
+        batch.message(SUBSYSTEM << 8 | kind, libc::NLM_F_DUMP as u16, |body| {
+            body.raw(&[INET, 0, 0, 0]);
+            ask(body);
+        });
+        self.socket.exchange(&batch, take)
+    }
+
+    /// What was dropped since the guard was set up.
+    ///
+    /// # Errors
+    /// If the guard is not there.
+    pub fn dropped(&self) -> io::Result<Dropped> {
+        Ok(Dropped { strangers: self.count(STRANGERS)?, inside: self.count(INSIDE)? })
+    }
+
+    fn count(&self, name: &str) -> io::Result<u64> {
+        let mut batch = Batch::default();
+        batch.message(SUBSYSTEM << 8 | GET_OBJECT, 0, |body| {
+            body.raw(&[INET, 0, 0, 0]);
+            body.text(1, &self.table);
+            body.text(2, name);
+            body.number(3, OBJECT_COUNTER);
+        });
+        let mut count = Err(io::Error::from(io::ErrorKind::NotFound));
+        self.socket.exchange(&batch, |message| {
+            if let Some(packets) = packets(message) {
+                count = Ok(packets);
+            }
+        })?;
+        count
+    }
+
+    fn transact(&self, fill: impl FnOnce(&mut Batch)) -> io::Result<()> {
+        let mut batch = Batch::default();
+        let [high, low] = SUBSYSTEM.to_be_bytes();
+        batch.message(BATCH_BEGIN, 0, |body| body.raw(&[0, 0, high, low]));
+        fill(&mut batch);
+        batch.message(BATCH_END, 0, |body| body.raw(&[0, 0, high, low]));
+        match self.socket.transact(&batch)?.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn message(&self, batch: &mut Batch, kind: u16, flags: libc::c_int, write: impl FnOnce(&mut Body<'_>)) {
+        batch.message(SUBSYSTEM << 8 | kind, flags as u16 | ACK, |body| {
+            body.raw(&[INET, 0, 0, 0]);
+            write(body);
+        });
+    }
+
+    fn set(&self, batch: &mut Batch, name: &str, id: u32, length: u32, key_type: u32) {
+        self.message(batch, NEW_SET, libc::NLM_F_CREATE, |body| {
+            body.text(1, &self.table);
+            body.text(2, name);
+            body.number(3, 0);
+            // What `nft list` shows it as: ipv4_addr, ipv6_addr.
+            body.number(4, key_type);
+            body.number(5, length);
+            body.number(10, id);
+        });
+    }
+
+    fn chain(&self, batch: &mut Batch, name: &str, hook: u32) {
+        self.message(batch, NEW_CHAIN, libc::NLM_F_CREATE, |body| {
+            body.text(1, &self.table);
+            body.text(3, name);
+            body.nest(4, |body| {
+                body.number(1, hook);
+                body.put(2, &PRIORITY.to_be_bytes());
+            });
+            body.text(7, "filter");
+        });
+    }
+
+    fn rule(&self, batch: &mut Batch, chain: &str, write: impl FnOnce(&mut Rule<'_, '_>)) {
+        self.message(batch, NEW_RULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, |body| {
+            body.text(1, &self.table);
+            body.text(2, chain);
+            body.nest(4, |body| write(&mut Rule(body)));
+        });
+    }
+
+    fn elements(&self, batch: &mut Batch, kind: u16, peers: &[IpAddr]) {
+        for (set, v6) in [("peers4", false), ("peers6", true)] {
+            let mut of_family = peers.iter().filter(|ip| ip.is_ipv6() == v6).peekable();
+            if of_family.peek().is_none() {
+                continue;
+            }
+            let flags = if kind == NEW_ELEMENT { libc::NLM_F_CREATE } else { 0 };
+            self.message(batch, kind, flags, |body| {
+                body.text(1, &self.table);
+                body.text(2, set);
+                body.nest(3, |body| {
+                    for ip in of_family {
+                        body.nest(1, |body| {
+                            body.nest(1, |body| match ip {
+                                IpAddr::V4(ip) => body.put(1, &ip.octets()),
+                                IpAddr::V6(ip) => body.put(1, &ip.octets()),
+                            });
+                        });
+                    }
+                });
+            });
+        }
+    }
+}
+
+/// The expressions of a rule being written.
+struct Rule<'a, 'b>(&'a mut Body<'b>);
+
+impl Rule<'_, '_> {
+    fn expression(&mut self, name: &str, write: impl FnOnce(&mut Body<'_>)) {
+        self.0.nest(1, |body| {
+            body.text(1, name);
+            body.nest(2, write);
+        });
+    }
+
+    fn compare(&mut self, value: &[u8]) {
+        self.expression("cmp", |body| {
+            body.number(1, REGISTER);
+            body.number(2, EQUAL);
+            body.nest(3, |body| body.put(1, value));
+        });
+    }
+
+    fn meta(&mut self, key: u32, value: &[u8]) {
+        self.expression("meta", |body| {
+            body.number(1, REGISTER);
+            body.number(2, key);
+        });
+        self.compare(value);
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, length: u32) {
+        self.expression("payload", |body| {
+            body.number(1, REGISTER);
+            body.number(2, base);
+            body.number(3, offset);
+            body.number(4, length);
+        });
+    }
+
+    fn from_interface(&mut self, name: &str) {
+        let mut padded = [0; libc::IFNAMSIZ];
+        for (to, from) in padded.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        self.meta(META_IIFNAME, &padded);
+    }
+
+    fn to_port(&mut self, port: u16) {
+        self.meta(META_PROTOCOL, &[UDP]);
+        self.payload(BASE_TRANSPORT, 2, 2);
+        self.compare(&port.to_be_bytes());
+    }
+
+    fn is_not_in(&mut self, set: &str) {
+        self.expression("lookup", |body| {
+            body.text(1, set);
+            body.number(2, REGISTER);
+            body.number(5, INVERT);
+        });
+    }
+
+    fn count_and_drop(&mut self, counter: &str) {
+        self.expression("objref", |body| {
+            body.number(1, OBJECT_COUNTER);
+            body.text(2, counter);
+        });
+        self.expression("immediate", |body| {
+            body.number(1, VERDICT);
+            body.nest(2, |body| body.nest(2, |body| body.number(1, DROP)));
+        });
+    }
+}
+
+/// The addresses in a part of a set.
+fn elements(message: Message<'_>) -> Vec<IpAddr> {
+    if message.kind != SUBSYSTEM << 8 | NEW_ELEMENT {
+        return Vec::new();
+    }
+    let list = attribute(message.body, FIXED, 3).unwrap_or_default();
+    attributes(list, 0)
+        .filter_map(|(_, element)| attribute(attribute(element, 0, 1)?, 0, 1))
+        .filter_map(|key| match key.len() {
+            4 => <[u8; 4]>::try_from(key).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(key).ok().map(IpAddr::from),
+        })
+        .collect()
+}
+
+/// The packets of a counter.
+fn packets(message: Message<'_>) -> Option<u64> {
+    if message.kind != SUBSYSTEM << 8 | NEW_OBJECT {
+        return None;
+    }
+    let data = attribute(message.body, FIXED, 4)?;
+    attribute(data, 0, 2)?.try_into().ok().map(u64::from_be_bytes)
+}

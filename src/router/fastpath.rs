@@ -1,0 +1,181 @@
+//! The fast path in the router's loop: its machine is fed and drained here.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_proto::control::fastpath::{FastPath, FastPathConfig, Output, View};
+use mesh_proto::handover::{Command, Tables};
+use mesh_proto::id::PeerId;
+use tokio::sync::mpsc;
+
+use super::core::{Core, seed};
+use super::drain::CHANNEL_FASTPATH;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::fastpath::{self, Dropped, FastConfig, FastHandle, Seen};
+use crate::netlink::Netlink;
+
+/// The fast path as the loop holds it.
+#[derive(Debug)]
+pub(super) struct Fast {
+    pub(super) machine: FastPath,
+    pub(super) kernel: FastHandle,
+    pub(super) seen: mpsc::Receiver<Seen>,
+    policy: Policy,
+}
+
+/// With whom this end wants it (fastpath F5).
+#[derive(Debug, Clone)]
+struct Policy {
+    sealed: bool,
+    trusted: Vec<IpNet>,
+}
+
+impl Policy {
+    /// The kernel's VXLAN is not encrypted: with a secret it is only for networks that the
+    /// operator has said to trust.
+    fn wants(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        !self.sealed || self.trusted.iter().any(|subnet| subnet.contains(&address))
+    }
+
+    /// Whether it could ever want it.
+    const fn may_want(&self) -> bool {
+        !self.sealed || !self.trusted.is_empty()
+    }
+}
+
+/// What of the fast path is shown.
+#[derive(Debug, Clone, Default)]
+pub struct FastSnapshot {
+    /// Every peer that it knows.
+    pub peers: Vec<View>,
+    /// Changes of carrier.
+    pub switches: u64,
+    /// Claims on addresses of live owners that were not granted.
+    pub claims_refused: u64,
+    /// What the guard dropped.
+    pub dropped: Dropped,
+}
+
+/// Sets the fast path up, or takes away what an earlier run left if it is not wanted any more.
+///
+/// # Errors
+/// One line for the operator, if it is wanted and cannot be had. Nothing is left then.
+pub(super) async fn start(
+    settings: &Settings,
+    sealed: bool,
+    me: PeerId,
+    mtu: u16,
+    netlink: &Netlink,
+    clock: Clock,
+) -> Result<Option<Fast>, String> {
+    let policy = Policy { sealed, trusted: settings.trusted_subnets.clone() };
+    let Some(port) = settings.port.checked_add(1).filter(|_| settings.fast_path && policy.may_want()) else {
+        fastpath::remove(netlink, &settings.bridge).await;
+        return Ok(None);
+    };
+    let config = FastConfig {
+        me,
+        bridge: settings.bridge.clone(),
+        tap: settings.tap(),
+        port,
+        vni: FastConfig::vni_of(&settings.network),
+        mtu,
+    };
+    let off = |error: &dyn std::fmt::Display| {
+        format!("the fast path is off, all frames go by sleeve: {error}; --no-fast-path silences this")
+    };
+    let seed = seed().map_err(|error| off(&error))?;
+    let (kernel, seen) = FastHandle::start(config, netlink.clone()).await.map_err(|error| off(&error))?;
+    let machine = FastPath::new(FastPathConfig { me, port, mtu }, seed, clock.now());
+    Ok(Some(Fast { machine, kernel, seen, policy }))
+}
+
+impl Fast {
+    pub(super) fn set_tables(&mut self, tables: &Tables, now: Duration) {
+        self.machine.set_tables(tables, |address| self.policy.wants(address), now);
+    }
+
+    pub(super) fn handle(&mut self, seen: Seen, now: Duration) {
+        match seen {
+            Seen::Probe(frame) => self.machine.handle_probe(&frame, now),
+            Seen::Local(mac, present) => self.machine.set_local(mac, present, now),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> FastSnapshot {
+        FastSnapshot {
+            peers: self.machine.views().collect(),
+            switches: self.machine.switches(),
+            claims_refused: self.machine.claims_refused(),
+            dropped: self.kernel.dropped(),
+        }
+    }
+}
+
+/// What is seen next; never, without a fast path.
+pub(super) async fn seen(fast: &mut Option<Fast>) -> Option<Seen> {
+    match fast {
+        Some(fast) => fast.seen.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Core {
+    /// Carries out what the fast path asks for. Says whether it asked for anything.
+    pub(super) fn drain_fast(&mut self) -> bool {
+        let mut any = false;
+        while let Some(output) = self.fast.as_mut().and_then(|fast| fast.machine.poll_output()) {
+            any = true;
+            match output {
+                Output::Send(peer, bytes) => {
+                    let now = self.clock.now();
+                    self.node.send_app(peer, [&[CHANNEL_FASTPATH], &bytes[..]].concat(), now);
+                }
+                Output::Frame(frame) => self.kernel(|kernel| kernel.send(frame)),
+                Output::Kernel(change) => self.kernel(|kernel| kernel.apply(change)),
+                Output::Learn(peer, macs) => self.data.command(Command::Learn(peer, macs)),
+                Output::Switched { peer, fast, why } => {
+                    let name = self.node.peers().into_iter().find(|info| info.id == peer).map(|info| info.name);
+                    let name = name.unwrap_or_default();
+                    let carrier = if fast { "the fast path" } else { "sleeve" };
+                    let text = format!("frames to {name} ({}) go by {carrier}: {}", peer.short(), why.text());
+                    tracing::info!("{text}");
+                    self.record("carrier", text);
+                }
+            }
+        }
+        any
+    }
+
+    fn kernel(&self, act: impl FnOnce(&FastHandle)) {
+        if let Some(fast) = &self.fast {
+            act(&fast.kernel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_a_secret_only_trusted_subnets_get_what_is_not_encrypted() {
+        let trusted = vec!["10.0.0.0/8".parse().expect("a subnet"), "fd00::/8".parse().expect("a subnet")];
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let policy = Policy { sealed: true, trusted };
+        for (text, wanted) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("fd00::1", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(policy.wants(address(text)), wanted, "{text}");
+        }
+        assert!(!Policy { sealed: true, trusted: Vec::new() }.may_want());
+        assert!(Policy { sealed: false, trusted: Vec::new() }.wants(address("192.0.2.1")));
+    }
+}
