@@ -252,7 +252,7 @@ impl Message {
 
 fn addresses(what: &'static str, bytes: &[u8]) -> Result<(), WireError> {
     bounded(what, bytes.len(), 6 * MACS_PER_PEER)?;
-    if bytes.len() % 6 == 0 { Ok(()) } else { Err(WireError::malformed(what, "an address has six bytes")) }
+    if bytes.len().is_multiple_of(6) { Ok(()) } else { Err(WireError::malformed(what, "an address has six bytes")) }
 }
 
 /// The addresses in a list of six bytes each; those that can be nobody's are left out.
