@@ -455,7 +455,7 @@ impl Runner {
             state.rules.get(&(from, to)).copied().unwrap_or_default()
         };
         let blocked = || {
-            let to = frame::datagram(&frame).map(|datagram| datagram.destination.port());
+            let to = frame::datagram(frame).map(|datagram| datagram.destination.port());
             rule.blocked_port.is_some_and(|port| to == Some(port))
         };
         if rule.cut || blocked() || self.random.chance(rule.loss) {

@@ -423,7 +423,7 @@ mod tests {
         let mut world = World::new();
         let lost = |lane: Lane, now: u64| {
             let mixed = (now * 2 + u64::from(lane == Lane::Full)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            (mixed >> 32) % 20 == 0
+            (mixed >> 32).is_multiple_of(20)
         };
         world.run(600_000, |lane, now| !lost(lane, now), |_| true);
         assert_eq!(world.switches.len(), 1, "{:?}", world.switches);
