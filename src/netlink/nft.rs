@@ -169,13 +169,13 @@ impl Guard {
             self.chain(batch, ARRIVING, HOOK_PREROUTING);
             self.chain(batch, PASSING, HOOK_FORWARD);
             self.rule(batch, ARRIVING, |rule| {
-                rule.from_interface(&self.bridge);
-                rule.to_port(self.port);
+                rule.arrives_by(&self.bridge);
+                rule.is_for_port(self.port);
                 rule.count_and_drop(INSIDE);
             });
             for (set, family, offset, length) in [("peers4", 2, 12, 4), ("peers6", 10, 8, 16)] {
                 self.rule(batch, ARRIVING, |rule| {
-                    rule.to_port(self.port);
+                    rule.is_for_port(self.port);
                     rule.meta(META_FAMILY, &[family]);
                     rule.payload(BASE_NETWORK, offset, length);
                     rule.is_not_in(set);
@@ -183,7 +183,7 @@ impl Guard {
                 });
             }
             self.rule(batch, PASSING, |rule| {
-                rule.to_port(self.port);
+                rule.is_for_port(self.port);
                 rule.count_and_drop(INSIDE);
             });
             self.elements(batch, NEW_ELEMENT, &peers[..first]);
@@ -391,7 +391,7 @@ impl Rule<'_, '_> {
         });
     }
 
-    fn from_interface(&mut self, name: &str) {
+    fn arrives_by(&mut self, name: &str) {
         let mut padded = [0; libc::IFNAMSIZ];
         for (to, from) in padded.iter_mut().zip(name.bytes()) {
             *to = from;
@@ -399,7 +399,7 @@ impl Rule<'_, '_> {
         self.meta(META_IIFNAME, &padded);
     }
 
-    fn to_port(&mut self, port: u16) {
+    fn is_for_port(&mut self, port: u16) {
         self.meta(META_PROTOCOL, &[UDP]);
         self.payload(BASE_TRANSPORT, 2, 2);
         self.compare(&port.to_be_bytes());
