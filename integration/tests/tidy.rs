@@ -77,6 +77,34 @@ fn every_rule_that_code_cites_stands_in_the_specification() {
 }
 
 #[test]
+fn every_test_that_the_documents_name_exists() {
+    let text = fs::read_to_string(root().join("docs/testing.md")).expect("docs/testing.md");
+    let (_, section) = text.split_once("## What is shown").expect("the table of what is shown");
+    let rows = section.lines().take_while(|line| !line.starts_with("## Fuzzing")).filter(|line| line.starts_with("| "));
+    let sources = all("rs");
+    let (mut named, mut missing) = (0, Vec::new());
+    for cell in rows.skip(1).filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | ")).map(|(_, tests)| tests) {
+        // Every second piece is between back quotes; commands among them have spaces.
+        for name in cell.split('`').skip(1).step_by(2).filter(|name| !name.contains([' ', '-'])) {
+            let (group, test) = name.split_once("::").unwrap_or(("", name));
+            let (case, function) = (format!("(\"{test}\","), format!("fn {test}("));
+            let exists = sources.iter().any(|(path, text)| {
+                let right = group.is_empty() || path.ends_with(format!("e2e/{group}.rs"));
+                right && (text.replace("(\n        \"", "(\"").contains(&case) || text.contains(&function))
+            });
+            named += 1;
+            if !exists {
+                missing.push(name.to_owned());
+            }
+        }
+    }
+    assert!(
+        named > 30 && missing.is_empty(),
+        "of {named} tests that docs/testing.md names, these do not exist: {missing:?}"
+    );
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     for (path, text) in all("md") {
         for (at, _) in text.match_indices("](") {

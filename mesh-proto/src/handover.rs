@@ -139,6 +139,9 @@ pub enum Command {
     /// These MAC addresses are behind that peer: it has said so, and the data path could not
     /// see it, for the kernel carried their frames.
     Learn(PeerId, Vec<Mac>),
+    /// The underlay's interfaces carry datagrams with so many bytes of payload from now on: the
+    /// upper end of the path MTU search.
+    PayloadMax(u16),
 }
 
 /// What data tells control.

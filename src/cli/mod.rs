@@ -151,7 +151,8 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
 }
 
 fn socket_path(flag: Option<String>) -> PathBuf {
-    flag.or_else(|| std::env::var("WEFT_SOCKET").ok().filter(|path| !path.is_empty()))
+    flag.or_else(|| std::env::var("WEFT_SOCKET").ok())
+        .filter(|path| !path.is_empty())
         .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
 }
 
@@ -164,7 +165,7 @@ fn print(text: &str) {
 fn complain(text: &str) {
     let mut stderr = std::io::stderr().lock();
     for line in text.lines() {
-        let _ = writeln!(stderr, "weft: {line}");
+        let _ = writeln!(stderr, "weft: {}", table::clean(line));
     }
 }
 

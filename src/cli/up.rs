@@ -137,7 +137,10 @@ impl UpArgs {
             .map(|(name, value)| (text(name), text(value)))
             .filter(|(name, _)| name.starts_with("WEFT_"))
             .collect();
-        let file = self.config.clone().or_else(|| environment.get("WEFT_CONFIG").map(PathBuf::from));
+        let file = self
+            .config
+            .clone()
+            .or_else(|| environment.get("WEFT_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from));
         // Only a directory that was deleted has no name: then nothing relative is found.
         let directory = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         Sources {
@@ -194,6 +197,9 @@ fn foreground(
         std::env::set_current_dir("/").context("the router cannot change to /")?;
     }
     logging::start(settings.log_level, settings.log_format);
+    for name in sources.unknown_variables() {
+        tracing::warn!("{name} is set, and means nothing to this program; docs/configuration.md lists what does");
+    }
     let secret = load_secret(&settings, variable)?;
     if secret.is_some() {
         no_core_dumps();

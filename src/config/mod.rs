@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use mesh_proto::handover::Suite;
 
 pub use gather::{Gathered, Given, KEYS, Key, Source, gather};
-pub use parse::{default_v6_range, host_port};
+pub use parse::{default_v6_range, host_port, peer};
 pub use sources::Sources;
 
 /// UDP port of control and sleeve, unless told otherwise.

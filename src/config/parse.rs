@@ -112,7 +112,25 @@ impl Settings {
             log_format: reader.one("log-format", log_format).unwrap_or(LogFormat::Text),
             network,
         };
+        inside_out(&mut reader, &settings);
         if reader.problems.is_empty() { Ok(settings) } else { Err(Problems(reader.problems)) }
+    }
+}
+
+/// Peers are not reached through the network that they make.
+fn inside_out(reader: &mut Reader<'_>, settings: &Settings) {
+    let range_of = |address: IpAddr| settings.ranges.iter().find(|range| range.contains(&address));
+    let hosts = settings.peers.iter().filter_map(|peer| Some((peer, host_port(peer).ok()?.0.parse().ok()?)));
+    for (peer, address) in hosts {
+        if let Some(range) = range_of(address) {
+            reader.complain("peer", peer, format!("is in {range}, the containers' range; choose another --range"));
+        }
+    }
+    for address in &settings.advertise {
+        if let Some(range) = range_of(address.ip()) {
+            let why = format!("is in {range}, the containers' range; choose another --range");
+            reader.complain("advertise", &address.to_string(), why);
+        }
     }
 }
 
@@ -173,8 +191,30 @@ pub fn host_port(text: &str) -> Result<(String, Option<u16>), String> {
     Ok((host.to_owned(), after))
 }
 
-fn peer(text: &str) -> Result<String, String> {
-    host_port(text).map(|_| text.to_owned()).map_err(|why| format!("{why}; expected HOST, HOST:PORT or [IPv6]:PORT"))
+/// A peer to dial, `HOST[:PORT]`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn peer(text: &str) -> Result<String, String> {
+    let (host, _) = host_port(text).map_err(|why| format!("{why}; expected HOST, HOST:PORT or [IPv6]:PORT"))?;
+    match host.parse::<IpAddr>() {
+        Ok(address) => dialled(address).map(|()| text.to_owned()),
+        Err(_) => Ok(text.to_owned()),
+    }
+}
+
+/// Refuses what nobody can be dialled at.
+fn dialled(address: IpAddr) -> Result<(), String> {
+    let canonical = address.to_canonical();
+    let link_local = matches!(canonical, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let broadcast = matches!(canonical, IpAddr::V4(v4) if v4.is_broadcast());
+    if canonical.is_unspecified() || canonical.is_multicast() || broadcast {
+        Err(format!("nobody can be dialled at {address}"))
+    } else if link_local {
+        Err("a link-local address means something else on each interface; give another one".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 fn listen_and_port(reader: &mut Reader<'_>) -> (Option<IpAddr>, u16) {
@@ -189,6 +229,10 @@ fn listen_and_port(reader: &mut Reader<'_>) -> (Option<IpAddr>, u16) {
         Ok((address, port))
     });
     let port = reader.one("port", |text| match text.parse::<u16>() {
+        Err(_) if text.contains("://") => Err(
+            "expected a UDP port, 1 to 65535 (Kubernetes sets such a variable for a Service named `weft`: name it otherwise, or set enableServiceLinks: false)"
+                .to_owned(),
+        ),
         Ok(0) | Err(_) => Err("expected a UDP port, 1 to 65535".to_owned()),
         Ok(port) => Ok(port),
     });
@@ -211,8 +255,9 @@ fn listen_and_port(reader: &mut Reader<'_>) -> (Option<IpAddr>, u16) {
 fn advertise(text: &str, default_port: u16) -> Result<SocketAddr, String> {
     let (host, port) = host_port(text).map_err(|why| format!("{why}; expected an IP address, ADDR[:PORT]"))?;
     let address: IpAddr = host.parse().map_err(|_| "expected an IP address, not a name".to_owned())?;
-    if address.is_unspecified() || address.is_multicast() {
-        return Err("other peers cannot dial that address".to_owned());
+    dialled(address)?;
+    if address.to_canonical().is_loopback() {
+        return Err("other hosts cannot reach a loopback address".to_owned());
     }
     Ok(SocketAddr::new(address, port.unwrap_or(default_port)))
 }
@@ -295,12 +340,17 @@ fn socket(text: &str, directory: &Path) -> Result<PathBuf, String> {
 }
 
 fn metrics(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected ADDR:PORT, such as 127.0.0.1:6782 or [::]:6782".to_owned())
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        _ => Err("expected ADDR:PORT, such as 127.0.0.1:6782 or [::]:6782".to_owned()),
+    }
 }
 
 fn bridge(text: &str) -> Result<String, String> {
     let fine = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    if text.is_empty() || text.len() > BRIDGE_MAX || !fine || text == "." || text == ".." {
+    // The last two stand for other interfaces in /proc/sys/net.
+    let special = [".", "..", "all", "default"].contains(&text) || text.starts_with('-');
+    if text.is_empty() || text.len() > BRIDGE_MAX || !fine || special {
         return Err(format!(
             "expected an interface name of 1 to {BRIDGE_MAX} letters, digits, `-`, `_` or `.` (the TAP is named NAME-tap)"
         ));

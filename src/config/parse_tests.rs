@@ -149,3 +149,70 @@ fn every_key_has_a_value_that_can_be_compared() {
         assert_eq!(differ, expected);
     }
 }
+
+/// Everything that each key does not take, and a word of what is said about it.
+#[test]
+fn every_key_refuses_what_it_cannot_take_and_names_it() {
+    let long = "x".repeat(64);
+    let long_path = format!("/{}", "x".repeat(96));
+    let table: &[(&'static str, &[&str], &str)] = &[
+        ("name", &["", "a b", "a/b", "ü", "a\u{1b}[2J", &long], "1 to 63"),
+        ("network", &["", "a b", &long], "1 to 63"),
+        (
+            "peer",
+            &["", ":6783", "host:", "host:0", "host:65536", "host:x", "a b", "[::1", "[host]:1", "1.2.3"],
+            "expected HOST",
+        ),
+        (
+            "peer",
+            &["0.0.0.0", "0.0.0.0:6783", "::", "[::]:1", "224.0.0.1", "ff02::1", "255.255.255.255"],
+            "nobody can be dialled",
+        ),
+        ("peer", &["fe80::1", "[fe80::1]:6783"], "link-local"),
+        ("peer", &["10.32.0.1", "10.47.255.255:6783"], "10.32.0.0/12, the containers' range"),
+        ("listen", &["", "localhost", "1.2.3", "host:1", "192.0.2.1:0", "192.0.2.1:x"], "address of this host"),
+        ("listen", &["224.0.0.1", "[ff02::1]:6783"], "multicast"),
+        ("port", &["", "0", "65536", "-1", "6783x", "0x1a7f", "6783 6784"], "1 to 65535"),
+        ("port", &["tcp://10.0.0.1:6783"], "enableServiceLinks"),
+        ("advertise", &["", "host", "1.2.3", "192.0.2.1:0"], "expected"),
+        ("advertise", &["0.0.0.0", "[::]:6783", "239.1.1.1"], "nobody can be dialled"),
+        ("advertise", &["127.0.0.1", "[::1]:6783", "::ffff:127.0.0.1"], "loopback"),
+        ("advertise", &["10.32.7.7:6783"], "the containers' range"),
+        ("range", &["", "10.32.0.0", "10.32.0.0/33", "fd00::/129", "host/8", "10.32.0.0/-1"], "expected a range"),
+        ("range", &["10.32.0.1/12", "fd00::1/64"], "did you mean"),
+        ("range", &["0.0.0.0/0", "10.0.0.0/7", "10.32.0.0/31", "10.32.0.0/32", "fd00::/125", "::/0"], "prefix length"),
+        ("range", &["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/8", "fe80::/64", "ff00::/16"], "meaning of its own"),
+        ("secret-file", &[""], "expected a path"),
+        ("data-dir", &[""], "expected a path"),
+        ("socket", &[""], "expected a path"),
+        ("socket", &[&long_path], "96 bytes"),
+        (
+            "metrics",
+            &["", "6782", ":6782", "localhost:6782", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536"],
+            "ADDR:PORT",
+        ),
+        ("bridge", &["", "a-long-name-", "a b", "a/b", ".", "..", "all", "default", "-b", "ü"], "interface name"),
+        ("mtu", &["", "0", "575", "65522", "99999999999", "-1", "1400.5", "Auto", "jumbo"], "expected `auto`"),
+        ("mtu", &["576", "1279"], "IPv6 needs"),
+        ("cipher", &["", "none", "plain", "AES-256-GCM", "rot13"], "aes-256-gcm"),
+        ("no-discovery", &["", "maybe", "2", "TRUE"], "true or false"),
+        ("detach", &["", "maybe"], "true or false"),
+        ("log-level", &["", "verbose", "INFO", "3"], "error, warn, info"),
+        ("log-format", &["", "xml", "JSON"], "text or json"),
+    ];
+    for (key, values, word) in table {
+        for value in *values {
+            let error = settings(&[(*key, &[value])]).expect_err(&format!("{key} = {value:?}"));
+            assert_eq!(error.0.len(), 1, "{error}");
+            let Problem { what, why } = &error.0[0];
+            assert!(
+                what.starts_with(&format!("--{key}"))
+                    && (what.contains(value) || ["no-discovery", "detach"].contains(key)),
+                "{what}"
+            );
+            assert!(why.contains(word), "{key} = {value:?}: {word:?} is not in {why:?}");
+        }
+    }
+    let tried: std::collections::BTreeSet<&str> = table.iter().map(|(key, ..)| *key).collect();
+    assert_eq!(tried, KEYS.iter().map(|key| key.name).collect());
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::{Given, Problem, Problems, Settings, gather};
+use super::{Given, KEYS, Problem, Problems, Settings, gather};
 
 /// Largest configuration file, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
@@ -37,6 +37,24 @@ impl Sources {
         let file = self.file.as_deref().zip(text.as_deref());
         let given = gather(self.flags.clone(), |name| self.environment.get(name).cloned(), file)?;
         Settings::parse(&given, &self.hostname, &self.directory)
+    }
+}
+
+/// Variables that are no keys.
+const OTHER: &[&str] = &["WEFT_CONFIG", "WEFT_SECRET", "WEFT_BACKGROUND"];
+/// Kubernetes sets these for a Service that is named `weft`.
+const KUBERNETES: &[&str] = &["WEFT_SERVICE_", "WEFT_PORT_"];
+
+impl Sources {
+    /// Variables that look like keys and are none: misspelt, or of another version.
+    #[must_use]
+    pub fn unknown_variables(&self) -> Vec<&str> {
+        let known = |name: &str| {
+            OTHER.contains(&name)
+                || KEYS.iter().any(|key| key.variable() == name)
+                || KUBERNETES.iter().any(|prefix| name.starts_with(prefix))
+        };
+        self.environment.keys().map(String::as_str).filter(|name| !known(name)).collect()
     }
 }
 
@@ -78,6 +96,15 @@ mod tests {
         assert_eq!(settings.data_dir, Path::new("/start/data"), "whatever directory the process is in now");
         std::fs::write(&path, "peer = [\"a\", \"b\"]\n").expect("written");
         assert_eq!(sources.read().expect("valid").peers, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named() {
+        let mut sources = sources(Path::new("/none"));
+        for name in ["WEFT_PERR", "WEFT_LOG_LEVEL", "WEFT_SECRET", "WEFT_SERVICE_HOST", "WEFT_PORT_6783_UDP"] {
+            sources.environment.insert(name.to_owned(), "1".to_owned());
+        }
+        assert_eq!(sources.unknown_variables(), ["WEFT_PERR"]);
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::control::firewall::Firewall;
 use crate::data::{open_tap, renew_tap};
 use crate::netlink::{Link, Mac, Netlink};
 
+/// How the hardware address of every bridge of a router begins.
+const OURS: [u8; 2] = [0x02, 0x62];
+
 /// Bridge and TAP of a router.
 #[derive(Debug, Clone)]
 pub(super) struct Devices {
@@ -59,12 +62,29 @@ impl Devices {
     /// Makes or adopts the bridge and puts a new TAP into it. The second is for the data thread.
     pub(super) async fn make(&self, id: [u8; 16]) -> anyhow::Result<(Made, OwnedFd)> {
         // A function of the peer, so that the host keeps its address across restarts.
-        let mac = [0x02, 0x62, id[0], id[1], id[2], id[3]];
+        let [a, b] = OURS;
+        let mac = [a, b, id[0], id[1], id[2], id[3]];
+        self.refuse_foreign_bridge().await?;
         let bridge = self.netlink.ensure_bridge(&self.bridge, self.mtu, mac).await?;
         let tap = open_tap(&self.tap)?;
         self.netlink.enslave(&self.tap, &bridge, self.mtu).await?;
         let end = tap.try_clone().context("the TAP cannot be shared")?;
         Ok((Made { devices: self.clone(), mac, end }, tap))
+    }
+
+    /// What somebody else made is not changed, and not removed by `weft down`.
+    async fn refuse_foreign_bridge(&self) -> anyhow::Result<()> {
+        match self.netlink.link(&self.bridge).await? {
+            Some(link)
+                if link.kind.as_deref() == Some("bridge") && !link.mac.is_some_and(|mac| mac.starts_with(&OURS)) =>
+            {
+                anyhow::bail!(
+                    "the bridge `{0}` was not made by Weft: choose another name with --bridge, or delete it (ip link del {0})",
+                    self.bridge
+                )
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes both, and what lets their frames pass the host's filter.

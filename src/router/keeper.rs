@@ -3,20 +3,22 @@
 //! ```text
 //!   netlink notices ─┐
 //!   new settings ────┼─► look ─┬─ addresses changed ─► the mesh is told
-//!   a slow timer ────┘         └─ bridge or TAP is not as it was made ─► put right, containers replugged
+//!   a slow timer ────┘         ├─ interfaces' MTU changed ─► the path MTU search is told
+//!                              └─ bridge or TAP is not as it was made ─► put right, containers replugged
 //! ```
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_proto::handover::Command;
 use tokio::sync::watch;
 
 use super::devices::{Made, Mended};
-use super::host;
+use super::host::{self, Sizes};
 use crate::config::Settings;
 use crate::control::api::Api;
 use crate::logging::rfc3339;
-use crate::netlink::{Monitor, Netlink, Topic};
+use crate::netlink::{Monitor, Netlink, NetlinkError, Topic};
 
 /// Changes come in bursts: what comes within this time is looked at once.
 const BURST: Duration = Duration::from_millis(100);
@@ -44,6 +46,8 @@ pub(super) struct Keeper {
     pub(super) settings: watch::Receiver<Settings>,
     /// What the mesh was told last.
     pub(super) endpoints: Vec<SocketAddr>,
+    /// Largest datagram worth trying, as the data thread was told last.
+    pub(super) payload_max: u16,
 }
 
 /// What went on so far.
@@ -88,11 +92,19 @@ impl Keeper {
             .ok()
     }
 
-    /// Tells the mesh where this host can be dialled, if that changed; false if it cannot be seen.
+    /// Tells what changed of where this host can be dialled, and of how much its interfaces carry;
+    /// false if it cannot be seen.
     async fn look(&mut self, memory: &mut Memory) -> bool {
         let settings = self.settings.borrow_and_update().clone();
-        let found = match host::endpoints(&self.netlink, &settings).await {
-            Ok(found) => found,
+        let found = match self.see(&settings).await {
+            Ok((endpoints, sizes)) => {
+                if sizes.payload_max != self.payload_max {
+                    self.payload_max = sizes.payload_max;
+                    tracing::info!(bytes = self.payload_max, "the largest datagram worth trying changed");
+                    self.api.data.command(Command::PayloadMax(self.payload_max));
+                }
+                endpoints
+            }
             Err(error) => {
                 if !std::mem::replace(&mut memory.blind, true) {
                     tracing::warn!(%error, "the host's addresses cannot be looked at");
@@ -108,6 +120,10 @@ impl Keeper {
             let _ = self.api.router.set_endpoints(found).await;
         }
         true
+    }
+
+    async fn see(&self, settings: &Settings) -> Result<(Vec<SocketAddr>, Sizes), NetlinkError> {
+        Ok((host::endpoints(&self.netlink, settings).await?, host::sizes(&self.netlink, settings).await?))
     }
 
     /// Puts the interfaces right; false if that does not work.

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::checks::{check_kernel, overlaps};
 use super::devices::Devices;
 use super::host::{self, Sizes};
-use crate::config::Settings;
+use crate::config::{Cipher, Settings};
 use crate::control::api::{self, SocketFile};
 use crate::control::secret::Secret;
 use crate::control::store::{self, File, Lock, Opened, State};
@@ -61,6 +61,12 @@ impl Ground {
             }
             None => None,
         };
+        if let (None, Cipher::Only(suite)) = (&secret, settings.cipher) {
+            anyhow::bail!(
+                "cipher {} is asked for, and there is no secret: nothing would be encrypted; give one with --secret-file or WEFT_SECRET, or leave the cipher out",
+                suite.name()
+            );
+        }
         let suites = if secret.is_some() { settings.cipher.suites() } else { vec![Suite::Plain] };
         let directory = settings.data_dir.clone();
         let Opened { file, state, set_aside } = tokio::task::spawn_blocking(move || store::open(&directory)).await??;

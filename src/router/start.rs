@@ -122,8 +122,14 @@ async fn operate(
         metrics_server.spawn(metrics::serve(listener, api.clone()));
     }
     let (current, settings_seen) = watch::channel(settings.clone());
-    let keeper =
-        Keeper { netlink, made, api: api.clone(), settings: settings_seen, endpoints: core.info.endpoints.clone() };
+    let keeper = Keeper {
+        netlink,
+        made,
+        api: api.clone(),
+        settings: settings_seen,
+        endpoints: core.info.endpoints.clone(),
+        payload_max: sizes.payload_max,
+    };
     tasks.spawn(keeper.run());
     let reloader = Reloader { sources, settings: current, api: api.clone(), metrics: metrics_server };
     tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));

@@ -131,11 +131,22 @@ impl Engine {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
         }
         fs::write(root.join("srv/data"), super::data())?;
-        let mut tar = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).stdout(Stdio::piped()).spawn()?;
+        self.import(&root, IMAGE, &[])
+    }
+
+    /// Makes an image of a directory, with instructions as in a Dockerfile.
+    pub(crate) fn import(&self, root: &Path, name: &str, instructions: &[&str]) -> io::Result<()> {
+        let mut tar = Command::new("tar").arg("-C").arg(root).args(["-c", "."]).stdout(Stdio::piped()).spawn()?;
         let archive = tar.stdout.take().ok_or_else(|| io::Error::other("tar has no output"))?;
-        let output = self.command().args(["import", "-", IMAGE]).stdin(archive).output()?;
+        let changes = instructions.iter().flat_map(|line| ["-c", *line]);
+        let output = self.command().arg("import").args(changes).args(["-", name]).stdin(archive).output()?;
         tar.wait()?;
         text_of(&output, "import").map(drop)
+    }
+
+    /// The directory of its files.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The end of what the engine wrote.

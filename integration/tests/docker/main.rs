@@ -13,6 +13,7 @@
 mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod image;
 
 use std::{
     fmt::Display,
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
         end_with_the_parent();
         return weft::cli::main();
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
     let lacking = lacking();
     if let Some(lacking) = &lacking {
         eprintln!("the tests with Docker cannot run: {lacking}");
@@ -64,9 +65,15 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
-    let name = "containers_of_two_engines_share_a_network";
-    let trial = Trial::test(name, || bounded(LIMIT, containers_of_two_engines_share_a_network));
-    libtest_mimic::run(&arguments, vec![trial.with_ignored_flag(lacking.is_some())]).exit_code()
+    let cases: [(&str, fn()); 2] = [
+        ("containers_of_two_engines_share_a_network", containers_of_two_engines_share_a_network),
+        ("the_image_runs_with_the_capabilities_it_names", image::the_image_runs_with_the_capabilities_it_names),
+    ];
+    let trials =
+        cases.map(|(name, body)| Trial::test(name, move || bounded(LIMIT, body)).with_ignored_flag(lacking.is_some()));
+    // One after the other: each looks for what it left behind.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
 }
 
 /// What the machine lacks.
@@ -89,6 +96,30 @@ impl<T, E: Display> Must<T> for Result<T, E> {
     }
 }
 
+impl<T> Must<T> for Option<T> {
+    #[track_caller]
+    fn must(self, what: &str) -> T {
+        self.unwrap_or_else(|| panic!("missing: {what}"))
+    }
+}
+
+/// An engine on each of two hosts.
+fn start_engines(lab: &Lab) -> Vec<Engine> {
+    let starts = |index: usize| Engine::start(lab.host(index), lab.dir().join(format!("docker{index}")));
+    let engines: Vec<io::Result<Engine>> = thread::scope(|scope| {
+        let threads = [0, 1].map(|index| scope.spawn(move || starts(index)));
+        threads.into_iter().map(|thread| thread.join().must_not_panic()).collect()
+    });
+    engines.into_iter().map(|engine| engine.must("start an engine")).collect()
+}
+
+/// The rules of a host for what it forwards, as iptables lists them.
+fn forward_rules(lab: &Lab, host: usize) -> String {
+    let run = || Command::new("iptables").args(["-S", "FORWARD"]).env("PATH", engine::PATH).output();
+    let output = lab.host(host).namespace().run(run).must("enter the host").must("run iptables");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// What the containers serve: large enough to need many full-sized segments.
 fn data() -> Vec<u8> {
     (0..400_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
@@ -104,12 +135,7 @@ struct World {
 impl World {
     fn start() -> Self {
         let lab = Lab::new(&LabConfig::hosts(2)).must("make two hosts");
-        let starts = |index: usize| Engine::start(lab.host(index), lab.dir().join(format!("docker{index}")));
-        let engines: Vec<io::Result<Engine>> = thread::scope(|scope| {
-            let threads = [0, 1].map(|index| scope.spawn(move || starts(index)));
-            threads.into_iter().map(|thread| thread.join().must_not_panic()).collect()
-        });
-        let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.must("start an engine")).collect();
+        let engines = start_engines(&lab);
         let mut world = Self { routers: Vec::new(), engines, lab };
         for index in 0..2 {
             let router = Router::start(&world.lab, world.lab.host(index), world.router_config(index));
@@ -162,9 +188,7 @@ impl World {
 
     /// The host's rules for what it forwards.
     fn filter(&self, host: usize) -> String {
-        let run = || Command::new("iptables").args(["-S", "FORWARD"]).env("PATH", engine::PATH).output();
-        let output = self.lab.host(host).namespace().run(run).must("enter the host").must("run iptables");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        forward_rules(&self.lab, host)
     }
 
     fn wait_until_established(&self) {

@@ -48,6 +48,8 @@ fn two_hosts_v6() {
 
 fn line_of_three() {
     let mesh = Mesh::start(&MeshConfig::graph(3, &[(0, 1), (1, 2)]));
+    // The kernel may have reported a multicast group before the cut.
+    let crossed = mesh.lab.wire().count(0, 2).frames;
     mesh.all_reach(&[0, 1, 2], PROMISED_GAP);
     mesh.wait_for_peer(0, 2, PATIENCE, |peer| {
         peer["state"] == "established" && peer["carrier"] == "relay" && peer["via_name"] == "host2"
@@ -55,7 +57,7 @@ fn line_of_three() {
     let before = mesh.counter(1, "relayed");
     mesh.reaches(0, 2, Duration::from_secs(2));
     assert!(mesh.counter(1, "relayed") > before, "the middle counts what it relays");
-    assert_eq!(mesh.lab.wire().count(0, 2).frames, 0, "the ends really are cut off");
+    assert_eq!(mesh.lab.wire().count(0, 2).frames, crossed, "the ends really are cut off");
 }
 
 fn cut_and_heal() {
@@ -63,8 +65,10 @@ fn cut_and_heal() {
     mesh.wait_established(PATIENCE);
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
     let streams = mesh.streams(&[(0, 2), (2, 0), (0, 1)]);
-    mesh.lab.wire().cut(0, 2);
-    thread::sleep(Duration::from_secs(6));
+    mesh.while_connecting(&[(0, 2)], || {
+        mesh.lab.wire().cut(0, 2);
+        thread::sleep(Duration::from_secs(6));
+    });
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
     let relayed = |peer: &serde_json::Value| peer["carrier"] == "relay";
     mesh.wait_for_peer(0, 2, Duration::from_secs(1), relayed);
@@ -95,14 +99,18 @@ fn strict_ring() {
     let all = [0, 1, 2, 3, 4];
     mesh.all_reach(&all, PROMISED_GAP);
     let streams = mesh.streams(&[(0, 1), (1, 0), (4, 2), (3, 0)]);
-    mesh.lab.wire().cut(0, 1);
-    thread::sleep(Duration::from_secs(6));
+    mesh.while_connecting(&[(0, 1), (4, 2)], || {
+        mesh.lab.wire().cut(0, 1);
+        thread::sleep(Duration::from_secs(6));
+    });
     mesh.all_reach(&all, Duration::from_secs(1));
     no_gaps(streams);
     // Left over: 1-2-3 and 4-0.
     let streams = mesh.streams(&[(1, 3), (3, 2), (0, 4)]);
-    mesh.lab.wire().cut(3, 4);
-    thread::sleep(Duration::from_secs(6));
+    mesh.while_connecting(&[(1, 3), (0, 4)], || {
+        mesh.lab.wire().cut(3, 4);
+        thread::sleep(Duration::from_secs(6));
+    });
     mesh.all_reach(&[1, 2, 3], Duration::from_secs(1));
     mesh.all_reach(&[0, 4], Duration::from_secs(1));
     mesh.is_cut_off(0, 1);
@@ -124,8 +132,10 @@ fn loose_ring() {
     mesh.all_reach(&all, PROMISED_GAP);
     let streams = mesh.streams(&[(0, 1), (1, 0), (2, 3), (3, 2), (0, 3)]);
     for (a, b) in [(0, 1), (2, 3)] {
-        mesh.lab.wire().cut(a, b);
-        thread::sleep(Duration::from_secs(6));
+        mesh.while_connecting(&[(a, b), (b, a)], || {
+            mesh.lab.wire().cut(a, b);
+            thread::sleep(Duration::from_secs(6));
+        });
         mesh.all_reach(&all, Duration::from_secs(1));
     }
     no_gaps(streams);

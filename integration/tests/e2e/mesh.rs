@@ -4,6 +4,8 @@ use std::{
     ffi::OsString,
     fmt::{Debug, Display, Write as _},
     net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -202,14 +204,40 @@ impl Mesh {
         assert!(answer.is_err(), "container {from} still reaches {to}: {answer:?}");
     }
 
-    /// Streams between pairs of containers, to be ended with [`no_gaps`].
+    /// Streams of datagrams between pairs of containers, IPv4 and IPv6, to be ended with
+    /// [`no_gaps`].
     pub(crate) fn streams(&self, pairs: &[(usize, usize)]) -> Vec<(usize, usize, GapStream)> {
         let every = Duration::from_millis(10);
-        let start = |&(from, to): &(usize, usize)| {
-            let stream = GapStream::start(&self.containers[from], self.v4(to), every);
+        let ways = pairs.iter().flat_map(|&(from, to)| self.ips(to).into_iter().map(move |ip| (from, to, ip)));
+        let start = |(from, to, ip)| {
+            let stream = GapStream::start(&self.containers[from], ip, every);
             (from, to, stream.must("start a stream"))
         };
-        pairs.iter().map(start).collect()
+        ways.map(start).collect()
+    }
+
+    /// Runs something while one TCP connection after the other is opened between pairs of
+    /// containers, IPv4 and IPv6: none of them is without an answer for longer than was promised.
+    #[track_caller]
+    pub(crate) fn while_connecting<T>(&self, pairs: &[(usize, usize)], during: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        let ways = pairs.iter().flat_map(|&(from, to)| self.ips(to).into_iter().map(move |ip| (from, to, ip)));
+        let (done, gaps) = thread::scope(|scope| {
+            let over = &over;
+            let connect = |(from, to, ip): (usize, usize, IpAddr)| {
+                let container = &self.containers[from];
+                scope.spawn(move || (from, to, ip, longest_without(container, ip, over)))
+            };
+            let threads: Vec<_> = ways.map(connect).collect();
+            let done = during();
+            over.store(true, Ordering::Release);
+            let ended = threads.into_iter().map(|thread| thread.join().expect("no panic"));
+            (done, ended.collect::<Vec<_>>())
+        });
+        for (from, to, ip, gap) in gaps {
+            assert!(gap <= PROMISED_GAP, "no TCP from container {from} to {to} ({ip}) for {gap:?}");
+        }
+        done
     }
 
     /// `weft status -o json` of one router.
@@ -257,9 +285,23 @@ impl Mesh {
     }
 }
 
+/// The longest time in which no TCP connection was answered, until it is over.
+fn longest_without(from: &Container, to: IpAddr, over: &AtomicBool) -> Duration {
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    while !over.load(Ordering::Acquire) {
+        // A connection attempt whose first packet is lost waits for a second: shorter ones follow.
+        if tcp_echo(from, to, b"still there?", Duration::from_millis(400)).is_ok() {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    longest.max(last.elapsed())
+}
+
 impl Drop for Mesh {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let mut text = String::new();
             for router in &self.routers {
                 let _ = writeln!(text, "--- {} ---\n{}", router.name(), router.log_tail(6000));
@@ -285,7 +327,7 @@ pub(crate) fn retry<T, E: Debug>(limit: Duration, mut attempt: impl FnMut() -> R
     let end = Instant::now() + limit;
     loop {
         match attempt() {
-            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Err(_) if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
             result => return result,
         }
     }

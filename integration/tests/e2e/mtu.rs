@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     ("tcp_does_not_stall_when_the_path_shrinks_and_icmp_is_dropped", 90, shrinks_silently),
     ("tcp_does_not_stall_when_the_path_shrinks_and_icmp_tells", 90, shrinks_and_tells),
     ("tcp_does_not_stall_when_a_hosts_own_interface_shrinks", 90, interface_shrinks),
+    ("interfaces_that_grow_are_used_to_the_full_without_a_restart", 60, interfaces_grow),
     ("a_path_that_grows_again_is_used_to_the_full", 120, grows_again),
 ];
 
@@ -100,6 +101,23 @@ fn interface_shrinks() {
         let mtu = if step == 0 { 1300 } else { 1500 };
         mesh.lab.host(0).set_mtu(mtu).must("change the MTU");
     });
+}
+
+fn interfaces_grow() {
+    let mesh = mesh_with(1500);
+    let mtu = || mesh.peer(0, "host2").must("the peer")["mtu"].as_u64().unwrap_or_default();
+    assert!(weft::lab::wait_until(PATIENCE, || mtu() == 1472), "{}", mtu());
+    let streams = mesh.streams(&[(0, 1)]);
+    for host in [0, 1] {
+        mesh.lab.host(host).set_mtu(9000).must("change the MTU");
+    }
+    assert!(weft::lab::wait_until(Duration::from_secs(10), || mtu() == 8972), "{}", mtu());
+    for host in [1, 0] {
+        mesh.lab.host(host).set_mtu(1500).must("change the MTU");
+    }
+    assert!(weft::lab::wait_until(Duration::from_secs(10), || mtu() == 1472), "{}", mtu());
+    mesh.all_reach(&[0, 1], STALL);
+    no_gaps(streams);
 }
 
 fn grows_again() {

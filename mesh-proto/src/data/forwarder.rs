@@ -37,6 +37,9 @@ use crate::handover::{Command, DataEvent};
 use crate::id::{Incarnation, PeerId};
 use crate::wire::datagram::ShortId;
 
+/// Largest UDP payload over jumbo Ethernet: there is room for it even if the interface has an
+/// ordinary MTU at the start.
+const PAYLOAD_JUMBO: u16 = 8972;
 /// Largest UDP payload that IP can carry, less what a relay adds.
 const PAYLOAD_CAP: u16 = 65_000;
 
@@ -50,7 +53,8 @@ pub struct ForwarderConfig {
     /// How long a MAC address stays learned after its last frame.
     pub mac_age: Duration,
     /// Largest UDP payload that the underlay interface could carry, in bytes: the upper end of
-    /// the path MTU search.
+    /// the path MTU search. [`Command::PayloadMax`] changes it, up to this or to that of jumbo
+    /// Ethernet.
     pub payload_max: u16,
 }
 
@@ -59,6 +63,8 @@ pub struct ForwarderConfig {
 pub struct Forwarder {
     policy: Policy,
     payload_max: u16,
+    /// What the buffers have room for.
+    payload_cap: u16,
     me: PeerId,
     incarnation: Incarnation,
     /// Number of the next flood that begins here.
@@ -89,10 +95,12 @@ impl Forwarder {
     #[must_use]
     pub fn new(config: ForwarderConfig, seed: u64, now: Duration) -> Self {
         let payload_max = config.payload_max.clamp(PAYLOAD_BASE, PAYLOAD_CAP);
+        let payload_cap = payload_max.max(PAYLOAD_JUMBO);
         let _ = now;
         Self {
             policy: if config.sealed { Policy::Sealed } else { Policy::Open },
             payload_max,
+            payload_cap,
             me: PeerId([0; 16]),
             incarnation: Incarnation(0),
             sequence: 0,
@@ -103,10 +111,10 @@ impl Forwarder {
             by_addr: Table::new(64, seed),
             by_index: Table::new(64, seed),
             macs: Macs::new(config.macs_max, config.mac_age, seed),
-            stages: Stages::new(payload_max.into()),
+            stages: Stages::new(payload_cap.into()),
             waiting: Waiting::default(),
             assembler: Assembler::new(),
-            scratch: buffer(payload_max.into()),
+            scratch: buffer(payload_cap.into()),
             too_big: TooBig::new(seed),
             timers: BinaryHeap::with_capacity(256),
             events: VecDeque::with_capacity(256),
@@ -123,6 +131,7 @@ impl Forwarder {
             Command::Remove(peer) => self.remove(peer),
             Command::Probe(peer) => self.probe_now(peer, now, sink),
             Command::Learn(peer, macs) => self.learn_behind(peer, &macs, now),
+            Command::PayloadMax(bytes) => self.set_payload_max(bytes, now),
         }
     }
 

@@ -121,6 +121,19 @@ impl Mtu {
         self.used = used;
     }
 
+    /// The upper end is another one. A size that is in use and below it stays in use while larger
+    /// ones are looked for.
+    pub(crate) fn limit(&mut self, max: u16, now: Duration) {
+        self.max = max.max(PAYLOAD_BASE);
+        if self.current > self.max {
+            self.restart(now);
+        } else {
+            self.tries = [0; SIZES.len()];
+            self.ceiling = u16::MAX;
+            self.round = Some(now);
+        }
+    }
+
     /// User frames flow. True if the timer must be looked at again, for it slept.
     pub(crate) fn used(&mut self, now: Duration) -> bool {
         let slept = self.used.is_none_or(|at| at + MTU_CONFIRM_EVERY <= now);
@@ -395,6 +408,20 @@ mod tests {
         run.go(3_000, 10_000, true, |_| 1472);
         assert_eq!(run.mtu.current(), 1439);
         assert_eq!(run.mtu.refused(1440, ms(10_000)), None);
+    }
+
+    #[test]
+    fn another_upper_end_is_found_at_once_and_what_is_in_use_stays() {
+        let mut run = Run::new(1472);
+        run.go(0, 3_000, true, |_| 8972);
+        run.mtu.limit(8972, ms(3_000));
+        assert_eq!(run.mtu.current(), 1472);
+        run.go(3_000, 5_000, true, |_| 8972);
+        assert_eq!(run.mtu.current(), 8972);
+        assert!(run.changes.iter().all(|&(_, size)| size > PAYLOAD_BASE), "{:?}", run.changes);
+        run.mtu.limit(1400, ms(5_000));
+        run.go(5_000, 6_000, true, |_| 8972);
+        assert_eq!(run.mtu.current(), 1400);
     }
 
     proptest! {

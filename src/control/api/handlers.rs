@@ -13,7 +13,7 @@ use super::types::{
     ReloadRequest, Reloaded, Status, Stopping, TargetRequest, Targets,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
-use crate::config::host_port;
+use crate::config::peer;
 use crate::control::attach::{AttachError, Record, mac_text};
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -157,10 +157,10 @@ fn check_peers(peers: Vec<String>) -> Result<Vec<String>, ApiError> {
     if peers.len() > PEERS_MAX {
         return Err(ApiError::bad(format!("at most {PEERS_MAX} peers at once")));
     }
-    for peer in &peers {
-        host_port(peer).map_err(|why| {
-            let shown: String = peer.chars().filter(|c| !c.is_control()).take(80).collect();
-            ApiError::bad(format!("peer `{shown}`: {why}; expected HOST, HOST:PORT or [IPv6]:PORT"))
+    for one in &peers {
+        peer(one).map_err(|why| {
+            let shown: String = one.chars().filter(|c| !c.is_control()).take(80).collect();
+            ApiError::bad(format!("peer `{shown}`: {why}"))
         })?;
     }
     Ok(peers)

@@ -56,7 +56,7 @@ impl FromStr for Target {
             return Err(invalid("is too long or has control characters"));
         }
         if let Some(name) = text.strip_prefix("docker:") {
-            return Ok(Self::Docker(name.to_owned()));
+            return container(name).map(Self::Docker).ok_or_else(|| invalid(NO_CONTAINER));
         }
         if text.contains('/') {
             if !text.starts_with('/') {
@@ -70,8 +70,17 @@ impl FromStr for Target {
                 Ok(pid) => Ok(Self::Pid(pid)),
             };
         }
-        Ok(Self::Docker(text.to_owned()))
+        container(text).map(Self::Docker).ok_or_else(|| invalid(NO_CONTAINER))
     }
+}
+
+const NO_CONTAINER: &str = "is not a path, not a process id, and cannot be the name of a Docker container";
+
+/// A name or id that Docker could have given.
+fn container(text: &str) -> Option<String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    (begins && text.chars().all(fine)).then(|| text.to_owned())
 }
 
 /// A target that is there.

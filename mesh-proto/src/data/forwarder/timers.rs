@@ -12,7 +12,7 @@ use super::receive::Arrival;
 use crate::data::Sink;
 use crate::data::cipher::RECORDS_AT;
 use crate::data::counters::DropReason;
-use crate::data::limits::SESSION_WANTED_EVERY;
+use crate::data::limits::{PAYLOAD_BASE, SESSION_WANTED_EVERY};
 use crate::data::mtu::Burst;
 use crate::data::path::{Change, Life};
 use crate::data::peer::{Link, Way};
@@ -262,6 +262,22 @@ impl Forwarder {
         }
         link.reported_mtu = payload;
         self.event(DataEvent::Mtu { peer: id, payload });
+    }
+
+    /// The path MTU searches have another upper end.
+    pub(super) fn set_payload_max(&mut self, bytes: u16, now: Duration) {
+        let bytes = bytes.clamp(PAYLOAD_BASE, self.payload_cap);
+        if bytes == self.payload_max {
+            return;
+        }
+        self.payload_max = bytes;
+        for slot in 0..self.peers.len() as u32 {
+            if let Some(link) = self.peers[slot as usize].link.as_mut() {
+                link.mtu.iter_mut().for_each(|mtu| mtu.limit(bytes, now));
+                self.report_mtu(slot);
+                self.schedule(slot, now);
+            }
+        }
     }
 
     /// The socket refused a datagram for its size: for every peer that is reached there.

@@ -117,6 +117,8 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
     let rig = rig(dir.path());
     let post = Method::POST;
     let long = format!("{{\"peers\":[\"{}\"]}}", "a".repeat(BODY_MAX));
+    let many = json!({"peers": (0..257).map(|n| format!("h{n}")).collect::<Vec<_>>()}).to_string();
+    let addresses = json!({"addresses": (0..65).map(|n| format!("10.32.1.{n}")).collect::<Vec<_>>()}).to_string();
     for (method, path, body, code, word) in [
         (post.clone(), "/v1/attach", "{", 400, "EOF"),
         (post.clone(), "/v1/attach", "[]", 400, "body"),
@@ -126,10 +128,25 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
         (post.clone(), "/v1/attach", r#"{"target":"run/x"}"#, 400, "absolute"),
         (post.clone(), "/v1/attach", r#"{"target":"/nonexistent/ns"}"#, 404, "/nonexistent/ns"),
         (post.clone(), "/v1/attach", r#"{"target":"1","addresses":["x"]}"#, 400, "`x` is not an IP address"),
-        (post.clone(), "/v1/attach", r#"{"target":"docker:../info"}"#, 409, "../info"),
+        (post.clone(), "/v1/attach", r#"{"target":"docker:../info"}"#, 400, "../info"),
         (post.clone(), "/v1/detach", r#"{"target":"/nonexistent/ns"}"#, 404, "not attached"),
         (post.clone(), "/v1/connect", r#"{"peers":[]}"#, 400, "at least one"),
         (post.clone(), "/v1/connect", r#"{"peers":["a:b"]}"#, 400, "`b` is not a port"),
+        (post.clone(), "/v1/connect", r#"{"peers":["0.0.0.0"]}"#, 400, "nobody can be dialled at 0.0.0.0"),
+        (post.clone(), "/v1/connect", r#"{"peers":["[ff02::1]:6783"]}"#, 400, "nobody can be dialled at ff02::1"),
+        (post.clone(), "/v1/connect", r#"{"peers":["fe80::1"]}"#, 400, "link-local"),
+        (post.clone(), "/v1/connect", r#"{"peers":["a\u001b[2Jb"]}"#, 400, "peer `a[2Jb`"),
+        (post.clone(), "/v1/connect", r#"{"peers":"host"}"#, 400, "sequence"),
+        (post.clone(), "/v1/connect", r#"{"peers":[1]}"#, 400, "string"),
+        (post.clone(), "/v1/connect", &many, 400, "at most 256"),
+        (post.clone(), "/v1/connect", r#"{"peers":["a"]} trailing"#, 400, "trailing"),
+        (post.clone(), "/v1/connect", "\u{fffd}", 400, "body"),
+        (post.clone(), "/v1/attach", r#"{"target":"0"}"#, 400, "process id"),
+        (post.clone(), "/v1/attach", r#"{"target":"-1"}"#, 400, "-1"),
+        (post.clone(), "/v1/attach", r#"{"target":"99999999999999"}"#, 400, "99999999999999"),
+        (post.clone(), "/v1/attach", r#"{"target":"docker:"}"#, 400, "name"),
+        (post.clone(), "/v1/attach", r#"{"target":7}"#, 400, "string"),
+        (post.clone(), "/v1/expose", &addresses, 400, "at most 64"),
         (post.clone(), "/v1/connect", &long, 413, "65536"),
         (post.clone(), "/v1/forget", r#"{"peers":["192.0.2.9"]}"#, 404, "192.0.2.9"),
         (post.clone(), "/v1/hide", r#"{"addresses":["10.32.0.9"]}"#, 404, "10.32.0.9"),
@@ -141,6 +158,10 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
         (post.clone(), "/v1/status", "", 405, "GET"),
         (Method::GET, "/v1/down", "", 405, "POST"),
         (Method::GET, "/v1/events?after=x", "", 400, "after"),
+        (Method::GET, "/v1/events?after=-1", "", 400, "after"),
+        (Method::GET, "/v1/events?wait=99999999999999999999", "", 400, "wait"),
+        (Method::DELETE, "/v1/down", "", 405, "DELETE"),
+        (Method::GET, "/v1/status/", "", 404, "/v1/status/"),
         (Method::GET, "/v1/nothing", "", 404, "/v1/nothing"),
         (Method::GET, "/", "", 404, "openapi"),
     ] {
