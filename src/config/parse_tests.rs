@@ -196,6 +196,9 @@ fn every_key_refuses_what_it_cannot_take_and_names_it() {
         ("mtu", &["576", "1279"], "IPv6 needs"),
         ("cipher", &["", "none", "plain", "AES-256-GCM", "rot13"], "aes-256-gcm"),
         ("no-discovery", &["", "maybe", "2", "TRUE"], "true or false"),
+        ("no-fast-path", &["", "maybe"], "true or false"),
+        ("trusted-subnet", &["", "10.0.0.0", "10.0.0.0/33", "host/8"], "expected a CIDR"),
+        ("trusted-subnet", &["10.0.0.1/8"], "did you mean"),
         ("detach", &["", "maybe"], "true or false"),
         ("log-level", &["", "verbose", "INFO", "3"], "error, warn, info"),
         ("log-format", &["", "xml", "JSON"], "text or json"),
@@ -207,7 +210,7 @@ fn every_key_refuses_what_it_cannot_take_and_names_it() {
             let Problem { what, why } = &error.0[0];
             assert!(
                 what.starts_with(&format!("--{key}"))
-                    && (what.contains(value) || ["no-discovery", "detach"].contains(key)),
+                    && (what.contains(value) || ["no-discovery", "no-fast-path", "detach"].contains(key)),
                 "{what}"
             );
             assert!(why.contains(word), "{key} = {value:?}: {word:?} is not in {why:?}");

@@ -438,7 +438,7 @@ impl Mesh {
                 host.removed.push(peer);
                 host.keys.retain(|keys| keys.peer != peer);
             }
-            Command::Probe(_) | Command::Learn(..) => {}
+            Command::Probe(_) | Command::Learn(..) | Command::PayloadMax(_) => {}
         }
     }
 
