@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mesh_proto::control::identity::Ed25519Identity;
 use mesh_proto::control::node::{Node, PeerState};
-use mesh_proto::control::{ConnId, Connected, Identity, NodeConfig, Output};
+use mesh_proto::control::{ConnId, Connected, Identity, NodeConfig, Output, TrustConfig};
 use mesh_proto::data::Hop;
 use mesh_proto::handover::{Command, DataEvent, SessionKey, Suite};
 use mesh_proto::id::Incarnation;
@@ -96,7 +96,7 @@ fn perform(n: usize, output: Output, now: Duration, queue: &mut VecDeque<(usize,
         }
         Output::Event(event) => println!("{now:?} {name}: {event:?}"),
         Output::Close { reason, .. } => println!("{now:?} {name}: close: {reason}"),
-        Output::Data(_) | Output::App { .. } => {}
+        Output::Data(_) | Output::App { .. } | Output::Keep { .. } => {}
     }
 }
 
@@ -114,6 +114,7 @@ fn config(n: usize) -> NodeConfig {
         targets: if n == 0 { vec!["right.example".to_owned()] } else { Vec::new() },
         discovery: true,
         links_max: 8,
+        trust: TrustConfig::default(),
     }
 }
 

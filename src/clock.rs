@@ -28,7 +28,7 @@ impl Clock {
     }
 
     /// The wall clock's time, in seconds since the Unix epoch, at which [`Self::now`] was `at`:
-    /// for people only, never for decisions.
+    /// for people, and for when an admission ends (control C29); never for other decisions.
     #[must_use]
     pub fn wall(&self, at: Duration) -> u64 {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

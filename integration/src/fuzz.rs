@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipam::allocator::{Allocator, Config, PeerKey};
 use mesh_proto::control::node::Node;
-use mesh_proto::control::{ConnId, Connected, DialId, Identity, NodeConfig, Output};
+use mesh_proto::control::{ConnId, Connected, DialId, Identity, NodeConfig, Output, TrustConfig};
 use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
 use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
@@ -155,6 +155,7 @@ fn node(number: u8) -> Node<NoKeys> {
         targets: Vec::new(),
         discovery: true,
         links_max: 8,
+        trust: TrustConfig::default(),
     };
     Node::new(config, NoKeys(number), [number; 32], NOW)
 }

@@ -305,6 +305,7 @@ impl Core {
                 {
                     self.own_addresses.insert(address);
                 }
+                self.node.set_wall(self.clock.wall(now), now);
                 self.node.handle_connected(conn, connected, now);
             }
             QuicEvent::DialFailed(dial, reason) => self.node.handle_dial_failed(dial, &reason, now),

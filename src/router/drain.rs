@@ -78,6 +78,7 @@ impl Core {
                 }
                 None => tracing::debug!(peer = %from, "empty application message"),
             },
+            Output::Keep { key, value } => self.write_later(Edit { table: Table::Trust, key, value }),
             Output::Event(event) => self.tell(event),
         }
     }
@@ -177,6 +178,12 @@ impl Core {
                 }
                 tracing::warn!("{text}");
                 ("refused", text)
+            }
+            Event::Revoked { peer, name, by } => {
+                self.write_later(Edit::delete(Table::Peers, known_key(peer)));
+                let text = format!("peer {name} ({}) was revoked by {}", peer.short(), by.short());
+                tracing::warn!("{text}");
+                ("revoked", text)
             }
             Event::IncarnationRaised { to } => {
                 self.write_later(Edit::set(Table::Meta, "incarnation", to.0.to_be_bytes()));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use mesh_proto::control::NodeConfig;
+use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
 use mesh_proto::handover::{SessionKey, Suite};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -92,6 +92,7 @@ impl Rig {
                 targets: options.targets.clone(),
                 discovery: true,
                 links_max: 8,
+                trust: TrustConfig::default(),
             },
             hints: BTreeSet::new(),
             identity,

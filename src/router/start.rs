@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_proto::control::NodeConfig;
+use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -194,6 +194,7 @@ impl RunningCore {
                 targets,
                 discovery: settings.discovery,
                 links_max: LINKS_MAX,
+                trust: TrustConfig { wall: clock.wall(Duration::ZERO), kept: state.trust },
             },
             hints,
             ranges: settings.ranges.clone(),

@@ -55,6 +55,7 @@ pub(super) struct Disk {
     pub(super) instance: u64,
     pub(super) incarnation: Incarnation,
     pub(super) addresses: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) trust: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// A host.
@@ -394,6 +395,8 @@ impl Live {
                         self.due.stale[ALLOCATOR] = true;
                     }
                 }
+                Output::Keep { key, value: Some(value) } => _ = disk.trust.insert(key, value),
+                Output::Keep { key, value: None } => _ = disk.trust.remove(&key),
                 Output::Event(event) => {
                     env.trace.peer(env.now, host, format_args!("{event:?}"));
                     match event {

@@ -6,7 +6,7 @@ use core::time::Duration;
 use ipam::allocator::{Allocator, Config};
 use ipnet::IpNet;
 use mesh_proto::control::Identity as _;
-use mesh_proto::control::NodeConfig;
+use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::control::node::Node;
 use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
 use mesh_proto::handover::{SessionKey, Suite};
@@ -30,6 +30,8 @@ use super::traffic::Traffic;
 
 /// Containers of each host.
 const CONTAINERS: u8 = 2;
+/// Wall-clock time when a host's clock was at zero.
+const WALL: u64 = 1_800_000_000;
 
 /// What [`Ablation::Chaos`] lets a run depend on: how many were before it in this process.
 static CHAOS: AtomicU64 = AtomicU64::new(1);
@@ -148,6 +150,7 @@ impl World {
             instance: self.dice.word(),
             incarnation: Incarnation(0),
             addresses: Default::default(),
+            trust: Default::default(),
         }
     }
 
@@ -279,6 +282,7 @@ impl World {
             targets: targets.iter().map(|target| target_name(*target)).collect(),
             discovery: self.discovery,
             links_max: self.links_max,
+            trust: TrustConfig { wall: WALL, kept: host.disk.trust.clone().into_iter().collect() },
         }
     }
 

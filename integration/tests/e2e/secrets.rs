@@ -232,6 +232,7 @@ fn hello() -> Hello {
         ephemeral: Some([5; 32]),
         spake: Some(vec![0; 33]),
         observed: None,
+        admitted: false,
     }
 }
 

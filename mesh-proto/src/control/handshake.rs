@@ -12,6 +12,10 @@
 //!   sleeve keys = HKDF(salt = H, ikm = exporter ‖ X25519(ephemerals) ‖ SPAKE2 key)
 //! ```
 //!
+//! The SPAKE2 messages are part of the Hellos. If both ends say in their Hello that they hold the
+//! other's TLS key for admitted there are none, and the SPAKE2 key is empty; if only one does, it
+//! sends its own in a message after its Hello (control C28).
+//!
 //! Somebody in the middle holds two connections with two exporters, and whoever changes a Hello
 //! changes H: both fail (control C6, C7). Without a secret the same messages run with an empty
 //! SPAKE2 key: they bind the Hellos to the connection and prove nothing more.
@@ -19,7 +23,7 @@
 use core::fmt;
 
 use rand_chacha::ChaCha20Rng;
-use rand_core::RngCore as _;
+use rand_core::{RngCore as _, SeedableRng as _};
 use spake2::{Ed25519Group, Identity as SpakeIdentity, Password, Spake2};
 use zeroize::Zeroizing;
 
@@ -28,6 +32,7 @@ use crate::handover::{SessionKey, Suite};
 use crate::id::{Incarnation, PeerId};
 use crate::wire::cbor::Endpoint;
 use crate::wire::control::{Confirm, Hello, Message, Refuse, RefuseCode, VERSION};
+use crate::wire::trust::Pake;
 
 /// Who opened the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +87,8 @@ pub struct Offer<'a> {
     pub exporter: [u8; 32],
     /// Where the other end is seen.
     pub observed: Option<core::net::SocketAddr>,
+    /// Whether the other end's TLS key is an admitted peer's.
+    pub admitted: bool,
 }
 
 impl fmt::Debug for Offer<'_> {
@@ -99,8 +106,19 @@ pub struct Handshake {
     their_sign_key: [u8; 32],
     exporter: Zeroizing<[u8; 32]>,
     ephemeral: Option<Ephemeral>,
+    secret: Option<SessionKey>,
     spake: Option<Spake2<Ed25519Group>>,
+    /// Seed of a SPAKE2 message that may be asked for later.
+    later: Zeroizing<[u8; 32]>,
+    heard: Option<Heard>,
     keyed: Option<Keyed>,
+}
+
+/// The other end's Hello, while its SPAKE2 message is awaited.
+struct Heard {
+    theirs: Hello,
+    bytes: Vec<u8>,
+    suite: Suite,
 }
 
 impl fmt::Debug for Handshake {
@@ -114,6 +132,7 @@ struct Keyed {
     theirs: Hello,
     peer: PeerId,
     suite: Suite,
+    by_secret: bool,
     transcript: [u8; 32],
     confirm: SessionKey,
     dialler_to_acceptor: SessionKey,
@@ -128,6 +147,12 @@ pub struct Proven {
     pub role: Role,
     /// The other end.
     pub peer: PeerId,
+    /// Its TLS key.
+    pub sign_key: [u8; 32],
+    /// Its box key.
+    pub box_key: [u8; 32],
+    /// Whether it has proven the secret on this very connection.
+    pub by_secret: bool,
     /// Its name.
     pub name: String,
     /// Its instance.
@@ -182,16 +207,18 @@ impl Refusal {
 impl Handshake {
     /// Begins; send [`Self::hello`] at once.
     pub fn new(offer: &Offer<'_>, rng: &mut ChaCha20Rng) -> Self {
-        let (ephemeral, spake) = match offer.secret {
-            None => (None, None),
-            Some(secret) => {
-                let mut seed = Zeroizing::new([0; 32]);
-                rng.fill_bytes(&mut seed[..]);
-                let (state, message) = start_spake(offer, secret, rng);
-                (Some(Ephemeral::new(seed)), Some((state, message)))
-            }
-        };
-        let (spake, spake_message) = spake.unzip();
+        let mut seeds = [Zeroizing::new([0; 32]), Zeroizing::new([0; 32])];
+        if offer.secret.is_some() {
+            seeds.iter_mut().for_each(|seed| rng.fill_bytes(&mut seed[..]));
+        }
+        let [seed, later] = seeds;
+        let ephemeral = offer.secret.map(|_| Ephemeral::new(seed));
+        let admitted = offer.admitted && offer.secret.is_some();
+        let (spake, spake_message) = offer
+            .secret
+            .filter(|_| !admitted)
+            .map(|secret| start_spake(offer.role, &offer.sign_key, &offer.their_sign_key, secret, &later))
+            .unzip();
         let mine = Hello {
             version_min: VERSION,
             version_max: VERSION,
@@ -207,6 +234,7 @@ impl Handshake {
             ephemeral: ephemeral.as_ref().map(|key| key.public),
             spake: spake_message,
             observed: offer.observed.map(Endpoint),
+            admitted,
         };
         let mine_bytes = Message::Hello(mine.clone()).encode();
         Self {
@@ -217,9 +245,18 @@ impl Handshake {
             their_sign_key: offer.their_sign_key,
             exporter: Zeroizing::new(offer.exporter),
             ephemeral,
+            secret: offer.secret.cloned(),
             spake,
+            later,
+            heard: None,
             keyed: None,
         }
+    }
+
+    /// Whether this end has said that the other's TLS key is an admitted peer's.
+    #[must_use]
+    pub const fn holds_admitted(&self) -> bool {
+        self.mine.admitted
     }
 
     /// The key that the other end has proven in TLS.
@@ -244,25 +281,69 @@ impl Handshake {
     ///
     /// # Errors
     /// If the two cannot be linked.
-    pub fn handle_hello(&mut self, theirs: Hello, bytes: &[u8]) -> Result<Option<Message>, Refusal> {
-        if self.keyed.is_some() {
+    pub fn handle_hello(&mut self, mut theirs: Hello, bytes: &[u8]) -> Result<Vec<Message>, Refusal> {
+        if self.keyed.is_some() || self.heard.is_some() {
             return Err(Refusal::both(RefuseCode::Other, "a second Hello came on one connection"));
         }
         self.compare(&theirs)?;
         let suite = self.choose(&theirs)?;
-        let spake = self.finish_spake(&theirs)?;
+        let Some(secret) = self.secret.as_ref().filter(|_| !(self.mine.admitted && theirs.admitted)) else {
+            // SPAKE2 has nothing to say: there is no secret, or both hold the other for admitted.
+            self.spake = None;
+            return self.key(theirs, bytes, suite, None);
+        };
+        let mut replies = Vec::new();
+        if self.mine.admitted {
+            let (state, message) = start_spake(self.role, &self.sign_key, &self.their_sign_key, secret, &self.later);
+            self.spake = Some(state);
+            replies.push(Message::Pake(Pake { message }));
+        }
+        if theirs.admitted {
+            self.heard = Some(Heard { theirs, bytes: bytes.to_vec(), suite });
+            return Ok(replies);
+        }
+        let message = theirs.spake.take().unwrap_or_default();
+        let spake = self.finish_spake(&message)?;
+        replies.extend(self.key(theirs, bytes, suite, Some(&spake))?);
+        Ok(replies)
+    }
+
+    /// The SPAKE2 message that the other end's Hello left out. Gives what to send next, if it is our
+    /// turn.
+    ///
+    /// # Errors
+    /// If it is broken, or comes where none is awaited.
+    pub fn handle_pake(&mut self, pake: &Pake) -> Result<Vec<Message>, Refusal> {
+        let Some(Heard { theirs, bytes, suite }) = self.heard.take() else {
+            return Err(Refusal::both(RefuseCode::Other, "a SPAKE2 message came that was not asked for"));
+        };
+        let spake = self.finish_spake(&pake.message)?;
+        self.key(theirs, &bytes, suite, Some(&spake))
+    }
+
+    /// Everything is there: derives the keys.
+    fn key(
+        &mut self,
+        theirs: Hello,
+        bytes: &[u8],
+        suite: Suite,
+        spake: Option<&[u8]>,
+    ) -> Result<Vec<Message>, Refusal> {
+        let by_secret = spake.is_some();
+        let spake = spake.unwrap_or_default();
         let agreed = self.agree(&theirs)?;
         let (first, second) = match self.role {
             Role::Dialler => ((&self.mine_bytes[..], &self.sign_key), (bytes, &self.their_sign_key)),
             Role::Acceptor => ((bytes, &self.their_sign_key), (&self.mine_bytes[..], &self.sign_key)),
         };
         let transcript = crypto::hash(&[b"weft handshake 1", first.0, second.0, first.1, second.1]);
-        let confirm = Deriver::new(&self.exporter[..], &[&spake]).key(b"weft confirm 1");
+        let confirm = Deriver::new(&self.exporter[..], &[spake]).key(b"weft confirm 1");
         let shared = agreed.as_ref().map_or(&[][..], |key| &key.0[..]);
-        let sleeve = Deriver::new(&transcript, &[&self.exporter[..], shared, &spake]);
+        let sleeve = Deriver::new(&transcript, &[&self.exporter[..], shared, spake]);
         self.keyed = Some(Keyed {
             peer: PeerId::of_keys(&self.their_sign_key, &theirs.box_key),
             suite,
+            by_secret,
             transcript,
             confirm,
             dialler_to_acceptor: sleeve.key(b"weft sleeve 1 dialler to acceptor"),
@@ -270,7 +351,7 @@ impl Handshake {
             chain: sleeve.key(b"weft chain 1"),
             theirs,
         });
-        Ok((self.role == Role::Dialler).then(|| self.confirmation()).flatten())
+        Ok((self.role == Role::Dialler).then(|| self.confirmation()).flatten().into_iter().collect())
     }
 
     /// The other end's proof. Gives our own, if it is our turn, and the outcome.
@@ -292,6 +373,9 @@ impl Handshake {
         let proven = Proven {
             role: self.role,
             peer: keyed.peer,
+            sign_key: self.their_sign_key,
+            box_key: keyed.theirs.box_key,
+            by_secret: keyed.by_secret,
             name: keyed.theirs.name,
             instance: keyed.theirs.instance,
             incarnation: Incarnation(keyed.theirs.incarnation),
@@ -313,7 +397,7 @@ impl Handshake {
     }
 
     fn wrong_proof(&self, keyed: &Keyed) -> Refusal {
-        if !self.mine.secret {
+        if !keyed.by_secret {
             let line = "the handshake was changed on its way: something sits between the two peers";
             return Refusal::both(RefuseCode::Settings, line);
         }
@@ -389,11 +473,10 @@ impl Handshake {
             })
     }
 
-    fn finish_spake(&mut self, theirs: &Hello) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    fn finish_spake(&mut self, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, Refusal> {
         let Some(state) = self.spake.take() else {
-            return Ok(Zeroizing::new(Vec::new()));
+            return Err(Refusal::both(RefuseCode::Other, "a second SPAKE2 message came on one connection"));
         };
-        let message = theirs.spake.as_deref().unwrap_or_default();
         state.finish(message).map(Zeroizing::new).map_err(|error| {
             Refusal::both(RefuseCode::Other, format!("the Hello has a broken SPAKE2 message ({error:?})"))
         })
@@ -425,25 +508,33 @@ fn names(codes: &[u8]) -> String {
     names.join(", ")
 }
 
-fn start_spake(offer: &Offer<'_>, secret: &SessionKey, rng: &mut ChaCha20Rng) -> (Spake2<Ed25519Group>, Vec<u8>) {
+fn start_spake(
+    role: Role,
+    sign_key: &[u8; 32],
+    their_sign_key: &[u8; 32],
+    secret: &SessionKey,
+    seed: &[u8; 32],
+) -> (Spake2<Ed25519Group>, Vec<u8>) {
+    let mut rng = ChaCha20Rng::from_seed(*seed);
     let password = Password::new(&secret.0[..]);
-    let (mine, theirs) = (SpakeIdentity::new(&offer.sign_key), SpakeIdentity::new(&offer.their_sign_key));
-    match offer.role {
-        Role::Dialler => Spake2::start_a_with_rng(&password, &mine, &theirs, rng),
-        Role::Acceptor => Spake2::start_b_with_rng(&password, &theirs, &mine, rng),
+    let (mine, theirs) = (SpakeIdentity::new(sign_key), SpakeIdentity::new(their_sign_key));
+    match role {
+        Role::Dialler => Spake2::start_a_with_rng(&password, &mine, &theirs, &mut rng),
+        Role::Acceptor => Spake2::start_b_with_rng(&password, &theirs, &mine, &mut rng),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand_core::SeedableRng as _;
 
+    #[derive(Clone)]
     struct Side {
         secret: Option<SessionKey>,
         network: &'static str,
         suites: Vec<Suite>,
         exporter: [u8; 32],
+        admitted: bool,
     }
 
     fn side(secret: Option<u8>) -> Side {
@@ -452,6 +543,7 @@ mod tests {
             network: "net",
             suites: vec![Suite::Plain, Suite::Aes256Gcm, Suite::ChaCha20Poly1305],
             exporter: [9; 32],
+            admitted: false,
         }
     }
 
@@ -471,34 +563,81 @@ mod tests {
             their_sign_key: [them; 32],
             exporter: side.exporter,
             observed: None,
+            admitted: side.admitted,
         };
         Box::new(Handshake::new(&offer, &mut ChaCha20Rng::from_seed([me; 32])))
     }
 
-    fn read(message: Option<Message>) -> Confirm {
-        match message {
-            Some(Message::Confirm(confirm)) => confirm,
-            other => panic!("expected a Confirm, got {other:?}"),
+    /// Runs both sides; `change` sits on the way of the dialler's Hello.
+    fn run(a: &Side, b: &Side, change: impl Fn(&mut Hello)) -> Result<(Proven, Proven), Refusal> {
+        let mut ends = [Some(start(a, Role::Dialler)), Some(start(b, Role::Acceptor))];
+        let mut hello = ends[0].as_ref().unwrap().mine.clone();
+        change(&mut hello);
+        let mut wire = vec![(1, Message::Hello(hello)), (0, Message::Hello(ends[1].as_ref().unwrap().mine.clone()))];
+        let mut proven = [None, None];
+        while !wire.is_empty() {
+            let (to, message) = wire.remove(0);
+            let bytes = message.encode();
+            let end = ends[to].as_mut().expect("nothing comes after the proof");
+            let replies = match message {
+                Message::Hello(hello) => end.handle_hello(hello, &bytes)?,
+                Message::Pake(pake) => end.handle_pake(&pake)?,
+                Message::Confirm(confirm) => {
+                    let (reply, outcome) = ends[to].take().unwrap().handle_confirm(&confirm)?;
+                    proven[to] = Some(outcome);
+                    reply.into_iter().collect()
+                }
+                other => panic!("not of a handshake: {other:?}"),
+            };
+            wire.extend(replies.into_iter().map(|reply| (1 - to, reply)));
+        }
+        match proven {
+            [Some(a), Some(b)] => Ok((a, b)),
+            _ => Err(Refusal::both(RefuseCode::Other, "the two wait for each other until the handshake is late")),
         }
     }
 
-    fn hello_of(handshake: &Handshake) -> (Hello, Vec<u8>) {
-        (handshake.mine.clone(), handshake.hello())
+    fn admitted(secret: u8) -> Side {
+        Side { admitted: true, ..side(Some(secret)) }
     }
 
-    /// Runs both sides; `change` sits on the wire.
-    fn run(a: &Side, b: &Side, change: impl Fn(&mut Hello)) -> Result<(Proven, Proven), Refusal> {
-        let (mut dialler, mut acceptor) = (start(a, Role::Dialler), start(b, Role::Acceptor));
-        let (mut hello, _) = hello_of(&dialler);
-        change(&mut hello);
+    #[test]
+    fn ends_that_hold_each_other_for_admitted_need_no_common_secret() {
+        let (a, b) = run(&admitted(1), &admitted(2), |_| ()).unwrap();
+        assert_eq!((*a.send.0, *a.chain.0), (*b.receive.0, *b.chain.0));
+        assert!(!a.by_secret && !b.by_secret);
+    }
+
+    #[test]
+    fn if_only_one_end_holds_the_other_for_admitted_the_secret_decides() {
+        for (a, b) in [(admitted(1), side(Some(1))), (side(Some(1)), admitted(1))] {
+            let (at_a, at_b) = run(&a, &b, |_| ()).unwrap();
+            assert_eq!((*at_a.send.0, *at_a.chain.0), (*at_b.receive.0, *at_b.chain.0));
+            assert!(at_a.by_secret && at_b.by_secret);
+        }
+        for (a, b) in [(admitted(1), side(Some(2))), (side(Some(1)), admitted(2))] {
+            assert!(run(&a, &b, |_| ()).unwrap_err().here.contains("another secret"));
+        }
+    }
+
+    #[test]
+    fn a_claim_to_hold_the_other_for_admitted_does_not_save_the_proof() {
+        // A stranger says so in its Hello, and leaves its message out.
+        let claim = |hello: &mut Hello| {
+            hello.admitted = true;
+            hello.spake = None;
+        };
+        let mut acceptor = start(&side(Some(1)), Role::Acceptor);
+        let mut hello = start(&side(Some(2)), Role::Dialler).mine.clone();
+        claim(&mut hello);
         let bytes = Message::Hello(hello.clone()).encode();
-        assert!(acceptor.handle_hello(hello, &bytes)?.is_none());
-        let (hello, bytes) = hello_of(&acceptor);
-        let confirm = read(dialler.handle_hello(hello, &bytes)?);
-        let (reply, at_acceptor) = acceptor.handle_confirm(&confirm)?;
-        let (none, at_dialler) = dialler.handle_confirm(&read(reply))?;
-        assert!(none.is_none());
-        Ok((at_dialler, at_acceptor))
+        assert_eq!(acceptor.handle_hello(hello, &bytes), Ok(vec![]));
+        assert!(acceptor.peer().is_none(), "nothing is known of it before its message came");
+        let refusal = acceptor.handle_confirm(&Confirm { mac: [0; 32] }).unwrap_err();
+        assert!(refusal.here.contains("before its Hello"), "{refusal:?}");
+        // Nor does taking the claim back, or making it for another, pass unnoticed.
+        assert!(run(&admitted(1), &admitted(1), |hello| hello.admitted = false).is_err());
+        assert!(run(&side(Some(1)), &admitted(1), |hello| hello.admitted = true).is_err());
     }
 
     #[test]
@@ -577,8 +716,8 @@ mod tests {
     #[test]
     fn a_proof_cannot_be_sent_back_to_its_maker() {
         let (mut dialler, acceptor) = (start(&side(Some(1)), Role::Dialler), start(&side(Some(1)), Role::Acceptor));
-        let (hello, bytes) = hello_of(&acceptor);
-        let own = read(dialler.handle_hello(hello, &bytes).unwrap());
-        assert!(dialler.handle_confirm(&own).is_err());
+        let own = dialler.handle_hello(acceptor.mine.clone(), &acceptor.hello()).unwrap();
+        let [Message::Confirm(own)] = &own[..] else { panic!("expected a Confirm, got {own:?}") };
+        assert!(dialler.handle_confirm(own).is_err());
     }
 }

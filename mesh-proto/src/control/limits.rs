@@ -128,6 +128,16 @@ pub const GUARD_BURST: u32 = 5;
 /// … and how long it takes until it has one more.
 pub const GUARD_REFILL: Duration = Duration::from_secs(1);
 
+/// How long an admission holds: long enough that a host may be away for a season and still come
+/// back under a changed secret.
+pub const ADMISSION_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// How far a sponsor's clock may be ahead of ours.
+pub const ADMISSION_SKEW: Duration = Duration::from_secs(24 * 3600);
+
+/// Most admissions of all peers that are held: four a peer, about 5 MB.
+pub const EDGES_MAX: usize = 4 * PEERS_MAX;
+
 /// Too many accepted links are given up in steps, one in this time, so that the topology settles
 /// in between …
 pub const SHED_EVERY: Duration = Duration::from_secs(1);

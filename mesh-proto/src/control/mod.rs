@@ -5,6 +5,7 @@
 //!  connector ─► Output::Dial                └─► Output::App (address protocol and others)
 //! ```
 
+mod admission;
 mod backoff;
 pub mod carrier;
 mod connector;
@@ -18,6 +19,7 @@ pub mod limits;
 
 pub mod node;
 pub mod record;
+mod revocation;
 pub mod routes;
 
 mod owners;
@@ -105,6 +107,14 @@ pub enum Output {
         /// Its bytes.
         payload: Vec<u8>,
     },
+    /// An entry of the trust table to keep in the data directory, or to delete there; the next
+    /// start gives them all back ([`TrustConfig::kept`]).
+    Keep {
+        /// Its name.
+        key: Vec<u8>,
+        /// What to keep; `None` deletes.
+        value: Option<Vec<u8>>,
+    },
     /// Something that an operator may want to know.
     Event(Event),
 }
@@ -174,6 +184,15 @@ pub enum Event {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A peer's keys were revoked: it is shut out from now on.
+    Revoked {
+        /// Its id.
+        peer: PeerId,
+        /// Its name, if it was known to whoever revoked it.
+        name: String,
+        /// Who revoked it.
+        by: PeerId,
+    },
     /// Our own record was met with an incarnation at least as high as ours (an old copy of the
     /// data directory): this incarnation was taken instead and must be stored.
     IncarnationRaised {
@@ -205,6 +224,18 @@ pub struct NodeConfig {
     pub discovery: bool,
     /// Most links that this peer dials for; it accepts as many again.
     pub links_max: usize,
+    /// What is known of who is a member.
+    pub trust: TrustConfig,
+}
+
+/// What a node begins with about trust.
+#[derive(Debug, Clone, Default)]
+pub struct TrustConfig {
+    /// Wall-clock time, in seconds since 1970, when the node's clock was at zero. Admissions end
+    /// by it (control C29); a jump is told by [`node::Node::set_wall`].
+    pub wall: u64,
+    /// What [`Output::Keep`] gave in earlier runs.
+    pub kept: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// The keys of a peer, as far as the node uses them: the router's are real, the simulator's cheap.

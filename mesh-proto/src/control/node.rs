@@ -16,6 +16,7 @@ mod routes;
 mod session;
 mod shake;
 mod status;
+mod trust;
 
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -27,6 +28,7 @@ use rand_core::{RngCore as _, SeedableRng as _};
 
 use self::link::{Conn, Peer};
 use self::shake::REPLACED;
+use super::admission::Trust;
 use super::connector::Connector;
 pub use super::connector::TargetInfo;
 use super::gossip::Store;
@@ -88,6 +90,7 @@ pub struct Node<I> {
     touched: BTreeSet<PeerId>,
     app_seq: u64,
     windows: BTreeMap<PeerId, Window>,
+    trust: Trust,
 }
 
 /// What must be brought up to date before the next output.
@@ -146,6 +149,7 @@ impl<I: Identity> Node<I> {
             touched: BTreeSet::new(),
             app_seq: 0,
             windows: BTreeMap::new(),
+            trust: Trust::new(me, &config.network, core::mem::take(&mut config.trust.kept)),
             config,
         };
         for target in core::mem::take(&mut node.config.targets) {
@@ -215,6 +219,31 @@ impl<I: Identity> Node<I> {
             self.config.endpoints = endpoints;
             self.stale.record = true;
         }
+    }
+
+    /// The wall clock says so many seconds since 1970 now: to be told when it has jumped.
+    pub fn set_wall(&mut self, wall: u64, now: Duration) {
+        self.advance(now);
+        self.config.trust.wall = wall.saturating_sub(self.now.as_secs());
+    }
+
+    /// The operator has changed the network secret: from now on newcomers prove this one. Links
+    /// stand, and those who are admitted link as before (control C33). Nothing changes in a network
+    /// without a secret.
+    pub fn set_secret(&mut self, secret: crate::handover::SessionKey, now: Duration) {
+        self.advance(now);
+        if self.config.secret.is_some() {
+            self.config.secret = Some(secret);
+        }
+    }
+
+    /// The operator revokes a peer's keys: every member shuts it out, for good (control C30).
+    ///
+    /// # Errors
+    /// If that cannot be.
+    pub fn revoke(&mut self, peer: PeerId, now: Duration) -> Result<(), RevokeError> {
+        self.advance(now);
+        self.on_revoke(peer)
     }
 
     /// The operator names one more peer to dial.
@@ -315,6 +344,7 @@ impl<I: Identity> Node<I> {
 
     /// Brings everything up to date.
     fn settle(&mut self) {
+        self.keep_trust();
         self.publish_if_stale();
         self.push_records();
         self.recompute_routes();
@@ -395,6 +425,23 @@ pub enum PeerState {
     Connecting,
     /// The last attempt failed; another follows.
     Retrying,
-    /// It was removed for good.
+    /// It was revoked.
     Removed,
+}
+
+/// Why a peer cannot be revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RevokeError {
+    /// Who is revoked could come back under any other name.
+    #[error("the network has no secret, so whoever is shut out comes back with new keys: set a secret first")]
+    NoSecret,
+    /// A peer cannot leave like that.
+    #[error("this is the very peer that is asked: stop it with `weft down`")]
+    Myself,
+    /// Nothing is left to do.
+    #[error("it is revoked already")]
+    Already,
+    /// The set has a bound.
+    #[error("{max} peers are revoked already, the most that are kept", max = crate::wire::trust::REVOKED_MAX)]
+    Full,
 }

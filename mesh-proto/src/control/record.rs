@@ -192,6 +192,7 @@ pub(crate) mod tests {
             endpoints: vec![],
             links,
             run: [1; 16],
+            admissions: vec![],
         };
         SignedRecord::sign(body, &Cheap(origin))
     }

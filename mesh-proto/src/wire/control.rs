@@ -8,11 +8,14 @@
 //!
 //!  Hello        1  { 0 version_min, 1 version_max, 2 network, 3 secret?, 4 [suites],
 //!                    5 box key, 6 instance, 7 incarnation, 8 name, 9 run, 10 session index,
-//!                    ? 11 ephemeral key, ? 12 SPAKE2 message, ? 13 "I see you at" }
+//!                    ? 11 ephemeral key, ? 12 SPAKE2 message, ? 13 "I see you at",
+//!                    ? 14 you are admitted }
 //!  Confirm      2  { 0 mac }
 //!  Refuse       3  { 0 code, 1 reason, ? 2 your newest record }
 //!  Rekey        4  { 0 session index, ? 1 ephemeral key }
 //!  RekeyAnswer  5  { 0 proposal's index, 1 session index, ? 2 ephemeral key }
+//!  Pake         6  } wire::trust
+//!  …            9  }
 //!  Records     16  } wire::gossip
 //!  …           20  }
 //!  App         32  { 0 origin, 1 incarnation, 2 sequence, ? 3 destination, 4 hops left, 5 payload,
@@ -26,6 +29,7 @@ use minicbor::{Decode, Encode};
 
 use super::cbor::{Endpoint, WireError, bounded, printable, put, whole};
 use super::gossip::{Buckets, Digest, Records, Versions, Want};
+use super::trust::{Admit, PAKE_MAX, Pake, Revocations, Revoked};
 use crate::control::MESSAGE_MAX;
 use crate::id::PeerId;
 
@@ -81,12 +85,15 @@ pub struct Hello {
     /// Ephemeral X25519 key for the sleeve keys; absent without a secret.
     #[cbor(n(11), with = "minicbor::bytes")]
     pub ephemeral: Option<[u8; 32]>,
-    /// SPAKE2 message; absent without a secret.
+    /// SPAKE2 message; absent without a secret, and if the receiver is admitted.
     #[cbor(n(12), with = "minicbor::bytes")]
     pub spake: Option<Vec<u8>>,
     /// The address at which the sender sees the receiver.
     #[n(13)]
     pub observed: Option<Endpoint>,
+    /// Whether the sender holds the receiver's TLS key for admitted.
+    #[cbor(n(14), default)]
+    pub admitted: bool,
 }
 
 /// Proof of the same secret on the same connection.
@@ -124,6 +131,8 @@ pub enum RefuseCode {
     Full,
     /// Too many failed attempts.
     TooFast,
+    /// The receiver was revoked.
+    Revoked,
     /// Another kind, from a later version.
     Other,
 }
@@ -138,6 +147,7 @@ impl RefuseCode {
             Self::Stale => 2,
             Self::Full => 3,
             Self::TooFast => 4,
+            Self::Revoked => 5,
         }
     }
 
@@ -149,6 +159,7 @@ impl RefuseCode {
             2 => Self::Stale,
             3 => Self::Full,
             4 => Self::TooFast,
+            5 => Self::Revoked,
             _ => Self::Other,
         }
     }
@@ -243,6 +254,14 @@ pub enum Message {
     Rekey(Rekey),
     /// See [`RekeyAnswer`].
     RekeyAnswer(RekeyAnswer),
+    /// See [`Pake`].
+    Pake(Pake),
+    /// See [`Admit`].
+    Admit(Admit),
+    /// See [`Revoked`].
+    Revoked(Revoked),
+    /// See [`Revocations`].
+    Revocations(Revocations),
     /// See [`Records`].
     Records(Records),
     /// See [`Digest`].
@@ -268,6 +287,10 @@ impl Message {
             Self::Refuse(body) => put(&mut out, body),
             Self::Rekey(body) => put(&mut out, body),
             Self::RekeyAnswer(body) => put(&mut out, body),
+            Self::Pake(body) => put(&mut out, body),
+            Self::Admit(body) => put(&mut out, body),
+            Self::Revoked(body) => put(&mut out, body),
+            Self::Revocations(body) => put(&mut out, body),
             Self::Records(body) => put(&mut out, body),
             Self::Digest(body) => put(&mut out, body),
             Self::Buckets(body) => put(&mut out, body),
@@ -285,6 +308,10 @@ impl Message {
             Self::Refuse(_) => 3,
             Self::Rekey(_) => 4,
             Self::RekeyAnswer(_) => 5,
+            Self::Pake(_) => 6,
+            Self::Admit(_) => 7,
+            Self::Revoked(_) => 8,
+            Self::Revocations(_) => 9,
             Self::Records(_) => 16,
             Self::Digest(_) => 17,
             Self::Buckets(_) => 18,
@@ -309,6 +336,10 @@ impl Message {
             3 => Self::Refuse(whole("Refuse", body)?),
             4 => Self::Rekey(whole("Rekey", body)?),
             5 => Self::RekeyAnswer(whole("RekeyAnswer", body)?),
+            6 => Self::Pake(whole("Pake", body)?),
+            7 => Self::Admit(whole("Admit", body)?),
+            8 => Self::Revoked(whole("Revoked", body)?),
+            9 => Self::Revocations(whole("Revocations", body)?),
             16 => Self::Records(whole("Records", body)?),
             17 => Self::Digest(whole("Digest", body)?),
             18 => Self::Buckets(whole("Buckets", body)?),
@@ -327,9 +358,11 @@ impl Message {
                 printable("the network's name", &hello.network, NAME_MAX)?;
                 printable("the peer's name", &hello.name, NAME_MAX)?;
                 bounded("the list of suites", hello.suites.len(), SUITES_MAX)?;
-                bounded("the SPAKE2 message", hello.spake.as_ref().map_or(0, Vec::len), 64)
+                bounded("the SPAKE2 message", hello.spake.as_ref().map_or(0, Vec::len), PAKE_MAX)
             }
             Self::Refuse(refuse) => printable("the reason", &refuse.reason, REASON_MAX),
+            Self::Pake(pake) => pake.check(),
+            Self::Revocations(revocations) => revocations.check(),
             Self::Buckets(buckets) => buckets.check(),
             Self::Versions(versions) => versions.check(),
             _ => Ok(()),
@@ -358,6 +391,7 @@ mod tests {
             ephemeral: Some([4; 32]),
             spake: Some(vec![5; 33]),
             observed: Some(Endpoint("[fd00::1]:6783".parse().unwrap())),
+            admitted: false,
         }
     }
 

@@ -8,7 +8,7 @@
 //!                  over "weft record 1" || body
 //!  body    { 0 sign key, 1 box key, 2 instance, 3 incarnation, 4 sequence, 5 name,
 //!            6 [endpoints], 7 [[peer id, rtt in microseconds], …] strictly ascending by id,
-//!            8 run of the router }
+//!            8 run of the router, ? 9 [admissions] (wire::trust) }
 //!
 //!  Records  16  { 0 [signed records] }
 //!  Digest   17  { 0 root }                       root = sum of all entries' hashes
@@ -21,6 +21,7 @@ use minicbor::{Decode, Encode};
 
 use super::cbor::{Endpoint, WireError, bounded, printable, put, whole};
 use super::control::NAME_MAX;
+use super::trust::{ADMISSIONS_MAX, Admission};
 use crate::id::{PEER_ID_LEN, PeerId};
 
 /// Most endpoints in a record.
@@ -73,6 +74,9 @@ pub struct RecordBody {
     /// back a copy of the data directory.
     #[cbor(n(8), with = "minicbor::bytes")]
     pub run: [u8; 16],
+    /// Who has admitted it.
+    #[cbor(n(9), skip_if = "Vec::is_empty")]
+    pub admissions: Vec<Admission>,
 }
 
 /// One direct link in a record.
@@ -105,6 +109,7 @@ impl RecordBody {
         printable("the peer's name", &body.name, NAME_MAX)?;
         bounded("the list of endpoints", body.endpoints.len(), ENDPOINTS_MAX)?;
         bounded("the list of links", body.links.len(), LINKS_MAX)?;
+        bounded("the list of admissions", body.admissions.len(), ADMISSIONS_MAX)?;
         if !body.links.is_sorted_by(|a, b| a.peer < b.peer) {
             return Err(WireError::malformed("the record", "its links are not in order"));
         }
@@ -254,6 +259,9 @@ mod tests {
                     .collect(),
                 links: links.into_iter().map(|(peer, rtt_us)| LinkEntry { peer: PeerId(peer), rtt_us }).collect(),
                 run: [7; 16],
+                admissions: (0..instance % 3)
+                    .map(|not_after| Admission { sign_key: key, box_key: [3; 32], not_after, signature: [4; 64] })
+                    .collect(),
             })
     }
 
@@ -300,6 +308,7 @@ mod tests {
             endpoints: vec![],
             links: vec![entry(2), entry(1)],
             run: [0; 16],
+            admissions: vec![],
         };
         assert!(RecordBody::decode(&body.encode()).is_err());
     }

@@ -6,3 +6,4 @@ pub mod datagram;
 pub mod fastpath;
 pub mod gossip;
 pub mod record;
+pub mod trust;

@@ -9,10 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::control::node::{Node, PeerInfo, PeerState};
-use mesh_proto::control::{ConnId, Connected, DialId, Event, Identity, NodeConfig, Output};
+use mesh_proto::control::{ConnId, Connected, DialId, Event, Identity, NodeConfig, Output, TrustConfig};
 use mesh_proto::data::Hop;
 use mesh_proto::handover::{Command, DataEvent, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
+
+/// Wall-clock time when the nodes' clocks were at zero.
+pub const WALL: u64 = 1_800_000_000;
 
 /// Latency of every message.
 pub const LATENCY: Duration = Duration::from_millis(1);
@@ -67,6 +70,7 @@ pub fn config(n: usize) -> NodeConfig {
         targets: Vec::new(),
         discovery: true,
         links_max: 32,
+        trust: TrustConfig { wall: WALL, kept: Vec::new() },
     }
 }
 
@@ -125,6 +129,8 @@ pub struct Mesh {
     /// Pairs whose user frames do not pass, though connections do.
     pub frames_cut: BTreeSet<(usize, usize)>,
     pub tamper: Option<Tamper>,
+    /// What each place keeps between its runs.
+    pub disks: BTreeMap<usize, BTreeMap<Vec<u8>, Vec<u8>>>,
     /// Address at which a peer is seen by others, if it is not its own.
     pub nat: BTreeMap<usize, SocketAddr>,
 }
@@ -139,6 +145,7 @@ impl Mesh {
             cut: BTreeSet::new(),
             frames_cut: BTreeSet::new(),
             tamper: None,
+            disks: BTreeMap::new(),
             nat: BTreeMap::new(),
         };
         for (n, config) in configs {
@@ -153,7 +160,8 @@ impl Mesh {
     }
 
     /// Starts a peer at place `n` with the keys of `keys`.
-    pub fn start_as(&mut self, n: usize, keys: usize, config: NodeConfig) {
+    pub fn start_as(&mut self, n: usize, keys: usize, mut config: NodeConfig) {
+        config.trust.kept = self.disks.get(&n).into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         self.serial += 1;
         let mut seed = [n as u8; 32];
         seed[1..9].copy_from_slice(&self.serial.to_be_bytes());
@@ -366,6 +374,13 @@ impl Mesh {
                 Output::Data(command) => self.command(n, command),
                 Output::App { from, incarnation, payload } => {
                     self.host_mut(n).apps.push((from, incarnation, payload));
+                }
+                Output::Keep { key, value } => {
+                    let disk = self.disks.entry(n).or_default();
+                    _ = match value {
+                        Some(value) => disk.insert(key, value),
+                        None => disk.remove(&key),
+                    };
                 }
                 Output::Event(event) => {
                     let now = self.now;

@@ -8,6 +8,7 @@
 //!      ipam             key → value, as the address protocol wants it
 //!      attachments      owner → JSON
 //!      peers            endpoint of a peer we had a link with → JSON;  target → JSON
+//!      trust            who was admitted, who revoked, as the mesh protocol wants it
 //!    weft.redb.unreadable-SECONDS     kept aside, never deleted by us
 //! ```
 //!
@@ -38,10 +39,12 @@ pub enum Table {
     Attachments,
     /// Whom to dial after a restart.
     Peers,
+    /// Who is a member.
+    Trust,
 }
 
 impl Table {
-    const ALL: [Self; 4] = [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers];
+    const ALL: [Self; 5] = [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers, Self::Trust];
 
     const fn definition(self) -> redb::TableDefinition<'static, &'static [u8], &'static [u8]> {
         redb::TableDefinition::new(match self {
@@ -49,6 +52,7 @@ impl Table {
             Self::Ipam => "ipam",
             Self::Attachments => "attachments",
             Self::Peers => "peers",
+            Self::Trust => "trust",
         })
     }
 }
@@ -95,6 +99,8 @@ pub struct State {
     pub attachments: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Whom to dial.
     pub peers: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Who is a member.
+    pub trust: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl std::fmt::Debug for State {
@@ -105,6 +111,7 @@ impl std::fmt::Debug for State {
             .field("ipam", &self.ipam.len())
             .field("attachments", &self.attachments.len())
             .field("peers", &self.peers.len())
+            .field("trust", &self.trust.len())
             .finish_non_exhaustive()
     }
 }

@@ -74,6 +74,7 @@ impl<I: Identity> Node<I> {
             endpoints: self.own_endpoints(),
             links: links.take(LINKS_MAX).collect(),
             run: self.run,
+            admissions: self.trust.own(self.wall()),
         }
     }
 
@@ -200,6 +201,7 @@ impl<I: Identity> Node<I> {
         if let Some(clash) = self.live(conn).map(|live| live.peer).filter(|peer| self.clashes.contains_key(peer)) {
             self.send_records(conn, &[clash]);
         }
+        self.tell_revoked(conn);
         if role == Role::Dialler {
             let digest = Message::Digest(self.store.digest());
             self.send(conn, &digest);
@@ -217,6 +219,7 @@ impl<I: Identity> Node<I> {
         if self.compare_with_one() {
             let every = jitter(COMPARE_EVERY, &mut self.rng);
             self.timers.set(Timer::Compare, self.now + every);
+            self.renew_admissions();
         }
     }
 
@@ -229,6 +232,7 @@ impl<I: Identity> Node<I> {
         let (_, conn) = neighbours[self.rng.next_u32() as usize % neighbours.len()];
         let digest = Message::Digest(self.store.digest());
         self.send(conn, &digest);
+        self.tell_revoked(conn);
         true
     }
 
@@ -254,6 +258,8 @@ impl<I: Identity> Node<I> {
             }
             Message::Versions(theirs) => self.on_versions(conn, &theirs),
             Message::Want(want) => self.send_records(conn, &want.peers),
+            Message::Revoked(theirs) => self.on_revoked(conn, &theirs),
+            Message::Revocations(theirs) => self.on_revocations(conn, from, &theirs),
             _ => {}
         }
     }
@@ -291,6 +297,9 @@ impl<I: Identity> Node<I> {
         let (id, version) = (read.id(), read.version());
         if id == self.me {
             self.meet_own_record(bytes);
+            return Offered::Known;
+        }
+        if self.trust.revoked().has(&id) {
             return Offered::Known;
         }
         let clashes = |known: &SignedRecord| {
@@ -343,6 +352,7 @@ impl<I: Identity> Node<I> {
 
     fn accept(&mut self, record: SignedRecord, from: PeerId, vouched: bool) {
         let (id, incarnation) = (record.id, record.version.incarnation);
+        self.learn_admissions(&record);
         let old = self.store.get(&id).cloned();
         let (name, instance) = (record.body.name.clone(), record.body.instance);
         let new_life = old.as_ref().is_none_or(|old| old.version.incarnation < incarnation);
@@ -382,8 +392,14 @@ impl<I: Identity> Node<I> {
             return;
         }
         let name = peer.name.clone();
+        self.drop_peer(id);
+        self.emit(Event::PeerForgotten { peer: id, name });
+    }
+
+    /// Drops all that is known of a peer.
+    pub(super) fn drop_peer(&mut self, id: PeerId) {
         self.peers.remove(&id);
-        for timer in [Timer::Path(id), Timer::Rtt(id), Timer::Rekey(id)] {
+        for timer in [Timer::Forget(id), Timer::Path(id), Timer::Rtt(id), Timer::Rekey(id)] {
             self.timers.clear(timer);
         }
         self.store.forget(&id, self.now);
@@ -391,7 +407,6 @@ impl<I: Identity> Node<I> {
         self.connector.drop_peer(&id);
         self.windows.remove(&id);
         self.observed.remove(&id);
-        self.emit(Event::PeerForgotten { peer: id, name });
         self.stale.routes = true;
         self.stale.tables = true;
     }

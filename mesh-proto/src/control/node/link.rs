@@ -52,6 +52,10 @@ pub(super) struct Live {
     pub(super) suite: Suite,
     /// The secret that later generations of keys are derived from.
     pub(super) chain: SessionKey,
+    /// Its TLS key and its box key.
+    pub(super) keys: [[u8; 32]; 2],
+    /// Whether it has proven the secret on this very connection.
+    pub(super) by_secret: bool,
 }
 
 /// All that is held about one other peer beside its record.

@@ -13,6 +13,7 @@ use crate::data::Hop;
 use crate::handover::{Command, SessionKeys};
 use crate::id::PeerId;
 use crate::wire::control::{Confirm, Hello, Message, Refuse, RefuseCode};
+use crate::wire::trust::Pake;
 
 /// Why one of two connections is closed.
 pub(super) const REPLACED: &str = "another connection between the two peers is kept";
@@ -61,6 +62,7 @@ impl<I: Identity> Node<I> {
             }
         }
         let role = if dial.is_some() { Role::Dialler } else { Role::Acceptor };
+        let admitted = self.holds_admitted(&sign_key);
         let offer = Offer {
             role,
             network: &self.config.network,
@@ -78,6 +80,7 @@ impl<I: Identity> Node<I> {
                 Hop::Direct(address) => Some(address),
                 Hop::Relayed(_) => None,
             },
+            admitted,
         };
         let handshake = Box::new(Handshake::new(&offer, &mut self.rng));
         self.out.push_back(Output::Send { conn, bytes: handshake.hello() });
@@ -104,6 +107,7 @@ impl<I: Identity> Node<I> {
         };
         match (message, shaking) {
             (Message::Hello(hello), true) => self.on_hello(conn, hello, bytes),
+            (Message::Pake(pake), true) => self.on_pake(conn, &pake),
             (Message::Confirm(confirm), true) => self.on_confirm(conn, &confirm),
             (Message::Refuse(refuse), _) => self.on_refused(conn, &refuse),
             (_, true) => {
@@ -125,6 +129,7 @@ impl<I: Identity> Node<I> {
                 self.note_use(conn);
                 self.on_app(conn, app);
             }
+            Message::Admit(admit) => self.on_admit(conn, &admit),
             gossip => self.on_gossip(conn, gossip),
         }
     }
@@ -141,19 +146,33 @@ impl<I: Identity> Node<I> {
             Whose::Wrong(refusal, record) => return self.refuse(conn, &refusal, record),
         }
         let Some(Conn { phase: Phase::Shaking(handshake), .. }) = self.conns.get_mut(&conn) else { return };
-        match handshake.handle_hello(hello, bytes) {
-            Ok(None) => {}
-            Ok(Some(reply)) => self.send(conn, &reply),
+        let outcome = handshake.handle_hello(hello, bytes);
+        self.go_on(conn, outcome);
+    }
+
+    fn on_pake(&mut self, conn: ConnId, pake: &Pake) {
+        let Some(Conn { phase: Phase::Shaking(handshake), .. }) = self.conns.get_mut(&conn) else { return };
+        let outcome = handshake.handle_pake(pake);
+        self.go_on(conn, outcome);
+    }
+
+    fn go_on(&mut self, conn: ConnId, outcome: Result<Vec<Message>, Refusal>) {
+        match outcome {
+            Ok(replies) => replies.iter().for_each(|reply| self.send(conn, reply)),
             Err(refusal) => self.refuse(conn, &refusal, None),
         }
     }
 
     /// Looks for what no secret can cure: ourselves, a clone, a life that is over.
-    fn check_identity(&self, conn: ConnId, hello: &Hello) -> Whose {
+    fn check_identity(&mut self, conn: ConnId, hello: &Hello) -> Whose {
         let Some(Conn { phase: Phase::Shaking(handshake), .. }) = self.conns.get(&conn) else { return Whose::Fine };
         let peer = PeerId::of_keys(handshake.their_sign_key(), &hello.box_key);
         if peer == self.me && hello.run == self.run {
             return Whose::Ours;
+        }
+        let said_admitted = handshake.holds_admitted();
+        if let Some(refusal) = self.distrust(&peer, &hello.name, said_admitted) {
+            return Whose::Wrong(refusal, None);
         }
         let known = self.store.get(&peer);
         if peer == self.me || known.is_some_and(|known| known.body.instance != hello.instance) {
@@ -188,11 +207,19 @@ impl<I: Identity> Node<I> {
             Ok(proven) => proven,
             Err(refusal) => return self.refuse_gone(conn, hop, dial, &refusal, None),
         };
-        if let Some(refusal) = self.no_room(&proven, hop, role) {
+        // What was revoked meanwhile counts too.
+        let distrust = self.distrust(&proven.peer, &proven.name, !proven.by_secret);
+        if let Some(refusal) = distrust.or_else(|| self.no_room(&proven, hop, role)) {
             return self.refuse_gone(conn, hop, dial, &refusal, None);
         }
         debug_assert_eq!(peer, Some(proven.peer));
-        let live = Live { peer: proven.peer, suite: proven.suite, chain: proven.chain.clone() };
+        let live = Live {
+            peer: proven.peer,
+            suite: proven.suite,
+            chain: proven.chain.clone(),
+            keys: [proven.sign_key, proven.box_key],
+            by_secret: proven.by_secret,
+        };
         self.timers.clear(Timer::Handshake(conn));
         self.conns.insert(conn, Conn { hop, role, dial, phase: Phase::Live(live) });
         self.admit(conn, hop, role, proven, reply);
@@ -231,6 +258,7 @@ impl<I: Identity> Node<I> {
         if let Some(reply) = reply {
             self.send(conn, &reply);
         }
+        self.admit_by_word(conn, &proven);
         match hop {
             Hop::Relayed(_) => {
                 self.peer_mut(id).relayed = Some(conn);

@@ -81,6 +81,6 @@ impl<I: Identity> Node<I> {
                 })
                 .unwrap_or_default(),
         });
-        core::iter::once(self.own_info()).chain(others).collect()
+        core::iter::once(self.own_info()).chain(others).chain(self.revoked_infos()).collect()
     }
 }
