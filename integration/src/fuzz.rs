@@ -15,6 +15,7 @@ use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
 use mesh_proto::wire::record::Records;
+use mesh_proto::wire::trust::{Admission, Edge, Revocation};
 
 const NOW: Duration = Duration::from_secs(1);
 const ME: PeerId = PeerId([1; 16]);
@@ -144,18 +145,23 @@ impl Identity for NoKeys {
 }
 
 fn node(number: u8) -> Node<NoKeys> {
+    node_with(number, None, TrustConfig::default())
+}
+
+fn node_with(number: u8, secret: Option<SessionKey>, trust: TrustConfig) -> Node<NoKeys> {
+    let suite = if secret.is_some() { Suite::Aes256Gcm } else { Suite::Plain };
     let config = NodeConfig {
         name: format!("peer{number}"),
         instance: u64::from(number),
         incarnation: Incarnation(1),
         network: "fuzz".to_owned(),
-        secret: None,
-        suites: vec![Suite::Plain],
+        secret,
+        suites: vec![suite],
         endpoints: vec![SocketAddr::from(([192, 0, 2, number], 6783))],
         targets: Vec::new(),
         discovery: true,
         links_max: 8,
-        trust: TrustConfig::default(),
+        trust,
     };
     Node::new(config, NoKeys(number), [number; 32], NOW)
 }
@@ -172,7 +178,49 @@ pub fn strangers_messages(bytes: &[u8]) {
 /// # Panics
 /// If the handshake between two sane peers does not end well.
 pub fn members_messages(bytes: &[u8]) {
-    let (mut one, mut two) = (node(1), node(2));
+    between(node(1), node(2), bytes);
+}
+
+/// The same in a network with a secret, of which both know by kept admissions that the other is a
+/// member: so admissions and revocations are listened to. Also, the bytes were kept in the data
+/// directory.
+///
+/// # Panics
+/// If the handshake between two admitted peers does not end well.
+pub fn trust_messages(bytes: &[u8]) {
+    let edge = Edge {
+        network: "fuzz".to_owned(),
+        sign_key: [2; 32],
+        box_key: [2; 32],
+        instance: 2,
+        admission: Admission { sign_key: [1; 32], box_key: [1; 32], not_after: 86_400, signature: [1; 64] },
+    };
+    let entry = |kind: &[u8], value: &[u8]| (kind.to_vec(), value.to_vec());
+    // Each has a secret of its own: the admissions alone must do.
+    let [one, two] = [1, 2].map(|number| {
+        let trust = TrustConfig { wall: 0, kept: vec![entry(b"a", &edge.encode())] };
+        node_with(number, Some(SessionKey([number; 32].into())), trust)
+    });
+    between(one, two, bytes);
+    let kept = [b"a", b"r"].map(|kind| entry(kind, bytes)).to_vec();
+    node_with(1, Some(SessionKey([1; 32].into())), TrustConfig { wall: 0, kept });
+}
+
+/// A revocation that a member could have signed, for the corpus.
+#[must_use]
+pub fn revocation(peer: PeerId) -> Revocation {
+    Revocation {
+        network: "fuzz".to_owned(),
+        peer,
+        name: "peer".to_owned(),
+        at: 1,
+        sign_key: [2; 32],
+        box_key: [2; 32],
+        signature: [2; 64],
+    }
+}
+
+fn between(mut one: Node<NoKeys>, mut two: Node<NoKeys>, bytes: &[u8]) {
     let dial = dial(&mut one, 2);
     connect(&mut one, 2, Some(dial));
     connect(&mut two, 1, None);
@@ -282,5 +330,6 @@ pub const WAYS_IN: &[WayIn] = &[
     ("records", records),
     ("strangers_messages", strangers_messages),
     ("members_messages", members_messages),
+    ("trust_messages", trust_messages),
     ("address_messages", address_messages),
 ];

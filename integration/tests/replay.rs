@@ -4,7 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use integration::fuzz::{WAYS_IN, plain_datagram};
+use integration::fuzz::{WAYS_IN, plain_datagram, revocation};
+use mesh_proto::id::PeerId;
+use mesh_proto::wire::control::Message;
+use mesh_proto::wire::trust::{Admit, Pake, Revocations, Revoked};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -36,6 +39,25 @@ fn made(target: &str) -> Vec<Vec<u8>> {
                 [&[datagram.len() as u8][..], &datagram].concat()
             })
             .collect(),
+        "trust_messages" => {
+            let peer = |n| PeerId([n; 16]);
+            let messages = [
+                Message::Revocations(Revocations { list: vec![revocation(peer(9))], ask: true }),
+                Message::Revocations(Revocations {
+                    list: vec![revocation(PeerId::of_keys(&[1; 32], &[1; 32]))],
+                    ask: false,
+                }),
+                Message::Revocations(Revocations {
+                    list: vec![revocation(PeerId::of_keys(&[2; 32], &[2; 32]))],
+                    ask: true,
+                }),
+                Message::Revoked(Revoked { hash: [3; 16] }),
+                Message::Admit(Admit { not_after: 86_401, signature: [2; 64] }),
+                Message::Pake(Pake { message: vec![0x42; 33] }),
+            ];
+            let bytes = messages.iter().map(Message::encode).map(|bytes| [&[bytes.len() as u8][..], &bytes].concat());
+            vec![bytes.collect::<Vec<_>>().concat(), revocation(peer(7)).encode()]
+        }
         _ => Vec::new(),
     }
 }

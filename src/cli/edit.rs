@@ -13,7 +13,7 @@ use super::table::clean;
 use super::{FAILED, Format, complain, print};
 use crate::control::api::types::{
     Addresses, AddressesRequest, Attachment, ConfigRefusal, DownRequest, PeersRequest, Released, ReloadRequest,
-    Reloaded, Stopping, TargetRequest, Targets,
+    Reloaded, RevokeRequest, RevokedPeer, Stopping, TargetRequest, Targets,
 };
 
 /// How long `weft down` waits until the router has gone.
@@ -24,6 +24,15 @@ pub(super) struct PeersArgs {
     /// The peers, as HOST[:PORT]
     #[arg(required = true, value_name = "PEER")]
     peers: Vec<String>,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RevokeArgs {
+    /// Name of the peer as `weft peers` shows it, or its id
+    peer: String,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
@@ -130,6 +139,12 @@ pub(super) async fn reload(client: &Client, args: &ReadArgs) -> anyhow::Result<E
         complain(&clean(&format!("{key} stays {from}, not {to}: {reason}")));
     }
     Ok(if answer.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+pub(super) async fn revoke(client: &Client, args: &RevokeArgs) -> anyhow::Result<ExitCode> {
+    let answer: RevokedPeer = client.post("/v1/revoke", &RevokeRequest { peer: args.peer.clone() }).await?;
+    show(args.output, &[format!("revoked {} {}", answer.id, clean(&answer.name)).trim_end().to_owned()], &answer)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Stops the router, and returns when it has gone.

@@ -49,6 +49,9 @@ enum Command {
     Connect(edit::PeersArgs),
     /// Dial these peers no more, and close the links to them
     Forget(edit::PeersArgs),
+    /// Shut a peer out for good
+    #[command(subcommand)]
+    Peer(PeerCommand),
     /// Connect a container to the network; prints one CIDR a line
     Attach(edit::AttachArgs),
     /// Disconnect a container, or take some of its addresses away
@@ -76,6 +79,12 @@ enum Command {
     },
     /// Print the version
     Version(read::ReadArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum PeerCommand {
+    /// Have every member refuse this peer's keys, for good
+    Revoke(edit::RevokeArgs),
 }
 
 /// How the answer is written.
@@ -128,6 +137,7 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
             Command::Reload(args) => edit::reload(&client, &args).await,
             Command::Connect(args) => edit::connect(&client, &args).await,
             Command::Forget(args) => edit::forget(&client, &args).await,
+            Command::Peer(PeerCommand::Revoke(args)) => edit::revoke(&client, &args).await,
             Command::Attach(args) => edit::attach(&client, &args).await,
             Command::Detach(args) => edit::detach(&client, &args).await,
             Command::Expose(args) => edit::expose(&client, &args).await,
@@ -208,6 +218,7 @@ mod tests {
             "weft down",
             "weft connect a b",
             "weft forget a",
+            "weft peer revoke a -o json",
             "weft attach /run/netns/a 10.32.0.1 fd00::1",
             "weft detach docker:a",
             "weft expose",
@@ -250,6 +261,8 @@ mod tests {
             "weft frobnicate",
             "weft attach",
             "weft connect",
+            "weft peer",
+            "weft peer revoke",
             "weft up --ui 127.0.0.1:1",
             "weft status -o yaml",
             "weft status --wait=soon",

@@ -333,6 +333,12 @@ impl Core {
             Request::Forget(targets, reply) => {
                 let _ = reply.send(self.forget(&targets, now));
             }
+            Request::Revoke(peer, reply) => {
+                let _ = reply.send(self.revoke(&peer, now));
+            }
+            Request::Secret(secret, reply) => {
+                let _ = reply.send(self.node.set_secret(secret, now));
+            }
             Request::Allocate { owner, range, reply } => {
                 let request = self.await_answer(reply);
                 self.ipam.allocate(request, &owner, range, now);

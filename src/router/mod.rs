@@ -23,6 +23,7 @@ mod keeper;
 mod prepare;
 mod refusals;
 mod reload;
+mod revoke;
 #[cfg(test)]
 pub(crate) mod rig;
 mod snapshot;
@@ -38,6 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use checks::CheckError;
 pub use fastpath::FastSnapshot;
 pub use reload::{ReloadError, Reloads};
+pub use revoke::{RevokeRefused, Whom};
 pub use snapshot::{MessageCounters, Snapshot, TargetView};
 pub use start::{Finished, run};
 
@@ -55,6 +57,10 @@ pub(crate) enum Request {
     Connect { targets: Vec<String>, kept: bool, reply: oneshot::Sender<Result<Vec<String>, Vec<String>>> },
     /// Dial these no more; names the ones that were no targets.
     Forget(Vec<String>, oneshot::Sender<Result<Vec<String>, Vec<String>>>),
+    /// Shut out the peer of this name or id.
+    Revoke(String, oneshot::Sender<Result<Whom, RevokeRefused>>),
+    /// Newcomers prove this secret from now on; tells whether it is another one.
+    Secret(mesh_proto::handover::SessionKey, oneshot::Sender<bool>),
     /// An address of a range.
     Allocate { owner: String, range: IpNet, reply: oneshot::Sender<Result<IpNet, AllocError>> },
     /// This very address.
@@ -147,6 +153,22 @@ impl Handle {
     /// If the router stops.
     pub async fn forget(&self, targets: Vec<String>) -> Result<Result<Vec<String>, Vec<String>>, Stopped> {
         self.ask_soon(|reply| Request::Forget(targets, reply)).await
+    }
+
+    /// Shuts out the peer of this name or id for good.
+    ///
+    /// # Errors
+    /// If the router stops; inside, why it cannot be.
+    pub async fn revoke(&self, peer: String) -> Result<Result<Whom, RevokeRefused>, Stopped> {
+        self.ask_soon(|reply| Request::Revoke(peer, reply)).await
+    }
+
+    /// Newcomers prove this secret from now on; tells whether it is another one.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn set_secret(&self, secret: mesh_proto::handover::SessionKey) -> Result<bool, Stopped> {
+        self.ask_soon(|reply| Request::Secret(secret, reply)).await
     }
 
     /// An address of a range for an owner; the same one again if it has one.

@@ -3,6 +3,8 @@
 //! What can change without a restart is changed; the rest is refused, key by key, and nothing that
 //! runs stops. A file with a mistake changes nothing at all.
 
+use std::path::Path;
+
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -10,6 +12,7 @@ use super::Handle;
 use crate::config::{KEYS, Problems, Settings, Sources};
 use crate::control::api::Api;
 use crate::control::api::types::{ConfigChange, ConfigRefusal, Reloaded};
+use crate::control::secret::Secret;
 use crate::{logging, metrics};
 
 /// Requests that may wait.
@@ -20,7 +23,7 @@ const REQUESTS: usize = 4;
 pub enum ReloadError {
     /// There is no file.
     #[error(
-        "this router was started without a configuration file (--config or WEFT_CONFIG): there is nothing to read again"
+        "this router was started without a configuration file (--config or WEFT_CONFIG) and without --secret-file: there is nothing to read again"
     )]
     NoFile,
     /// There are mistakes in it.
@@ -120,7 +123,7 @@ impl Reloader {
     }
 
     async fn read_and_apply(&mut self) -> Result<Reloaded, ReloadError> {
-        if self.sources.file.is_none() {
+        if self.sources.file.is_none() && self.settings.borrow().secret_file.is_none() {
             return Err(ReloadError::NoFile);
         }
         let sources = self.sources.clone();
@@ -141,7 +144,39 @@ impl Reloader {
                 Err(reason) => done.refused.push(ConfigRefusal { key, from, to, reason }),
             }
         }
+        self.read_secret_again(&old, &new, &mut done).await;
         Ok(done)
+    }
+
+    /// The file of the secret may hold another one, under the same name.
+    async fn read_secret_again(&self, old: &Settings, new: &Settings, done: &mut Reloaded) {
+        let Some(path) = new.secret_file.as_ref().filter(|path| old.secret_file.as_ref() == Some(path)) else {
+            return;
+        };
+        let [key, from, to] =
+            ["secret-file", "the secret that it held", "the one that it holds now"].map(ToOwned::to_owned);
+        match self.take_secret(path).await {
+            Ok(true) => done.changed.push(ConfigChange { key, from, to }),
+            Ok(false) => {}
+            Err(reason) => done.refused.push(ConfigRefusal { key, from, to, reason }),
+        }
+    }
+
+    /// Has newcomers prove the secret in a file from now on; tells whether it is another one.
+    async fn take_secret(&self, path: &Path) -> Result<bool, String> {
+        if !self.api.info.sealed {
+            return Err(format!("the network has no secret so far, and to have one {NEEDS_RESTART}"));
+        }
+        let (path, network) = (path.to_owned(), self.api.info.network.clone());
+        let stretched = tokio::task::spawn_blocking(move || {
+            let loaded = Secret::from_file(&path)?;
+            if let Some(warning) = loaded.warning {
+                tracing::warn!("{warning}");
+            }
+            loaded.secret.stretch(&network)
+        });
+        let secret = stretched.await.map_err(|_| super::Stopped.to_string())?.map_err(|error| error.to_string())?;
+        self.api.router.set_secret(secret).await.map_err(|stopped| stopped.to_string())
     }
 
     /// Puts one key of the new settings in force, or says why it cannot be.
@@ -153,6 +188,11 @@ impl Reloader {
                 self.settings.send_modify(|settings| settings.peers.clone_from(&new.peers));
             }
             "advertise" => self.settings.send_modify(|settings| settings.advertise.clone_from(&new.advertise)),
+            "secret-file" => {
+                let Some(path) = &new.secret_file else { return Err(NEEDS_RESTART.to_owned()) };
+                self.take_secret(path).await?;
+                self.settings.send_modify(|settings| settings.secret_file.clone_from(&new.secret_file));
+            }
             "metrics" => {
                 self.serve_metrics(new).await?;
                 self.settings.send_modify(|settings| settings.metrics = new.metrics);

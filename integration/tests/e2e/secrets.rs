@@ -19,8 +19,9 @@ use weft::{
     lab::{
         Lab, frame,
         raw::RawSocket,
-        router::Router,
+        router::{Router, write_secret},
         traffic::{tcp_echo, udp_echo},
+        wait_until,
         wire::Captured,
     },
     netlink::container::INTERFACE,
@@ -36,6 +37,8 @@ pub(crate) const CASES: &[Case] = &[
     ("another_secret_is_refused_on_both_sides_and_disturbs_nobody", 60, another_secret),
     ("no_secret_on_one_side_is_refused_on_both", 60, no_secret),
     ("another_version_of_the_protocol_is_refused_on_both_sides", 60, another_version),
+    ("a_changed_secret_cuts_nobody_off_and_shuts_out_the_old_one", 120, rotation),
+    ("a_revoked_peer_is_cut_off_everywhere_and_stays_out_after_restarts", 120, revocation),
     ("captured_datagrams_sent_again_are_counted_and_not_delivered", 60, replay),
     ("changed_and_random_datagrams_change_nothing", 120, noise),
 ];
@@ -164,6 +167,116 @@ fn no_secret() {
     not_linked(&mesh, &stranger);
     one_line(&stranger, &["host1", "has a secret"]);
     one_line(&mesh.routers[0], &["host3", "has no secret"]);
+    let output = stranger.cli(["reload"]).must("run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("without a configuration file"), "{said}");
+    let output = stranger.cli(["peer", "revoke", &"7".repeat(32)]).must("run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("has no secret"), "{said}");
+}
+
+const NEW_SECRET: &str = "another secret altogether 000";
+
+/// Writes another secret into the file that a router was started with.
+fn give(mesh: &Mesh, host: usize, secret: &str) {
+    let path = mesh.lab.dir().join(format!("secret-{host}"));
+    std::fs::remove_file(&path).must("remove the old secret");
+    write_secret(&path, secret).must("write the new secret");
+}
+
+/// One router after the other takes the new secret, two while they run and one by a restart, while
+/// containers talk; then a newcomer needs the new one.
+fn rotation() {
+    let mut config = MeshConfig::star(3);
+    config.lab.hosts = 4;
+    let lab = new_lab(&config);
+    let newcomer = config.clone();
+    config.lab.hosts = 3;
+    let mut mesh = Mesh::start_in(lab, &config);
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let down = |mesh: &Mesh| (0..3).map(|n| lines(&mesh.routers[n].log(), &["link to", "is down"])).sum::<usize>();
+    let before = down(&mesh);
+    let streams = mesh.streams(&[(0, 1), (1, 2), (2, 0)]);
+    for host in [0, 1] {
+        give(&mesh, host, NEW_SECRET);
+        let output = mesh.routers[host].cli(["reload"]).must("run");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("secret-file"), "{said}");
+        assert!(!said.contains(NEW_SECRET) && !mesh.routers[host].log().contains(NEW_SECRET));
+        thread::sleep(Duration::from_secs(2));
+    }
+    for report in no_gaps(streams) {
+        assert!(report.longest_gap < Duration::from_millis(500), "{report:?}");
+    }
+    assert_eq!(down(&mesh), before, "no link was lost");
+    // One that has the old secret still, and one that starts with the new one: both know the others.
+    let streams = mesh.streams(&[(0, 1)]);
+    mesh.routers[2].end();
+    mesh.routers[2].restart().must("start with the old secret");
+    mesh.wait_established(PATIENCE);
+    give(&mesh, 2, NEW_SECRET);
+    mesh.routers[2].end();
+    mesh.routers[2].restart().must("start with the new secret");
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(4));
+    no_gaps(streams);
+    for router in &mesh.routers {
+        assert_eq!(lines(&router.log(), &["another secret"]), 0, "{}", router.log());
+    }
+    // The old secret opens nothing, the new one does.
+    let mut told = newcomer;
+    told.told = vec![(3, 0)];
+    let wanted = router_config(&mesh.lab, &told, 3, Some(crate::mesh::SECRET));
+    let mut late = Router::start(&mesh.lab, mesh.lab.host(3), wanted).must("start the newcomer");
+    let refused = || lines(&late.log(), &["host1", "another secret"]) > 0;
+    assert!(wait_until(PATIENCE, refused), "{}", late.log());
+    assert!(mesh.peer(0, "host4").is_none_or(|peer| peer["state"] != "established"));
+    give(&mesh, 3, NEW_SECRET);
+    late.end();
+    late.restart().must("start with the new secret");
+    let in_it = || (0..3).all(|n| mesh.peer(n, "host4").is_some_and(|peer| peer["state"] == "established"));
+    assert!(wait_until(PATIENCE, in_it), "{}", late.log());
+}
+
+/// What a router says of a peer in `weft peers`.
+fn state(mesh: &Mesh, router: usize, name: &str) -> String {
+    mesh.peer(router, name).map_or_else(String::new, |peer| peer["state"].as_str().must("text").to_owned())
+}
+
+fn revocation() {
+    let mut mesh = Mesh::start(&MeshConfig::star(3));
+    mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let unknown = mesh.routers[1].cli(["peer", "revoke", "host9"]).must("run");
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(!unknown.status.success() && said.contains("`host9`"), "{said}");
+    let streams = mesh.streams(&[(0, 1)]);
+    let output = mesh.routers[1].cli(["peer", "revoke", "host3"]).must("run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let start = Instant::now();
+    let out = |mesh: &Mesh| (0..2).all(|n| state(mesh, n, "host3") == "removed");
+    assert!(wait_until(Duration::from_secs(5), || out(&mesh)), "{}", mesh.status(0));
+    let alone = |mesh: &Mesh| (1..3).all(|n| state(mesh, 2, &format!("host{n}")) != "established");
+    assert!(wait_until(Duration::from_secs(5).saturating_sub(start.elapsed()), || alone(&mesh)), "{}", mesh.status(2));
+    mesh.is_cut_off(0, 2);
+    mesh.is_cut_off(2, 1);
+    no_gaps(streams);
+    one_line(&mesh.routers[0], &["host3", "revoked by", "peer "]);
+    assert!(lines(&mesh.routers[2].log(), &["this peer was revoked by `host2`"]) > 0, "{}", mesh.routers[2].log());
+    // It has its keys and the secret, and tries again after its restart and those of the others.
+    for host in [2, 0, 1] {
+        mesh.routers[host].end();
+        mesh.routers[host].restart().must("restart");
+        thread::sleep(Duration::from_secs(3));
+        assert!(out(&mesh) && alone(&mesh), "{}", mesh.status(host));
+    }
+    assert!(wait_until(PATIENCE, || state(&mesh, 0, "host2") == "established"), "{}", mesh.status(0));
+    mesh.reaches(0, 1, Duration::from_secs(4));
+    mesh.is_cut_off(0, 2);
+    let again = mesh.routers[0].cli(["peer", "revoke", "host3"]).must("run");
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success() && said.contains("revoked already"), "{said}");
 }
 
 /// A peer of the future, made of the router's own parts: it says hello with the next version.

@@ -57,7 +57,13 @@ struct View {
 }
 
 /// What a sponsor signs (control C26).
-pub(crate) fn admission_text(network: &str, admitted: &PeerId, instance: u64, sponsor: &PeerId, not_after: u64) -> [u8; 32] {
+pub(crate) fn admission_text(
+    network: &str,
+    admitted: &PeerId,
+    instance: u64,
+    sponsor: &PeerId,
+    not_after: u64,
+) -> [u8; 32] {
     let numbers = (instance.to_be_bytes(), not_after.to_be_bytes());
     crypto::hash(&[b"weft admission 1", network.as_bytes(), &admitted.0, &numbers.0, &sponsor.0, &numbers.1])
 }
@@ -185,9 +191,7 @@ impl Trust {
 
     /// A sponsor has admitted us; the caller has checked that it may. True if that is news.
     pub(crate) fn admitted(&mut self, edge: Edge, identity: &impl Identity, wall: u64) -> bool {
-        edge.admitted() == self.me
-            && self.is_better(&self.me, &edge.admission, wall)
-            && self.take(edge, identity, wall)
+        edge.admitted() == self.me && self.is_better(&self.me, &edge.admission, wall) && self.take(edge, identity, wall)
     }
 
     /// What our own record carries.
@@ -222,10 +226,8 @@ impl Trust {
     pub(crate) fn revoke(&mut self, revocation: Revocation, identity: &impl Identity, wall: u64) -> bool {
         let (peer, signer) = (revocation.peer, revocation.signer());
         let known = signer == self.me || self.look(wall).ever.contains(&signer);
-        let news = known
-            && revocation.network == self.network
-            && !self.revoked.has(&peer)
-            && revocation.is_signed(identity);
+        let news =
+            known && revocation.network == self.network && !self.revoked.has(&peer) && revocation.is_signed(identity);
         if !news {
             return false;
         }
@@ -264,9 +266,7 @@ impl Trust {
     }
 
     fn counts(&self, (admitted, sponsor): &(PeerId, PeerId), edge: &Edge, wall: u64) -> bool {
-        validity(edge.admission.not_after).contains(&wall)
-            && !self.revoked.has(admitted)
-            && !self.revoked.has(sponsor)
+        validity(edge.admission.not_after).contains(&wall) && !self.revoked.has(admitted) && !self.revoked.has(sponsor)
     }
 
     /// Everybody who hangs together with us by edges that count, and their sign keys.

@@ -228,13 +228,15 @@ impl<I: Identity> Node<I> {
     }
 
     /// The operator has changed the network secret: from now on newcomers prove this one. Links
-    /// stand, and those who are admitted link as before (control C33). Nothing changes in a network
-    /// without a secret.
-    pub fn set_secret(&mut self, secret: crate::handover::SessionKey, now: Duration) {
+    /// stand, and those who are admitted link as before (control C33). False if that changes
+    /// nothing: it is the same, or the network has none.
+    pub fn set_secret(&mut self, secret: crate::handover::SessionKey, now: Duration) -> bool {
         self.advance(now);
-        if self.config.secret.is_some() {
+        let changes = self.config.secret.as_ref().is_some_and(|old| old.0 != secret.0);
+        if changes {
             self.config.secret = Some(secret);
         }
+        changes
     }
 
     /// The operator revokes a peer's keys: every member shuts it out, for good (control C30).

@@ -5,12 +5,13 @@ use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use ipam::AllocError;
+use mesh_proto::control::node::RevokeError;
 use serde::de::DeserializeOwned;
 
 use super::BODY_MAX;
 use super::types::ErrorBody;
 use crate::control::attach::AttachError;
-use crate::router::{ReloadError, Stopped};
+use crate::router::{ReloadError, RevokeRefused, Stopped};
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,17 @@ impl From<ReloadError> for ApiError {
             ReloadError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<RevokeRefused> for ApiError {
+    fn from(refused: RevokeRefused) -> Self {
+        let status = match &refused {
+            RevokeRefused::Unknown(_) => StatusCode::NOT_FOUND,
+            RevokeRefused::Cannot { why: RevokeError::Myself, .. } => StatusCode::BAD_REQUEST,
+            RevokeRefused::Ambiguous { .. } | RevokeRefused::Cannot { .. } => StatusCode::CONFLICT,
+        };
+        Self::new(status, refused.to_string())
     }
 }
 

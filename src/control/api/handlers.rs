@@ -6,15 +6,17 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri};
+use mesh_proto::wire::control::NAME_MAX;
 
 use super::error::Body;
 use super::types::{
     Addresses, AddressesRequest, Attachment, DownRequest, EventList, EventsQuery, Ipam, Peer, PeersRequest, Released,
-    ReloadRequest, Reloaded, Status, Stopping, TargetRequest, Targets,
+    ReloadRequest, Reloaded, RevokeRequest, RevokedPeer, Status, Stopping, TargetRequest, Targets,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
 use crate::control::attach::{AttachError, Record, mac_text};
+use crate::router::Whom;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -82,6 +84,15 @@ pub(super) async fn forget(State(api): State<Api>, Body(request): Body<PeersRequ
             ),
         )),
     }
+}
+
+pub(super) async fn revoke(State(api): State<Api>, Body(request): Body<RevokeRequest>) -> Answer<RevokedPeer> {
+    let peer = request.peer;
+    if peer.is_empty() || peer.len() > NAME_MAX || peer.chars().any(char::is_control) {
+        return Err(ApiError::bad(format!("`peer` is the name or the id of a peer: 1 to {NAME_MAX} printable bytes")));
+    }
+    let Whom { id, name } = api.router.revoke(peer).await??;
+    Ok(Json(RevokedPeer { id: id.to_string(), name }))
 }
 
 pub(super) async fn attach(State(api): State<Api>, Body(request): Body<TargetRequest>) -> Answer<Attachment> {

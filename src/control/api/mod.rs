@@ -82,6 +82,7 @@ routes! {
     get "/v1/events" => handlers::events,
     post "/v1/connect" => handlers::connect,
     post "/v1/forget" => handlers::forget,
+    post "/v1/revoke" => handlers::revoke,
     post "/v1/attach" => handlers::attach,
     post "/v1/detach" => handlers::detach,
     post "/v1/expose" => handlers::expose,

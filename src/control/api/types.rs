@@ -257,6 +257,23 @@ pub struct Targets {
     pub targets: Vec<String>,
 }
 
+/// Body of `POST /v1/revoke`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// Name or id of the peer.
+    pub peer: String,
+}
+
+/// Answer to `POST /v1/revoke`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedPeer {
+    /// Id of the peer that is shut out.
+    pub id: String,
+    /// Its name; empty if this router does not know it.
+    pub name: String,
+}
+
 /// Body of `POST /v1/attach` and `POST /v1/detach`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
