@@ -39,6 +39,8 @@ pub(crate) struct Trust {
     /// By the admitted peer and its sponsor.
     edges: BTreeMap<(PeerId, PeerId), Edge>,
     revoked: Revoked,
+    /// Admissions were passed over that hang on nothing known so far.
+    loose: bool,
     view: View,
     kept: Vec<Kept>,
 }
@@ -82,6 +84,7 @@ impl Trust {
             network: network.to_owned(),
             edges: BTreeMap::new(),
             revoked: Revoked::default(),
+            loose: false,
             view: View::default(),
             kept: Vec::new(),
         };
@@ -147,11 +150,21 @@ impl Trust {
                 instance: body.instance,
                 admission: admission.clone(),
             };
-            if hangs && admission.not_after > wall && self.is_better(&record.id, admission, wall) {
+            if admission.not_after <= wall {
+                continue;
+            }
+            self.loose |= !hangs;
+            if hangs && self.is_better(&record.id, admission, wall) {
                 news |= self.take(edge(), identity, wall);
             }
         }
         news
+    }
+
+    /// Whether something was passed over since this was asked last, so that it is worth while to
+    /// look at all records again after news.
+    pub(crate) fn take_loose(&mut self) -> bool {
+        core::mem::take(&mut self.loose)
     }
 
     /// Whether an admission is worth more than the one that is held between the same two.

@@ -28,6 +28,7 @@ use spake2::{Ed25519Group, Identity as SpakeIdentity, Password, Spake2};
 use zeroize::Zeroizing;
 
 use super::crypto::{self, Deriver, Ephemeral};
+use super::limits::HELLO_MAX;
 use crate::handover::{SessionKey, Suite};
 use crate::id::{Incarnation, PeerId};
 use crate::wire::cbor::Endpoint;
@@ -284,6 +285,9 @@ impl Handshake {
     pub fn handle_hello(&mut self, mut theirs: Hello, bytes: &[u8]) -> Result<Vec<Message>, Refusal> {
         if self.keyed.is_some() || self.heard.is_some() {
             return Err(Refusal::both(RefuseCode::Other, "a second Hello came on one connection"));
+        }
+        if bytes.len() > HELLO_MAX {
+            return Err(Refusal::both(RefuseCode::Other, format!("the Hello is longer than {HELLO_MAX} bytes")));
         }
         self.compare(&theirs)?;
         let suite = self.choose(&theirs)?;

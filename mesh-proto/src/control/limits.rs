@@ -17,6 +17,9 @@ pub const REFUSAL: Duration = Duration::from_secs(1);
 /// closed: what only control can cross is no link.
 pub const FIRST_ECHO: Duration = Duration::from_secs(5);
 
+/// Longest Hello, in bytes: it is held while the other end's SPAKE2 message is awaited.
+pub const HELLO_MAX: usize = 16 * 1024;
+
 /// A dial that neither succeeded nor failed in this time is given up.
 pub const DIAL: Duration = Duration::from_secs(10);
 

@@ -116,7 +116,7 @@ impl<I: Identity> Node<I> {
     fn learn_from_all(&mut self) {
         let wall = self.wall();
         let mut news = true;
-        while core::mem::take(&mut news) {
+        while core::mem::take(&mut news) && self.trust.take_loose() {
             for record in self.store.iter() {
                 news |= self.trust.learn(record, &self.identity, wall);
             }
