@@ -262,7 +262,7 @@ fn revocation() {
     mesh.is_cut_off(0, 2);
     mesh.is_cut_off(2, 1);
     no_gaps(streams);
-    one_line(&mesh.routers[0], &["host3", "revoked by", "peer "]);
+    one_line(&mesh.routers[0], &["WARN peer host3", "was revoked by"]);
     assert!(lines(&mesh.routers[2].log(), &["this peer was revoked by `host2`"]) > 0, "{}", mesh.routers[2].log());
     // It has its keys and the secret, and tries again after its restart and those of the others.
     for host in [2, 0, 1] {
