@@ -197,7 +197,6 @@ impl<I: Identity> Node<I> {
         self.stale.routes = true;
         self.stale.tables = true;
         self.stale.dials = true;
-        self.stale.status = true;
     }
 
     /// Whoever hung on who is revoked now must prove the secret again (control C30). Who has done
