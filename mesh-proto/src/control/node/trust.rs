@@ -222,6 +222,7 @@ impl<I: Identity> Node<I> {
         let keyed = self.peers.get_mut(&id).is_some_and(|peer| core::mem::take(&mut peer.keyed));
         if keyed {
             self.out.push_back(Output::Data(Command::Remove(id)));
+            self.touched.insert(id);
         }
     }
 
