@@ -85,7 +85,8 @@ impl<I: Identity> Node<I> {
     pub(super) fn on_admit(&mut self, conn: ConnId, admit: &Admit) {
         let Some(live) = self.live(conn) else { return };
         let dialled = self.conns.get(&conn).is_some_and(|conn| conn.role == Role::Dialler);
-        if !(live.by_secret && dialled) && !self.trust.is_sponsor(&live.peer) {
+        let may = live.by_secret && dialled || self.trust.is_sponsor(&live.peer);
+        if !may {
             return;
         }
         let [sign_key, box_key] = live.keys;
