@@ -24,6 +24,9 @@ use super::{
 const STREAMS: usize = 4;
 /// Congestion control is past its start by then.
 const WARM_UP: Duration = Duration::from_millis(400);
+/// On a lossy path a stream stands still for 200 ms and more at a time: it is watched for this many
+/// times as long as others.
+const LOSSY: u32 = 5;
 /// Idle is measured for longer than the routers' slowest regular work (5 s).
 const IDLE: Duration = Duration::from_secs(6);
 
@@ -180,18 +183,18 @@ impl Bench {
     /// Measures a figure once with one contestant.
     pub(super) fn measure(&self, figure: Figure, course: &Standing) -> anyhow::Result<Vec<(Metric, f64)>> {
         let (near, far) = (course.end(0), course.far(1));
-        let bulk = |streams| -> anyhow::Result<_> {
+        let bulk = |streams, lasting| -> anyhow::Result<_> {
             let bulk = Bulk::start(near, far, streams)?;
             thread::sleep(WARM_UP);
-            bulk.watch(self.lasting)
+            bulk.watch(lasting)
         };
         let short = self.lasting.min(Duration::from_millis(400));
         Ok(match figure {
             Figure::Tcp1 => {
-                let seen = bulk(1)?;
+                let seen = bulk(1, self.lasting)?;
                 vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)]
             }
-            Figure::Tcp4 => vec![(Metric::Tcp4, bulk(STREAMS)?.gigabits)],
+            Figure::Tcp4 => vec![(Metric::Tcp4, bulk(STREAMS, self.lasting)?.gigabits)],
             Figure::Reverse => {
                 let bulk = Bulk::start(course.end(1), course.far(0), 1)?;
                 thread::sleep(WARM_UP);
@@ -216,7 +219,7 @@ impl Bench {
             Figure::Loss1 | Figure::Loss5 => {
                 let (metric, percent) = if figure == Figure::Loss1 { (Metric::Loss1, 1) } else { (Metric::Loss5, 5) };
                 let _loss = Loss::start(course, percent)?;
-                vec![(metric, bulk(1)?.gigabits)]
+                vec![(metric, bulk(1, self.lasting * LOSSY)?.gigabits)]
             }
             Figure::Idle => {
                 if course.processes.is_empty() {

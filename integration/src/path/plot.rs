@@ -58,6 +58,15 @@ fn panel(body: &mut String, report: &Report, rows: &[Contestant], metric: Metric
     let summaries: Vec<Option<Summary>> = rows.iter().map(|&row| report.summary(metric, row)).collect();
     let top = summaries.iter().flatten().map(|summary| summary.max).fold(f64::MIN_POSITIVE, f64::max);
     let scale = |value: f64| value / top * (PANEL - LABEL - VALUE - 20.0);
+    if let Some(reference) = report.summary(metric, Contestant::Vxlan) {
+        let at = x + LABEL + scale(reference.median);
+        let _ = writeln!(
+            body,
+            "<path d=\"M{at:.1} {}V{}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/>",
+            y + HEAD - 2.0,
+            y + HEAD + BAR * rows.len() as f64
+        );
+    }
     for (index, (row, summary)) in rows.iter().zip(&summaries).enumerate() {
         let line = y + HEAD + BAR * index as f64;
         let (left, middle) = (x + LABEL, line + BAR / 2.0);
@@ -73,7 +82,8 @@ fn panel(body: &mut String, report: &Report, rows: &[Contestant], metric: Metric
         let _ = writeln!(
             body,
             "<rect x=\"{left}\" y=\"{}\" width=\"{:.1}\" height=\"{}\" fill=\"{}\"/><path d=\"M{from:.1} \
-             {middle}H{to:.1}\" stroke=\"#000\" stroke-width=\"1.5\"/><text x=\"{:.1}\" y=\"{}\">{}</text>",
+             {middle}H{to:.1}\" stroke=\"#000\" stroke-width=\"1.5\"/><text x=\"{:.1}\" y=\"{}\" paint-order=\"stroke\" \
+             stroke=\"#fff\" stroke-width=\"3\">{}</text>",
             line + 2.0,
             scale(summary.median),
             BAR - 4.0,
@@ -81,15 +91,6 @@ fn panel(body: &mut String, report: &Report, rows: &[Contestant], metric: Metric
             to + 5.0,
             middle + 4.0,
             Metric::digits(summary.median)
-        );
-    }
-    if let Some(reference) = report.summary(metric, Contestant::Vxlan) {
-        let at = x + LABEL + scale(reference.median);
-        let _ = writeln!(
-            body,
-            "<path d=\"M{at:.1} {}V{}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/>",
-            y + HEAD - 2.0,
-            y + HEAD + BAR * rows.len() as f64
         );
     }
 }
