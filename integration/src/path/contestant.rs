@@ -41,6 +41,7 @@ const CONTAINER_LINK: &str = "eth0";
 pub(super) enum Contestant {
     Raw,
     Vxlan,
+    WeftFast,
     WeftPlain,
     WeftSealed,
     WeftChacha,
@@ -57,6 +58,7 @@ impl Contestant {
     pub(super) const ALL: &[Self] = &[
         Self::Raw,
         Self::Vxlan,
+        Self::WeftFast,
         Self::WeftPlain,
         Self::WeftSealed,
         Self::WeftChacha,
@@ -73,6 +75,7 @@ impl Contestant {
         match self {
             Self::Raw => "raw",
             Self::Vxlan => "vxlan",
+            Self::WeftFast => "weft-fast",
             Self::WeftPlain => "weft-plain",
             Self::WeftSealed => "weft-sealed",
             Self::WeftChacha => "weft-chacha",
@@ -122,10 +125,12 @@ impl Standing {
         match contestant {
             Contestant::Raw => built.said = "the network between the hosts itself, no containers".into(),
             Contestant::Vxlan => built.vxlan(mtu)?,
-            Contestant::WeftPlain => built.weft(options, "none")?,
-            Contestant::WeftSealed | Contestant::WeftRelayed => built.weft(options, "aes-256-gcm")?,
-            Contestant::WeftChacha => built.weft(options, "chacha20-poly1305")?,
-            Contestant::WeftNacl => built.weft(options, "nacl")?,
+            Contestant::WeftFast => built.weft(options, "fast", "none")?,
+            Contestant::WeftPlain => built.weft(options, "sleeve", "none")?,
+            Contestant::WeftSealed => built.weft(options, "sleeve", "aes-256-gcm")?,
+            Contestant::WeftChacha => built.weft(options, "sleeve", "chacha20-poly1305")?,
+            Contestant::WeftNacl => built.weft(options, "sleeve", "nacl")?,
+            Contestant::WeftRelayed => built.weft(options, "relay", "aes-256-gcm")?,
             Contestant::WireguardGo => peers::wireguard(&mut built, "wireguard-go", mtu)?,
             Contestant::Boringtun => peers::wireguard(&mut built, "boringtun-cli", mtu)?,
             Contestant::Tinc => peers::tinc(&mut built, mtu)?,
@@ -200,8 +205,8 @@ impl Standing {
     }
 
     /// A router on each host, started and used as people do.
-    fn weft(&mut self, options: &Options, cipher: &str) -> anyhow::Result<()> {
-        let config = self.router_config(options, cipher)?;
+    fn weft(&mut self, options: &Options, carrier: &str, cipher: &str) -> anyhow::Result<()> {
+        let config = self.router_config(options, carrier, cipher)?;
         let last = self.hosts.hosts().len() - 1;
         for index in 0..=last {
             let mut config = config.clone();
@@ -213,7 +218,6 @@ impl Standing {
             self.routers.push(router);
         }
         let far = self.hosts.host(last).label().to_owned();
-        let carrier = if last > 1 { "relay" } else { "sleeve" };
         let mut seen = Err(anyhow!("no status"));
         let linked = wait_until(PATIENCE, || {
             seen = path_of(&self.routers[0], &far);
@@ -234,12 +238,16 @@ impl Standing {
         Ok(())
     }
 
-    fn router_config(&self, options: &Options, cipher: &str) -> anyhow::Result<RouterConfig> {
+    fn router_config(&self, options: &Options, carrier: &str, cipher: &str) -> anyhow::Result<RouterConfig> {
         let (exe, env) = match &options.weft {
             Some(exe) => (exe.clone(), Vec::new()),
             None => (std::env::current_exe()?, vec![(ROUTER.into(), OsString::from("1"))]),
         };
-        let config = RouterConfig { exe, env, args: Vec::new() }.with(["--no-discovery", "--range", "10.32.0.0/12"]);
+        let mut config =
+            RouterConfig { exe, env, args: Vec::new() }.with(["--no-discovery", "--range", "10.32.0.0/12"]);
+        if carrier != "fast" {
+            config = config.with(["--no-fast-path"]);
+        }
         if cipher == "none" {
             return Ok(config);
         }

@@ -98,7 +98,8 @@ fn panel(body: &mut String, report: &Report, rows: &[Contestant], metric: Metric
 fn colour(contestant: Contestant) -> &'static str {
     match contestant {
         Contestant::Raw | Contestant::Vxlan => "#b0b7c0",
-        Contestant::WeftPlain
+        Contestant::WeftFast
+        | Contestant::WeftPlain
         | Contestant::WeftSealed
         | Contestant::WeftChacha
         | Contestant::WeftNacl
