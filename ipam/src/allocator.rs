@@ -7,7 +7,8 @@ use core::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::id::{Id, Owner};
+use crate::id::{Id, Sender};
+pub use crate::machine::Ablation;
 use crate::machine::{Machine, Setup};
 use crate::{Output, RequestId, Ticket};
 
@@ -33,7 +34,7 @@ pub struct Config<P> {
 }
 
 /// The address protocol of one peer: converts peer ids, and hands everything to the machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Allocator<P> {
     machine: Machine,
     ranges: Vec<IpNet>,
@@ -52,8 +53,25 @@ impl<P: PeerKey> Allocator<P> {
         seed: [u8; 32],
         now: Duration,
     ) -> Result<Self, StateError> {
+        Self::with_broken_rules(config, state, seed, now, Ablation::default())
+    }
+
+    /// As [`Self::new`], but some rules are not kept: for tests that show what each is good for.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    #[doc(hidden)]
+    pub fn with_broken_rules(
+        config: Config<P>,
+        state: Vec<(Vec<u8>, Vec<u8>)>,
+        seed: [u8; 32],
+        now: Duration,
+        ablation: Ablation,
+    ) -> Result<Self, StateError> {
         let setup = Setup {
-            me: owner(config.me, config.incarnation),
+            me: Id(config.me.to_bytes()),
+            incarnation: config.incarnation,
+            ablation,
             ranges: config.ranges.clone(),
             named: config.named_peers,
             seed,
@@ -75,7 +93,7 @@ impl<P: PeerKey> Allocator<P> {
 
     /// A message from a peer.
     pub fn handle_message(&mut self, from: P, incarnation: u64, bytes: &[u8], now: Duration) {
-        self.machine.handle_message(owner(from, incarnation), bytes, now);
+        self.machine.handle_message(Sender { peer: Id(from.to_bytes()), incarnation }, bytes, now);
     }
 
     /// A write is durable, or failed with the given text.
@@ -106,6 +124,56 @@ impl<P: PeerKey> Allocator<P> {
         let freed = self.machine.free(owner, address);
         self.machine.settle();
         freed
+    }
+
+    /// What runs on this host and has an address: owners and addresses. Until this was called
+    /// once, no new address is given from blocks of an earlier start: an old copy of the disk, or
+    /// a new disk, does not know of all that was given from them.
+    pub fn survey(&mut self, in_use: &[(String, IpAddr)], now: Duration) {
+        self.machine.clock(now);
+        self.machine.survey(in_use);
+        self.machine.settle();
+    }
+
+    /// The version of the panel of voters that this peer knows, and the voters.
+    #[must_use]
+    pub fn panel(&self) -> Option<(u64, Vec<P>)> {
+        let panel = self.machine.panel.as_ref()?;
+        Some((panel.version, panel.voters.iter().map(|voter| P::from_bytes(voter.0)).collect()))
+    }
+
+    /// Whether this peer is a voter that cannot answer yet: it does not know all that the others
+    /// settled.
+    #[must_use]
+    pub fn is_learning_to_vote(&self) -> bool {
+        self.machine.is_learning_to_vote()
+    }
+
+    /// The number of this peer's present life; another one after a restart, or if this peer was
+    /// removed while it was alive.
+    #[must_use]
+    pub fn life(&self) -> u64 {
+        self.machine.me.life
+    }
+
+    /// Removes a peer for good, in all lives in which it owns blocks: these come back to whoever
+    /// needs them. Its present life, if it is alive after all, is over with that.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub fn remove_peer(&mut self, peer: P, now: Duration) -> Result<(), String> {
+        self.machine.clock(now);
+        let result = self.machine.remove_peer(Id(peer.to_bytes()));
+        self.machine.settle();
+        result
+    }
+
+    /// Whose block an address is in, with the term and epoch of that knowledge: what a frame's
+    /// source address is to be checked against.
+    #[must_use]
+    pub fn owner_of(&self, address: IpAddr) -> Option<(P, u64, u64)> {
+        let (peer, term, epoch) = self.machine.owner_of(address)?;
+        Some((P::from_bytes(peer.0), term, epoch))
     }
 
     /// The addresses of an owner.
@@ -177,10 +245,6 @@ impl<P: PeerKey> Allocator<P> {
     pub fn held(&self) -> Vec<(IpAddr, IpAddr)> {
         self.machine.held()
     }
-}
-
-fn owner<P: PeerKey>(peer: P, incarnation: u64) -> Owner {
-    Owner { peer: Id(peer.to_bytes()), incarnation }
 }
 
 /// The state of the address space as this peer sees it; numbers of addresses saturate.

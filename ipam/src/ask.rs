@@ -15,10 +15,11 @@ use ipnet::IpNet;
 
 use crate::AllocError;
 use crate::RequestId;
-use crate::id::{Id, Owner};
+use crate::id::{Id, Sender};
 use crate::machine::{Area, Machine};
+use crate::ring::{Holder, RegRun};
 use crate::serve::{Pending, REQUEST_LIFE, Want};
-use crate::wire::{Body, Refusal, Request, Wanted, names};
+use crate::wire::{BlockRuns, Body, Refusal, Request, Wanted, names};
 
 /// How long a peer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ const RESERVE_PAUSE: Duration = Duration::from_secs(10);
 const MAX_PAUSE: Duration = Duration::from_secs(320);
 
 /// The search for some blocks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ask {
     /// The peer asked now, the number of the request, and until when it may answer.
     asked: Option<(Id, u64, Duration)>,
@@ -101,7 +102,7 @@ impl Machine {
     /// What is searched for, with the number of blocks that requests wait for.
     fn needs(&self) -> BTreeMap<Wanted, u32> {
         let mut needs: BTreeMap<Wanted, u32> = BTreeMap::new();
-        if self.network.is_none() {
+        if self.network.is_none() || (self.inherited && !self.surveyed) {
             return needs;
         }
         for pending in self.pending.values() {
@@ -170,8 +171,7 @@ impl Machine {
 
     fn request_blocks(&mut self, peer: Id, wanted: Wanted, need: u32) {
         let has = self.areas.get(usize::from(wanted.range)).map_or(0, Area::empty);
-        let request =
-            Request { nonce: self.nonce, seq: self.next_seq, incarnation: self.me.incarnation, wanted, need, has };
+        let request = Request { life: self.me.life, seq: self.next_seq, wanted, need, has };
         self.send_durably(peer, Body::Request(request));
     }
 
@@ -179,7 +179,7 @@ impl Machine {
     fn end_round(&mut self, wanted: Wanted, ask: &mut Ask) {
         // A block may have been on its way from one that was not asked yet to one that was.
         let calm = ask.changes == self.changes(&wanted);
-        let everyone_refused = calm && self.silent(&wanted, &ask.answers).is_empty();
+        let everyone_refused = calm && self.silent(&wanted, &ask.answers).is_empty() && !self.is_more_coming(&wanted);
         if everyone_refused {
             let hopeless: Vec<(RequestId, Pending)> = self
                 .pending
@@ -237,10 +237,51 @@ impl Machine {
         }
     }
 
+    /// Whether blocks are about to come that no owner has to be asked for.
+    pub(crate) fn is_more_coming(&self, wanted: &Wanted) -> bool {
+        let Some(area) = self.areas.get(usize::from(wanted.range)) else {
+            return false;
+        };
+        let mut runs = area.ring.regs(wanted.lo, wanted.hi);
+        runs.any(|run| match run.reg.holder {
+            Holder::Nobody => run.reg.order.term > 0,
+            Holder::One(owner) if owner.peer == self.me.peer => {
+                area.ring.held(run.lo, run.hi).map(|(lo, hi)| hi - lo).sum::<u32>() < run.hi - run.lo
+            }
+            Holder::One(owner) => self.gone.contains(&owner),
+            Holder::Disputed => false,
+        })
+    }
+
+    /// Blocks of nobody that are to be taken for a search under way: a share of them, begun at a
+    /// place of this peer's own, so that peers in need at once seldom want the same.
+    pub(crate) fn wanted_of_pool(&self) -> Option<BlockRuns> {
+        let needs = self.needs();
+        needs.into_iter().find_map(|(wanted, need)| {
+            let area = self.areas.get(usize::from(wanted.range))?;
+            let free = |run: &RegRun| run.reg.holder == Holder::Nobody && run.reg.order.term > 0;
+            let runs: Vec<(u32, u32)> =
+                area.ring.regs(wanted.lo, wanted.hi).filter(free).map(|run| (run.lo, run.hi)).collect();
+            let count: u32 = runs.iter().map(|(lo, hi)| hi - lo).sum();
+            let [.., last] = self.me.peer.0;
+            let &(lo, hi) = runs.get(usize::from(last) % runs.len().max(1))?;
+            let len = need.max(count / 4).max(1).min(hi - lo);
+            Some(BlockRuns { range: wanted.range, lo: hi - len, hi })
+        })
+    }
+
     /// What keeps blocks from coming.
     pub(crate) fn obstacle(&self, wanted: &Wanted) -> String {
         if self.network.is_none() {
             return self.waiting();
+        }
+        if self.inherited && !self.surveyed {
+            return "a look at what runs on this host".to_owned();
+        }
+        if self.is_more_coming(wanted)
+            && let Some(panel) = &self.panel
+        {
+            return format!("a majority of the voters {} to settle blocks", names(panel.voters.iter()));
         }
         let none = BTreeMap::new();
         let silent = self.silent(wanted, &none);
@@ -253,8 +294,8 @@ impl Machine {
     }
 
     /// A refusal.
-    pub(crate) fn on_refused(&mut self, from: Owner, seq: u64, nonce: u64, why: Refusal) {
-        if nonce != self.nonce {
+    pub(crate) fn on_refused(&mut self, from: Sender, seq: u64, life: u64, why: Refusal) {
+        if life != self.me.life {
             return;
         }
         for ask in self.asks.values_mut() {

@@ -23,9 +23,9 @@ use crate::ring::{Holder, Order, Reg, RegRun};
 use crate::wire::{Accepted, Net, WireRun};
 
 /// Most voters of a network.
-const MAX_VOTERS: usize = 5;
-/// Term of the registers that a network is founded with.
-pub(crate) const FIRST_TERM: u64 = 1;
+pub(crate) const MAX_VOTERS: usize = 5;
+/// Term of the registers that a network is founded with: the first of the first panel.
+pub(crate) const FIRST_TERM: u64 = 1 << crate::take::VERSION_SHIFT;
 
 /// Number of a proposal; no two proposers ever use the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
@@ -39,7 +39,7 @@ pub(crate) struct Ballot {
     pub(crate) proposer: Id,
     /// In which life: a proposer that restarts does not know which rounds it used.
     #[n(2)]
-    pub(crate) incarnation: u64,
+    pub(crate) life: u64,
 }
 
 /// What a network is founded as; it never changes.
@@ -169,7 +169,7 @@ pub(crate) fn majority(peers: usize) -> usize {
 }
 
 /// One attempt to found a network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Proposal {
     /// Its number.
     pub(crate) ballot: Ballot,
@@ -179,7 +179,7 @@ pub(crate) struct Proposal {
     phase: Phase,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Phase {
     Preparing { promised: BTreeMap<Id, u64>, newest: Option<Accepted> },
     Accepting { network: Network, accepted: BTreeSet<Id> },
@@ -203,7 +203,7 @@ impl Proposal {
             return None;
         };
         self.population = self.population.max(named.saturating_add(1));
-        promised.insert(from.peer, from.incarnation);
+        promised.insert(from.peer, from.life);
         if let Some(one) = accepted
             && newest.as_ref().is_none_or(|newest| newest.ballot < one.ballot)
         {
@@ -212,7 +212,7 @@ impl Proposal {
         if promised.len() < majority(self.population) {
             return None;
         }
-        let founders = promised.iter().map(|(&peer, &incarnation)| Owner { peer, incarnation }).collect();
+        let founders = promised.iter().map(|(&peer, &life)| Owner { peer, life }).collect();
         let network = match newest.take() {
             Some(newest) => newest.network,
             None => propose(founders),
@@ -236,11 +236,11 @@ mod tests {
     use super::*;
 
     fn ballot(round: u64, peer: u8) -> Ballot {
-        Ballot { round, proposer: Id([peer; 16]), incarnation: 1 }
+        Ballot { round, proposer: Id([peer; 16]), life: 1 }
     }
 
     fn owner(peer: u8) -> Owner {
-        Owner { peer: Id([peer; 16]), incarnation: 1 }
+        Owner { peer: Id([peer; 16]), life: 1 }
     }
 
     fn network(id: u8, founders: Vec<Owner>) -> Network {

@@ -11,9 +11,9 @@ use core::time::Duration;
 
 use rand_core::RngCore;
 
-use crate::id::{Id, Owner};
+use crate::id::{Id, Sender};
 use crate::machine::Machine;
-use crate::ring::{BUCKETS, Hash};
+use crate::ring::{BUCKETS, Hash, RegRun};
 use crate::wire::{Body, MAX_RUNS, Part, RangeDigest, WireRun};
 
 /// Pause between two comparisons, plus up to half of it.
@@ -27,6 +27,7 @@ impl Machine {
     /// One hash over all registers.
     pub(crate) fn root(&self) -> u64 {
         let mut hash = Hash::default();
+        hash.word(self.panel.as_ref().map_or(0, |panel| panel.version));
         for area in &self.areas {
             for bucket in area.ring.digest() {
                 hash.word(bucket);
@@ -63,18 +64,19 @@ impl Machine {
     }
 
     /// A member's registers in one hash.
-    pub(crate) fn on_here(&mut self, from: Owner, root: u64) {
+    pub(crate) fn on_here(&mut self, from: Sender, root: u64) {
         if self.network.is_none() {
             self.fetch(from);
         } else if self.now >= self.next_digest && root != self.root() {
             self.next_digest = self.now + DIGEST_PAUSE;
             let digest = self.areas.iter().map(|area| RangeDigest { buckets: area.ring.digest() }).collect();
             self.send_durably(from.peer, Body::Digest(digest));
+            self.send_panel(from.peer);
         }
     }
 
     /// A member's registers in 64 hashes a range.
-    pub(crate) fn on_digest(&mut self, from: Owner, digest: &[RangeDigest]) {
+    pub(crate) fn on_digest(&mut self, from: Sender, digest: &[RangeDigest]) {
         let mut parts = Vec::new();
         for (range, (area, theirs)) in (0u16..).zip(self.areas.iter().zip(digest)) {
             let ours = area.ring.digest();
@@ -85,6 +87,13 @@ impl Machine {
             }
         }
         self.send_parts(from.peer, &parts, true);
+        self.send_panel(from.peer);
+    }
+
+    fn send_panel(&mut self, to: Id) {
+        if let Some(panel) = self.panel.clone() {
+            self.send_durably(to, Body::Panel(panel));
+        }
     }
 
     /// Sends the registers of some parts, in as many messages as it takes.
@@ -130,9 +139,10 @@ impl Machine {
     }
 
     /// Registers from a member.
-    pub(crate) fn on_delta(&mut self, from: Owner, runs: &[WireRun], want: &[Part]) {
+    pub(crate) fn on_delta(&mut self, from: Sender, runs: &[WireRun], want: &[Part]) {
         for run in runs {
-            self.merge(from, run);
+            let (index, run) = run.parts();
+            self.merge_run(from.peer, index, run);
         }
         let mut want = want.to_vec();
         want.sort_unstable();
@@ -140,15 +150,20 @@ impl Machine {
         self.send_parts(from.peer, &want, false);
     }
 
-    fn merge(&mut self, from: Owner, run: &WireRun) {
-        let (index, run) = run.parts();
+    /// Joins registers that a peer told of.
+    pub(crate) fn merge_run(&mut self, from: Id, index: usize, run: RegRun) {
+        let me = self.me;
         let Some(area) = self.areas.get_mut(index) else {
             return;
         };
         if run.lo >= run.hi || run.hi > area.ring.blocks() {
             return;
         }
-        let merged = area.ring.merge(run);
+        let merged = area.ring.merge(run, me);
+        for &(lo, _) in &merged.gained {
+            area.space.gained(area.range.first_of(lo));
+            self.wake = true;
+        }
         for &(lo, hi) in &merged.changed {
             self.record_lazily(index, lo, hi);
         }
@@ -163,7 +178,7 @@ impl Machine {
                 "the blocks {} have two owners of the same order (heard from peer {}): nobody \
                  gives addresses from them",
                 place(blocks),
-                from.peer
+                from
             ));
         }
         for blocks in &merged.lost {
@@ -172,8 +187,11 @@ impl Machine {
                  it gives no more addresses from them, those given stay",
                 place(blocks),
                 run.reg.holder.peer().map_or("nobody".to_owned(), |peer| peer.to_string()),
-                from.peer
+                from
             ));
+        }
+        if !merged.lost.is_empty() {
+            self.wake = true;
         }
         for text in texts {
             self.problem(text);

@@ -1,23 +1,24 @@
 //! Giving blocks away, and taking what was given.
 //!
 //! ```text
-//!  asker                               owner
-//!   ── Request(nonce, need, has) ───────►  picks EMPTY blocks, from the top
+//!  asker                               owner                      voters
+//!   ── Request(life, need, has) ────────►  picks EMPTY blocks, from the top
 //!                                          durable: registers (t, e+1) → asker, and the grant
-//!   ◄─ Grant(registers) ─────────────────  again after 1, 2, 4 … 30 s, also after a restart
-//!   durable: registers, held
+//!   ◄─ Grant(registers) ─────────────────  again after 1, 2, 4 … 30 s
+//!   ── Witness(registers) ─────────────────────────────────────────►  durable
+//!   ◄─ Witnessed ───────────────────────────────────────────────────
+//!   a majority: held
 //!   ── Confirm ─────────────────────────►  forgets the grant
 //! ```
 //!
 //! From the moment it decides, before anything is durable, the owner gives no address from the
-//! blocks; the asker gives none before its own record is durable. So never two give from one
-//! block (ipam I5).
+//! blocks; the asker gives none before a majority of the voters knows that they are its own. So
+//! never two give from one block, even if the owner forgets what it did (ipam I5, I15).
 
 use core::time::Duration;
+use std::collections::BTreeSet;
 
-use rand_core::RngCore;
-
-use crate::id::{Id, Owner};
+use crate::id::{Id, Owner, Sender};
 use crate::machine::Machine;
 use crate::range::Range;
 use crate::ring::{Holder, Order, Reg, RegRun};
@@ -27,8 +28,14 @@ use crate::wire::{Body, Grant, Refusal, Request, Wanted, WireRun};
 /// Pause before a grant is sent again the first time; doubled up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause before voters are asked again to be witnesses.
+const WITNESS_PAUSE: Duration = Duration::from_secs(4);
+/// How long a grant may stay unconfirmed before the owner takes the blocks back (ipam I17).
+const OVERDUE: Duration = Duration::from_secs(10);
 /// Most runs of blocks in a grant.
 const MAX_GRANT_RUNS: usize = 256;
+/// Most grants that wait for their witnesses at once.
+const MAX_WITNESSING: usize = 256;
 
 /// A grant that is not confirmed.
 #[derive(Debug, Clone)]
@@ -36,6 +43,7 @@ pub(crate) struct Outstanding {
     stored: StoredGrant,
     /// The write that records it.
     batch: u64,
+    since: Duration,
     next: Duration,
     pause: Duration,
 }
@@ -43,7 +51,7 @@ pub(crate) struct Outstanding {
 impl Outstanding {
     /// A grant of an earlier life.
     pub(crate) fn restored(stored: StoredGrant, now: Duration) -> Self {
-        Self { stored, batch: 0, next: now, pause: FIRST_PAUSE }
+        Self { stored, batch: 0, since: now, next: now, pause: FIRST_PAUSE }
     }
 
     fn overlaps(&self, wanted: &Wanted) -> bool {
@@ -51,21 +59,35 @@ impl Outstanding {
     }
 }
 
+/// A grant to this peer that waits for its witnesses.
+#[derive(Debug, Clone)]
+pub(crate) struct Witnessing {
+    giver: Id,
+    runs: Vec<WireRun>,
+    witnesses: BTreeSet<Id>,
+    since: Duration,
+    /// A voter has promised a newer term.
+    refused: bool,
+    next: Duration,
+    pause: Duration,
+}
+
 impl Machine {
     /// A peer asks for blocks.
-    pub(crate) fn on_request(&mut self, from: Owner, request: Request) {
+    pub(crate) fn on_request(&mut self, from: Sender, request: Request) {
         let wanted = request.wanted;
         let Some(area) = self.areas.get(usize::from(wanted.range)) else {
             return;
         };
-        let bad = wanted.lo >= wanted.hi || wanted.hi > area.ring.blocks();
-        if bad || request.incarnation != from.incarnation {
+        if wanted.lo >= wanted.hi || wanted.hi > area.ring.blocks() {
             return;
         }
+        let to = Owner { peer: from.peer, life: request.life };
+        self.drop_overtaken();
         let under_way: Vec<u64> = self
             .grants
             .iter()
-            .filter(|(_, grant)| grant.stored.to.peer == from.peer && grant.overlaps(&wanted))
+            .filter(|(_, grant)| grant.stored.to == to && grant.overlaps(&wanted))
             .map(|(&id, _)| id)
             .collect();
         if !under_way.is_empty() {
@@ -76,9 +98,11 @@ impl Machine {
             return;
         }
         match self.pick(&request) {
-            Ok(runs) => self.give_away(from, &request, &runs),
+            Ok(runs) => self.give_away(to, &request, &runs),
+            // What is not settled yet may be to spare in a moment: silence makes the asker ask again.
+            Err(Refusal::Nothing) if self.is_more_coming(&wanted) => {}
             Err(why) => {
-                let refused = Body::Refused { seq: request.seq, nonce: request.nonce, why };
+                let refused = Body::Refused { seq: request.seq, life: request.life, why };
                 self.send(from.peer, refused);
             }
         }
@@ -132,10 +156,11 @@ impl Machine {
             }
             self.record(index, lo, hi);
         }
-        let stored = StoredGrant { to, nonce: request.nonce, runs: runs.clone() };
-        let id = self.rng.next_u64();
+        let stored = StoredGrant { to, runs: runs.clone() };
+        let id = self.draw();
         let batch = self.journal.put(store::put(Key::Grant(id), &stored));
-        let outstanding = Outstanding { stored, batch, next: self.now + FIRST_PAUSE, pause: FIRST_PAUSE };
+        let outstanding =
+            Outstanding { stored, batch, since: self.now, next: self.now + FIRST_PAUSE, pause: FIRST_PAUSE };
         self.grants.insert(id, outstanding);
         self.send_grant(id);
         self.announce(&runs);
@@ -144,23 +169,19 @@ impl Machine {
     fn send_grant(&mut self, id: u64) {
         if let Some(grant) = self.grants.get(&id) {
             let to = grant.stored.to.peer;
-            let body = Body::Grant(Grant { id, nonce: grant.stored.nonce, runs: grant.stored.runs.clone() });
+            let body = Body::Grant(Grant { id, runs: grant.stored.runs.clone() });
             self.send_durably(to, body);
         }
     }
 
     /// Sends grants again that were not confirmed in time.
     pub(crate) fn tick_grants(&mut self) {
+        self.drop_overtaken();
         let due: Vec<u64> = self.grants.iter().filter(|(_, grant)| grant.next <= self.now).map(|(&id, _)| id).collect();
         for id in due {
-            let overtaken = self.is_overtaken(id);
             let Some(grant) = self.grants.get_mut(&id) else {
                 continue;
             };
-            if overtaken {
-                self.on_confirmed(id);
-                continue;
-            }
             grant.pause = MAX_PAUSE.min(grant.pause * 2);
             grant.next = self.now + grant.pause;
             let send = self.journal.is_durable(grant.batch) && self.peers.contains_key(&grant.stored.to.peer);
@@ -170,7 +191,14 @@ impl Machine {
         }
     }
 
-    /// Whether all blocks of a grant have moved on, which only its receiver can have done.
+    fn drop_overtaken(&mut self) {
+        let overtaken: Vec<u64> = self.grants.keys().copied().filter(|&id| self.is_overtaken(id)).collect();
+        for id in overtaken {
+            self.on_confirmed(id);
+        }
+    }
+
+    /// Whether all blocks of a grant have moved on: nothing of it is due any more.
     fn is_overtaken(&self, id: u64) -> bool {
         self.grants.get(&id).is_some_and(|grant| {
             grant.stored.runs.iter().all(|run| {
@@ -201,66 +229,180 @@ impl Machine {
             .min()
     }
 
+    /// The runs of grants that were not confirmed in time.
+    pub(crate) fn overdue_grants(&self) -> Vec<WireRun> {
+        let overdue = self.grants.values().filter(|grant| grant.since + OVERDUE <= self.now);
+        overdue.flat_map(|grant| grant.stored.runs.iter().copied()).collect()
+    }
+
+    /// When the next grant becomes overdue.
+    pub(crate) fn next_overdue(&self) -> Option<Duration> {
+        self.grants.values().map(|grant| grant.since + OVERDUE).filter(|&at| at > self.now).min()
+    }
+
     /// Blocks for this peer.
-    pub(crate) fn on_grant(&mut self, from: Owner, grant: &Grant) {
-        let mut gained = Vec::new();
-        for run in &grant.runs {
-            let (index, run) = run.parts();
-            if self.may_take(index, &run, grant.nonce) {
-                self.take(index, &run, &mut gained);
-            } else {
-                self.problem(format!(
-                    "peer {} granted blocks to a life of this peer whose address state is gone; \
-                     nobody gives addresses from them",
-                    from.peer
-                ));
+    pub(crate) fn on_grant(&mut self, from: Sender, grant: &Grant) {
+        if let Some(known) = self.witnessing.get_mut(&grant.id) {
+            known.next = self.now;
+            return self.tick_witnesses();
+        }
+        let runs = self.still_due(&grant.runs);
+        if runs.is_empty() {
+            // Taken before, or for a life of this peer that is over.
+            self.send_durably(from.peer, Body::Confirm { id: grant.id });
+            return;
+        }
+        if self.witnessing.len() >= MAX_WITNESSING {
+            return;
+        }
+        let witnessing = Witnessing {
+            giver: from.peer,
+            runs,
+            witnesses: BTreeSet::new(),
+            since: self.now,
+            refused: false,
+            next: self.now,
+            pause: FIRST_PAUSE / 2,
+        };
+        self.witnessing.insert(grant.id, witnessing);
+        self.tick_witnesses();
+    }
+
+    /// What of a grant to this life was neither taken nor overtaken.
+    fn still_due(&self, runs: &[WireRun]) -> Vec<WireRun> {
+        let mut due = Vec::new();
+        for wire in runs {
+            let (index, run) = wire.parts();
+            let Some(area) = self.areas.get(index).filter(|area| run.lo < run.hi && run.hi <= area.ring.blocks())
+            else {
+                continue;
+            };
+            if run.reg.holder != Holder::One(self.me) {
+                continue;
+            }
+            for old in area.ring.regs(run.lo, run.hi) {
+                // The register may have come by gossip before the grant did.
+                if old.reg.order < run.reg.order {
+                    due.push(WireRun::new(index, RegRun { reg: run.reg, ..old }));
+                } else if old.reg == run.reg {
+                    let mut at = old.lo;
+                    for (lo, hi) in area.ring.held(old.lo, old.hi) {
+                        due.extend((at < lo).then_some(WireRun::new(index, RegRun { lo: at, hi: lo, reg: run.reg })));
+                        at = hi;
+                    }
+                    due.extend(
+                        (at < old.hi).then_some(WireRun::new(index, RegRun { lo: at, hi: old.hi, reg: run.reg })),
+                    );
+                }
             }
         }
-        self.send_durably(from.peer, Body::Confirm { id: grant.id });
-        gained.sort_unstable();
-        gained.dedup();
+        due
+    }
+
+    /// The panel has changed: its voters are asked anew.
+    pub(crate) fn restart_witnesses(&mut self) {
+        for witnessing in self.witnessing.values_mut() {
+            witnessing.witnesses.clear();
+            witnessing.next = self.now;
+            witnessing.pause = FIRST_PAUSE / 2;
+        }
+    }
+
+    /// Asks the voters that have not answered.
+    pub(crate) fn tick_witnesses(&mut self) {
+        let due: Vec<u64> =
+            self.witnessing.iter().filter(|(_, grant)| grant.next <= self.now).map(|(&id, _)| id).collect();
+        for id in due {
+            let Some((panel, mut witnessing)) = self.panel.clone().zip(self.witnessing.remove(&id)) else {
+                continue;
+            };
+            let runs = self.still_due(&witnessing.runs);
+            if runs.is_empty() {
+                self.send_durably(witnessing.giver, Body::Confirm { id });
+                continue;
+            }
+            if runs != witnessing.runs {
+                witnessing.witnesses.clear();
+                witnessing.runs.clone_from(&runs);
+            }
+            witnessing.next = self.now + witnessing.pause;
+            witnessing.pause = WITNESS_PAUSE.min(witnessing.pause * 2);
+            let silent: Vec<Id> =
+                panel.voters.iter().copied().filter(|voter| !witnessing.witnesses.contains(voter)).collect();
+            self.witnessing.insert(id, witnessing);
+            if self.ablation.no_witness {
+                self.witnessed(id);
+                continue;
+            }
+            for voter in silent {
+                self.send_durably(voter, Body::Witness { id, version: panel.version, runs: runs.clone() });
+            }
+        }
+    }
+
+    /// Whether a grant of some of these blocks waits for its witnesses, and may still get them: a
+    /// voter that promised a newer term is none any more.
+    pub(crate) fn is_witnessing(&self, index: usize, lo: u32, hi: u32) -> bool {
+        let hopeful = |grant: &&Witnessing| !grant.refused && grant.since + OVERDUE > self.now;
+        let young = self.witnessing.values().filter(hopeful);
+        let mut runs = young.flat_map(|witnessing| &witnessing.runs);
+        runs.any(|run| usize::from(run.range) == index && run.lo < hi && lo < run.hi)
+    }
+
+    /// A voter cannot be a witness of a grant any more: somebody has begun to settle the blocks
+    /// anew. This peer does so at once, and learns what became of them.
+    pub(crate) fn on_witness_refused(&mut self, id: u64) -> bool {
+        let Some(witnessing) = self.witnessing.get_mut(&id) else {
+            return false;
+        };
+        witnessing.refused = true;
+        true
+    }
+
+    /// When voters are asked again.
+    pub(crate) fn next_witness(&self) -> Option<Duration> {
+        self.witnessing.values().map(|witnessing| witnessing.next).min()
+    }
+
+    /// A voter knows of a grant.
+    pub(crate) fn on_witnessed(&mut self, from: Sender, id: u64, version: u64) {
+        let Some(panel) = self.panel.as_ref().filter(|panel| panel.version == version) else {
+            return;
+        };
+        let Some(witnessing) = self.witnessing.get_mut(&id).filter(|_| panel.voters.contains(&from.peer)) else {
+            return;
+        };
+        witnessing.witnesses.insert(from.peer);
+        if witnessing.witnesses.len() >= panel.majority() {
+            self.witnessed(id);
+        }
+    }
+
+    /// A majority knows of a grant: the blocks are this peer's.
+    fn witnessed(&mut self, id: u64) {
+        let Some(witnessing) = self.witnessing.remove(&id) else {
+            return;
+        };
+        let runs = self.still_due(&witnessing.runs);
+        let mut gained = BTreeSet::new();
+        for wire in &runs {
+            let (index, run) = wire.parts();
+            let area = &mut self.areas[index];
+            area.ring.write(run, true);
+            area.space.gained(area.range.first_of(run.lo));
+            self.record_lazily(index, run.lo, run.hi);
+            gained.insert(index);
+        }
+        self.send_durably(witnessing.giver, Body::Confirm { id });
+        self.announce(&runs);
         for index in gained {
-            self.granted(index, from.peer);
+            self.granted(index, witnessing.giver);
             self.wake = true;
         }
     }
 
-    /// Whether a granted run names this peer in a life whose state is here.
-    fn may_take(&self, index: usize, run: &RegRun, nonce: u64) -> bool {
-        let Some(area) = self.areas.get(index) else {
-            return false;
-        };
-        let Holder::One(owner) = run.reg.holder else {
-            return false;
-        };
-        let life = owner.incarnation;
-        let asked_for = life == self.me.incarnation && nonce == self.nonce;
-        // A grant to an earlier life of this state: the state shows whether it was taken then.
-        let earlier = (self.born..self.me.incarnation).contains(&life);
-        run.lo < run.hi && run.hi <= area.ring.blocks() && owner.peer == self.me.peer && (asked_for || earlier)
-    }
-
-    fn take(&mut self, index: usize, run: &RegRun, gained: &mut Vec<usize>) {
-        let area = &mut self.areas[index];
-        let mut taken = Vec::new();
-        for old in area.ring.stored(run.lo, run.hi) {
-            let newer = old.reg.order < run.reg.order;
-            // The register may have come by gossip before the grant did.
-            if newer || (old.reg == run.reg && !old.held) {
-                let (lo, hi) = (old.lo, old.hi);
-                area.ring.write(RegRun { lo, hi, ..*run }, true);
-                area.space.gained(area.range.first_of(lo));
-                taken.push((lo, hi));
-            }
-        }
-        for (lo, hi) in taken {
-            self.record(index, lo, hi);
-            gained.push(index);
-        }
-    }
-
     /// A grant arrived.
-    pub(crate) fn on_confirm(&mut self, from: Owner, id: u64) {
+    pub(crate) fn on_confirm(&mut self, from: Sender, id: u64) {
         if self.grants.get(&id).is_some_and(|grant| grant.stored.to.peer == from.peer) {
             self.on_confirmed(id);
         }

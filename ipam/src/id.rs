@@ -5,7 +5,7 @@ use core::fmt;
 use minicbor::{Decode, Encode};
 
 /// A peer as 16 bytes. The surface converts from and to the caller's type.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub(crate) struct Id(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 16]);
 
@@ -43,15 +43,24 @@ impl fmt::Debug for NetworkId {
 
 /// Who owns a block: one life of one peer.
 ///
-/// A peer with its disk intact goes on with the blocks of its earlier lives (ipam I9); the life
-/// is written down so that a block of a life whose disk is gone can be told from them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Encode, Decode)]
+/// A life begins with a start of the process, and has a number drawn by chance: so a restart, a
+/// lost disk and an old copy of a disk are all the same to the others, a new owner (ipam I9).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
 #[cbor(array)]
 pub(crate) struct Owner {
     /// The peer.
     #[n(0)]
     pub(crate) peer: Id,
-    /// Its start.
+    /// Its life.
     #[n(1)]
+    pub(crate) life: u64,
+}
+
+/// Who sent a message: a peer and the number of its start, as the mesh knows them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Sender {
+    /// The peer.
+    pub(crate) peer: Id,
+    /// Its start.
     pub(crate) incarnation: u64,
 }

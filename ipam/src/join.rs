@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use rand_core::RngCore;
 
 use crate::founding::{Acceptor, Ballot, Network, Proposal, majority};
-use crate::id::{Id, NetworkId, Owner};
+use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::journal::Effect;
 use crate::machine::{Machine, Packet};
-use crate::ring::Holder;
+use crate::panel::Panel;
 use crate::store::{self, Key};
 use crate::wire::{Accepted, Body, Net, names};
 
@@ -42,15 +42,16 @@ const FETCH_PAUSE: Duration = Duration::from_millis(300);
 /// Most rounds by which a ballot of others may raise one's own.
 const MAX_ROUND: u64 = u64::MAX / 2;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Seeker {
+    incarnation: u64,
     life: u64,
     named: usize,
     heard: Duration,
 }
 
 /// The way to a network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Join {
     /// The durable part.
     pub(crate) acceptor: Acceptor,
@@ -102,11 +103,6 @@ impl Join {
         self.next_fetch = now;
     }
 
-    /// Ends an attempt of an earlier life.
-    pub(crate) fn give_up_proposal(&mut self) {
-        self.proposal = None;
-    }
-
     /// When the next step is due.
     pub(crate) fn next(&self, joined: bool) -> Option<Duration> {
         if joined {
@@ -138,7 +134,8 @@ impl Machine {
         if self.join.named == 0 && (fresh || self.join.acceptor == Acceptor::default()) {
             let id = self.draw_network_id();
             let network = Network::found(id, &self.universe, vec![self.me]);
-            self.adopt(network);
+            let panel = Panel::first(&network.voters);
+            self.adopt(network, panel);
         } else {
             // Asked to join, or in the middle of founding with others when it stopped.
             self.join.named = self.join.named.max(1);
@@ -153,24 +150,31 @@ impl Machine {
     }
 
     /// Makes a network this peer's own, for good.
-    fn adopt(&mut self, network: Network) {
+    fn adopt(&mut self, network: Network, panel: Panel) {
         self.journal.put(store::put(Key::Network, &network));
+        self.journal.put(store::put(Key::Panel, &panel));
         self.journal.put(store::delete(Key::Left));
-        for run in network.first_registers(&self.universe) {
+        let registers = network.first_registers(&self.universe);
+        for run in &registers {
             let (index, run) = run.parts();
             let area = &mut self.areas[index];
-            area.ring.merge(run);
-            // A share is taken once, by the state that was there when it was decided.
-            if let Holder::One(owner) = run.reg.holder
-                && owner.peer == self.me.peer
-                && (self.born..=self.me.incarnation).contains(&owner.incarnation)
-            {
-                area.ring.write(run, true);
-                area.space.gained(area.range.first_of(run.lo));
-            }
+            area.ring.merge(run, self.me);
+            area.space.gained(area.range.first_of(run.lo));
             self.record(index, run.lo, run.hi);
         }
+        // Only who took part in the founding, and did not forget it, knows by that alone what was
+        // settled until now: nothing.
+        let founder =
+            network.shares.contains(&self.me) || (panel.voters.len() == 1 && self.join.acceptor.accepted.is_some());
+        let first = panel.version == 1 && panel.voters.contains(&self.me.peer);
         self.network = Some(network);
+        self.panel = Some(panel);
+        self.joined_at = self.now;
+        if first && founder {
+            self.sit_first(&registers);
+        } else {
+            self.resume_voting();
+        }
         self.network_batch = self.journal.newest();
         self.join.left = false;
         self.join.proposal = None;
@@ -187,7 +191,7 @@ impl Machine {
         let (now, peers) = (self.now, &self.peers);
         self.join
             .seekers
-            .retain(|peer, seeker| peers.get(peer) == Some(&seeker.life) && now < seeker.heard + SEEKER_LIFE);
+            .retain(|peer, seeker| peers.get(peer) == Some(&seeker.incarnation) && now < seeker.heard + SEEKER_LIFE);
         if now >= self.join.next_seek {
             let pause = SEEK_PERIOD / 2 + self.jitter(SEEK_PERIOD);
             self.join.next_seek = now + pause;
@@ -203,6 +207,7 @@ impl Machine {
         Body::Seeking {
             named: u32::try_from(self.join.named).unwrap_or(u32::MAX),
             ranges: self.universe.nets().into_iter().map(Net).collect(),
+            life: self.me.life,
         }
     }
 
@@ -259,7 +264,7 @@ impl Machine {
     fn propose(&mut self) {
         let promised = self.join.acceptor.promised.map_or(0, |ballot| ballot.round);
         self.join.round = self.join.round.max(promised).saturating_add(1);
-        let ballot = Ballot { round: self.join.round, proposer: self.me.peer, incarnation: self.me.incarnation };
+        let ballot = Ballot { round: self.join.round, proposer: self.me.peer, life: self.me.life };
         let proposal = Proposal::new(ballot, self.join.population());
         let patience = MAX_ATTEMPT.min(ATTEMPT * (1u32 << self.join.attempts.min(5)));
         self.join.attempts = self.join.attempts.saturating_add(1);
@@ -275,7 +280,7 @@ impl Machine {
     }
 
     /// A peer has no network.
-    pub(crate) fn on_seeking(&mut self, from: Owner, named: u32, ranges: &[Net]) {
+    pub(crate) fn on_seeking(&mut self, from: Sender, named: u32, ranges: &[Net], life: u64) {
         if self.network.is_some() {
             let here = self.here();
             self.tell_network(from.peer, here);
@@ -295,8 +300,8 @@ impl Machine {
         }
         let outdated = format!("peer {} is configured", from.peer);
         self.problems.retain(|text| !text.starts_with(&outdated));
-        let seeker =
-            Seeker { life: from.incarnation, named: usize::try_from(named).unwrap_or(usize::MAX), heard: self.now };
+        let named = usize::try_from(named).unwrap_or(usize::MAX);
+        let seeker = Seeker { incarnation: from.incarnation, life, named, heard: self.now };
         if self.peers.get(&from.peer) == Some(&from.incarnation) {
             self.join.seekers.insert(from.peer, seeker);
         }
@@ -310,15 +315,15 @@ impl Machine {
     }
 
     /// A seeker found us.
-    pub(crate) fn on_fetch(&mut self, from: Owner) {
-        if let Some(network) = self.network.clone() {
-            self.tell_network(from.peer, Body::Founded(network));
+    pub(crate) fn on_fetch(&mut self, from: Sender) {
+        if let Some((network, panel)) = self.network.clone().zip(self.panel.clone()) {
+            self.tell_network(from.peer, Body::Founded(network, panel));
             self.send_everything(from.peer);
         }
     }
 
     /// A member of a network answered a seeker.
-    pub(crate) fn fetch(&mut self, from: Owner) {
+    pub(crate) fn fetch(&mut self, from: Sender) {
         self.join.seekers.remove(&from.peer);
         if self.now >= self.join.next_fetch {
             self.join.next_fetch = self.now + FETCH_PAUSE;
@@ -327,18 +332,18 @@ impl Machine {
     }
 
     /// A network, as it was founded.
-    pub(crate) fn on_founded(&mut self, network: Network) {
-        if self.network.is_some() {
+    pub(crate) fn on_founded(&mut self, network: Network, panel: Panel) {
+        if self.network.is_some() || !panel.is_sound() {
             return;
         }
         match network.check(&self.universe) {
-            Ok(()) => self.adopt(network),
+            Ok(()) => self.adopt(network, panel),
             Err(why) => self.problem(format!("this peer cannot join: {why}")),
         }
     }
 
     /// Phase 1 at an acceptor.
-    pub(crate) fn on_prepare(&mut self, from: Owner, ballot: Ballot) {
+    pub(crate) fn on_prepare(&mut self, from: Sender, ballot: Ballot) {
         if self.network.is_some() {
             self.on_fetch(from);
             return;
@@ -347,7 +352,7 @@ impl Machine {
             Ok(accepted) => {
                 self.journal.put(store::put(Key::Vote, &self.join.acceptor));
                 let named = u32::try_from(self.join.named).unwrap_or(u32::MAX);
-                let promise = Body::Promise { ballot, accepted, named };
+                let promise = Body::Promise { ballot, accepted, named, life: self.me.life };
                 self.send_durably(from.peer, promise);
             }
             Err(newer) => self.send(from.peer, Body::Promised(newer)),
@@ -357,7 +362,7 @@ impl Machine {
     /// A promise at the proposer.
     pub(crate) fn on_promise(&mut self, from: Owner, ballot: Ballot, accepted: Option<Accepted>, named: u32) {
         let mut founders: Vec<Owner> =
-            self.join.seekers.iter().map(|(&peer, seeker)| Owner { peer, incarnation: seeker.life }).collect();
+            self.join.seekers.iter().map(|(&peer, seeker)| Owner { peer, life: seeker.life }).collect();
         let id = self.draw_network_id();
         let Some((proposal, _)) = &mut self.join.proposal else {
             return;
@@ -388,7 +393,7 @@ impl Machine {
     }
 
     /// Phase 2 at an acceptor.
-    pub(crate) fn on_accept(&mut self, from: Owner, accepted: Accepted) {
+    pub(crate) fn on_accept(&mut self, from: Sender, accepted: Accepted) {
         if self.network.is_some() {
             self.on_fetch(from);
             return;
@@ -408,7 +413,7 @@ impl Machine {
     }
 
     /// An acceptance at the proposer.
-    pub(crate) fn on_accepted(&mut self, from: Owner, ballot: Ballot) {
+    pub(crate) fn on_accepted(&mut self, from: Sender, ballot: Ballot) {
         let Some((proposal, _)) = &mut self.join.proposal else {
             return;
         };
@@ -416,8 +421,9 @@ impl Machine {
             return;
         }
         if let Some(network) = proposal.accepted(from.peer) {
-            self.adopt(network.clone());
-            self.broadcast_durably(Body::Founded(network));
+            let panel = Panel::first(&network.voters);
+            self.adopt(network.clone(), panel.clone());
+            self.broadcast_durably(Body::Founded(network, panel));
         }
     }
 

@@ -32,13 +32,13 @@ pub(crate) enum Effect<E> {
     Other(E),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct InFlight {
     batch: u64,
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Failing {
     why: String,
     pause: Duration,
@@ -46,7 +46,7 @@ struct Failing {
 }
 
 /// The changes on their way to the disk.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Journal<E> {
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     urgent: bool,

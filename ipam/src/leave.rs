@@ -16,25 +16,22 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use crate::founding::FIRST_TERM;
-use crate::id::{Id, NetworkId, Owner};
+use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::machine::{MAX_NOTED, Machine};
-use crate::ring::{BUCKETS, Order, Ring};
+use crate::ring::{BUCKETS, Ring};
 use crate::space::Space;
 use crate::store::{self, Key};
+use crate::voter::Voter;
 use crate::wire::Body;
-
-/// The order of a block that was never given away.
-const FIRST: Order = Order { term: FIRST_TERM, epoch: 0 };
 
 /// How long all networks around are listened to before one is chosen.
 const LISTEN: Duration = Duration::from_secs(2);
 
 /// The networks that this peer could go over to.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Others {
     /// By preference: those in use first, then by id; with a member of each.
-    heard: BTreeMap<(bool, NetworkId), Owner>,
+    heard: BTreeMap<(bool, NetworkId), Sender>,
     choose_at: Option<Duration>,
 }
 
@@ -52,7 +49,7 @@ impl Machine {
         let alone = self.network.as_ref().is_some_and(|network| sole_founder(&network.shares) == Some(self.me.peer));
         alone
             && self.gave_nothing()
-            && self.is_all_first()
+            && self.is_all_of(self.me.peer)
             && self.areas.iter().all(|area| {
                 let blocks = area.ring.blocks();
                 area.ring.held(0, blocks).eq([(0, blocks)])
@@ -64,7 +61,7 @@ impl Machine {
         let founder = self.network.as_ref().and_then(|network| sole_founder(&network.shares));
         founder == Some(other)
             && self.gave_nothing()
-            && self.is_all_first()
+            && self.is_all_of(other)
             && self.areas.iter().all(|area| area.ring.held(0, area.ring.blocks()).next().is_none())
     }
 
@@ -73,15 +70,16 @@ impl Machine {
         self.grants.is_empty() && self.answering.is_empty() && self.areas.iter().all(|area| idle(&area.space))
     }
 
-    fn is_all_first(&self) -> bool {
+    /// Whether no block was ever given away by this peer.
+    fn is_all_of(&self, peer: Id) -> bool {
         self.areas.iter().all(|area| {
             let mut runs = area.ring.regs(0, area.ring.blocks());
-            runs.all(|run| run.reg.order == FIRST)
+            runs.all(|run| run.reg.order.epoch == 0 && run.reg.holder.peer() == Some(peer))
         })
     }
 
     /// A message of a member of another network.
-    pub(crate) fn on_foreign(&mut self, from: Owner, theirs: NetworkId, body: Body) {
+    pub(crate) fn on_foreign(&mut self, from: Sender, theirs: NetworkId, body: Body) {
         let Some(ours) = self.network_id() else {
             return;
         };
@@ -112,7 +110,7 @@ impl Machine {
         }
     }
 
-    fn consider(&mut self, from: Owner, theirs: NetworkId, untouched: bool) {
+    fn consider(&mut self, from: Sender, theirs: NetworkId, untouched: bool) {
         if self.others.heard.len() < MAX_NOTED {
             self.others.heard.insert((untouched, theirs), from);
         }
@@ -125,7 +123,7 @@ impl Machine {
             return;
         }
         let others = core::mem::take(&mut self.others);
-        let reachable = |peer: &Owner| self.peers.get(&peer.peer) == Some(&peer.incarnation);
+        let reachable = |peer: &Sender| self.peers.get(&peer.peer) == Some(&peer.incarnation);
         let best = others.heard.into_values().find(reachable);
         if let Some(member) = best
             && self.is_untouched()
@@ -135,7 +133,7 @@ impl Machine {
     }
 
     /// Forgets this peer's network, of which it has nothing to lose, and asks for the other's.
-    fn leave_for(&mut self, other: Owner) {
+    fn leave_for(&mut self, other: Sender) {
         let Some(network) = self.network.take() else {
             return;
         };
@@ -145,8 +143,19 @@ impl Machine {
             area.ring = Ring::new(area.ring.blocks());
             for bucket in (0u8..).take(BUCKETS as usize) {
                 self.journal.put(store::delete(Key::Ring { range, bucket }));
+                self.journal.put(store::delete(Key::Votes { range, bucket }));
             }
         }
+        for key in [Key::Panel, Key::Seat, Key::Gone] {
+            self.journal.put(store::delete(key));
+        }
+        let blocks: Vec<u32> = self.areas.iter().map(|area| area.ring.blocks()).collect();
+        self.voter = Voter::new(&blocks, self.now);
+        self.panel = None;
+        self.gone.clear();
+        self.grants.clear();
+        self.witnessing.clear();
+        self.restart_takes();
         self.asks.clear();
         self.join.left(self.now);
         self.notice(format!(

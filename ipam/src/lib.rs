@@ -14,7 +14,9 @@ mod join;
 mod journal;
 mod leave;
 mod machine;
+mod panel;
 mod range;
+mod remove;
 mod restore;
 mod ring;
 mod runs;
@@ -22,6 +24,8 @@ mod serve;
 mod space;
 mod store;
 mod summary;
+mod take;
+mod voter;
 mod wire;
 
 use core::net::IpAddr;

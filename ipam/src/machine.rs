@@ -15,16 +15,19 @@ use rand_core::{RngCore, SeedableRng};
 use crate::allocator::StateError;
 use crate::ask::Ask;
 use crate::founding::Network;
-use crate::grant::Outstanding;
-use crate::id::{Id, NetworkId, Owner};
+use crate::grant::{Outstanding, Witnessing};
+use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::join::Join;
 use crate::journal::{Effect, Finished, Journal};
 use crate::leave::Others;
+use crate::panel::Panel;
 use crate::range::{Range, Universe};
 use crate::ring::Ring;
 use crate::serve::Pending;
 use crate::space::Space;
 use crate::store::{self, Key, StoredRun};
+use crate::take::Takes;
+use crate::voter::Voter;
 use crate::wire::{Body, Message, Wanted};
 use crate::{AllocError, Change, Output, RequestId, Ticket};
 
@@ -41,7 +44,7 @@ pub(crate) enum Packet {
 }
 
 /// One range with all that is known of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Area {
     /// How it is cut.
     pub(crate) range: Range,
@@ -54,30 +57,62 @@ pub(crate) struct Area {
 /// What a [`Machine`] is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
-    /// This life of this peer.
-    pub(crate) me: Owner,
+    /// This peer.
+    pub(crate) me: Id,
+    /// Number of this start, as the mesh counts them.
+    pub(crate) incarnation: u64,
     /// The configured ranges.
     pub(crate) ranges: Vec<IpNet>,
     /// Number of other peers that the operator named.
     pub(crate) named: usize,
     /// Seed of all randomness.
     pub(crate) seed: [u8; 32],
+    /// Rules to break, for tests.
+    pub(crate) ablation: Ablation,
+}
+
+/// Rules that are not kept, to show by test what each is good for; none in any other build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ablation {
+    /// Blocks are used without witnesses (against ipam I15).
+    pub no_witness: bool,
+    /// Blocks of earlier lives are used without asking (against ipam I9).
+    pub no_restart_term: bool,
+    /// A voter that restarts trusts its disk (against ipam I18).
+    pub no_recovery: bool,
+    /// A late acceptance overwrites what was witnessed since (against ipam I16).
+    pub late_accept: bool,
+    /// A voter goes on for the old panel after it accepted the next (against ipam I19).
+    pub no_seal: bool,
 }
 
 /// The address protocol of one peer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Machine {
+    /// This peer, in the life that began with this start.
     pub(crate) me: Owner,
+    incarnation: u64,
     pub(crate) universe: Universe,
-    /// The life in which the durable state was begun.
-    pub(crate) born: u64,
-    /// Of this start; in every request.
-    pub(crate) nonce: u64,
     pub(crate) rng: ChaCha8Rng,
     pub(crate) now: Duration,
     pub(crate) peers: BTreeMap<Id, u64>,
     pub(crate) network: Option<Network>,
     pub(crate) network_batch: u64,
+    /// When this run came to know its network.
+    pub(crate) joined_at: Duration,
+    /// Who settles what owners cannot.
+    pub(crate) panel: Option<Panel>,
+    pub(crate) voter: Voter,
+    pub(crate) takes: Takes,
+    pub(crate) witnessing: BTreeMap<u64, Witnessing>,
+    /// Lives that were removed.
+    pub(crate) gone: BTreeSet<Owner>,
+    pub(crate) next_gone: Option<Duration>,
+    /// Blocks of an earlier life are in use again.
+    pub(crate) inherited: bool,
+    /// What runs on the host was told.
+    pub(crate) surveyed: bool,
+    pub(crate) ablation: Ablation,
     pub(crate) areas: Vec<Area>,
     /// Where the addresses of each owner are: number of the range and offset.
     pub(crate) owners: BTreeMap<String, BTreeSet<(usize, u128)>>,
@@ -116,16 +151,26 @@ impl Machine {
             .iter()
             .map(|range| Area { range: range.clone(), ring: Ring::new(range.blocks()), space: Space::default() })
             .collect();
+        let blocks: Vec<u32> = universe.ranges().iter().map(Range::blocks).collect();
         let mut machine = Self {
-            me: setup.me,
+            me: Owner { peer: setup.me, life: rng.next_u64().max(1) },
+            incarnation: setup.incarnation,
             universe,
-            born: setup.me.incarnation,
-            nonce: rng.next_u64(),
             rng,
             now,
             peers: BTreeMap::new(),
             network: None,
             network_batch: 0,
+            joined_at: now,
+            panel: None,
+            voter: Voter::new(&blocks, now),
+            takes: Takes::default(),
+            witnessing: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            next_gone: None,
+            inherited: false,
+            surveyed: false,
+            ablation: setup.ablation,
             areas,
             owners: BTreeMap::new(),
             journal: Journal::new(),
@@ -161,6 +206,8 @@ impl Machine {
         let new: Vec<Id> =
             peers.iter().filter(|&(peer, life)| self.peers.get(peer) != Some(life)).map(|(&peer, _)| peer).collect();
         self.peers = peers;
+        let peers = &self.peers;
+        self.voter.members.retain(|peer, _| peers.contains_key(peer));
         for &peer in &new {
             self.greet(peer);
             self.hurry_grants(peer);
@@ -177,17 +224,18 @@ impl Machine {
     /// A higher life of this peer begins, with the state as it is.
     pub(crate) fn raise_incarnation(&mut self, incarnation: u64, now: Duration) {
         self.clock(now);
-        if incarnation > self.me.incarnation {
-            self.me.incarnation = incarnation;
-            // What was asked or proposed in the old life is not answered any more.
+        if incarnation > self.incarnation {
+            self.incarnation = incarnation;
+            // Answers to what was asked under the old number may not arrive any more.
             self.asks.clear();
-            self.join.give_up_proposal();
+            self.restart_takes();
+            self.restart_witnesses();
         }
         self.settle();
     }
 
     /// A message.
-    pub(crate) fn handle_message(&mut self, from: Owner, bytes: &[u8], now: Duration) {
+    pub(crate) fn handle_message(&mut self, from: Sender, bytes: &[u8], now: Duration) {
         self.clock(now);
         match Message::decode(bytes) {
             // A message of an earlier life of the peer says nothing about this one.
@@ -199,7 +247,7 @@ impl Machine {
         self.settle();
     }
 
-    fn dispatch(&mut self, from: Owner, message: Message) {
+    fn dispatch(&mut self, from: Sender, message: Message) {
         if let (Some(ours), Some(theirs)) = (self.network_id(), message.network)
             && ours != theirs
         {
@@ -210,13 +258,18 @@ impl Machine {
         if same && !self.foreign.is_empty() {
             self.foreign.retain(|_, peer| *peer != from.peer);
         }
+        if same && from.peer != self.me.peer && self.peers.contains_key(&from.peer) {
+            self.voter.members.entry(from.peer).or_insert(self.now);
+        }
         match message.body {
-            Body::Seeking { named, ranges } => self.on_seeking(from, named, &ranges),
+            Body::Seeking { named, ranges, life } => self.on_seeking(from, named, &ranges, life),
             Body::Here { root, .. } => self.on_here(from, root),
             Body::Fetch => self.on_fetch(from),
-            Body::Founded(network) => self.on_founded(network),
+            Body::Founded(network, panel) => self.on_founded(network, panel),
             Body::Prepare(ballot) => self.on_prepare(from, ballot),
-            Body::Promise { ballot, accepted, named } => self.on_promise(from, ballot, accepted, named),
+            Body::Promise { ballot, accepted, named, life } => {
+                self.on_promise(Owner { peer: from.peer, life }, ballot, accepted, named);
+            }
             Body::Promised(newer) => self.on_promised(newer),
             Body::Accept(accepted) => self.on_accept(from, accepted),
             Body::AcceptedBallot(ballot) => self.on_accepted(from, ballot),
@@ -225,9 +278,31 @@ impl Machine {
             Body::Digest(digest) => self.on_digest(from, &digest),
             Body::Delta { runs, want } => self.on_delta(from, &runs, &want),
             Body::Request(request) => self.on_request(from, request),
-            Body::Refused { seq, nonce, why } => self.on_refused(from, seq, nonce, why),
+            Body::Refused { seq, life, why } => self.on_refused(from, seq, life, why),
             Body::Grant(grant) => self.on_grant(from, &grant),
             Body::Confirm { id } => self.on_confirm(from, id),
+            about_voters => self.dispatch_to_voter(from, about_voters),
+        }
+    }
+
+    fn dispatch_to_voter(&mut self, from: Sender, body: Body) {
+        match body {
+            Body::Panel(panel) => self.learn_panel(panel),
+            Body::BlockPrepare(prepare) => self.on_block_prepare(from, &prepare),
+            Body::BlockPromise { nonce, runs } => self.on_block_promise(from, nonce, &runs),
+            Body::BlockAccept { version, term, runs } => self.on_block_accept(from, version, term, &runs),
+            Body::BlockAccepted { nonce } => self.on_block_accepted(from, nonce),
+            Body::Behind { nonce, term, panel } => self.on_behind(nonce, term, panel, from.peer),
+            Body::Witness { id, version, runs } => self.on_witness(from, id, version, &runs),
+            Body::Witnessed { id, version } => self.on_witnessed(from, id, version),
+            Body::SeatFetch { panel, life, range, from: lo } => self.on_seat_fetch(from, panel, life, range, lo),
+            Body::SeatState(state) => self.on_seat_state(from, &state),
+            Body::PanelPrepare { version, ballot } => self.on_panel_prepare(from, version, ballot),
+            Body::PanelPromise { version, ballot, accepted } => self.on_panel_promise(from, version, ballot, accepted),
+            Body::PanelAccept { version, next } => self.on_panel_accept(from, version, next),
+            Body::PanelAccepted { version, ballot } => self.on_panel_accepted(from, version, ballot),
+            Body::Gone(gone) => self.learn_gone(&gone),
+            _ => {}
         }
     }
 
@@ -264,6 +339,10 @@ impl Machine {
         self.tick_others();
         self.tick_gossip();
         self.tick_grants();
+        self.tick_witnesses();
+        self.tick_voter();
+        self.tick_gone();
+        self.tick_takes();
         self.expire_requests();
         self.settle();
     }
@@ -277,8 +356,9 @@ impl Machine {
     pub(crate) fn settle(&mut self) {
         loop {
             while let Some(message) = self.inbox.pop_front() {
-                self.dispatch(self.me, message);
+                self.dispatch(Sender { peer: self.me.peer, incarnation: self.incarnation }, message);
             }
+            self.tick_takes();
             if core::mem::take(&mut self.wake) {
                 self.serve_all();
             }
@@ -311,6 +391,11 @@ impl Machine {
             (self.deadlines.front().map(|&(at, _)| at), "give up on a request for an address"),
             (self.next_ask(), "ask a peer for blocks"),
             (self.next_grant(), "send a grant again"),
+            (self.next_overdue(), "take back what was not confirmed"),
+            (self.next_witness(), "ask voters to witness a grant"),
+            (self.next_vote(), "vote"),
+            (self.next_take(), "settle blocks through the voters"),
+            (self.next_gone, "tell of removed peers"),
             (cooled, "end the reuse delay of an address"),
         ]
         .into_iter()
@@ -411,7 +496,8 @@ impl Machine {
         ring.buckets_of(lo, hi)
             .map(|bucket| {
                 let (from, to) = ring.bucket(bucket);
-                let runs: Vec<StoredRun> = ring.stored(from, to);
+                let runs: Vec<StoredRun> =
+                    ring.regs(from, to).map(|run| StoredRun { lo: run.lo, hi: run.hi, reg: run.reg }).collect();
                 let key = Key::Ring {
                     range: u16::try_from(index).unwrap_or(u16::MAX),
                     bucket: u8::try_from(bucket).unwrap_or(u8::MAX),
@@ -435,12 +521,14 @@ mod tests {
     use super::*;
     use crate::wire::tests::body;
 
-    const PEER: Owner = Owner { peer: Id([2; 16]), incarnation: 1 };
+    const PEER: Sender = Sender { peer: Id([2; 16]), incarnation: 1 };
 
     fn machine(named: usize) -> Machine {
         let ranges = ["10.0.0.0/26", "fd00::/64", "10.64.0.0/16"];
         let setup = Setup {
-            me: Owner { peer: Id([1; 16]), incarnation: 1 },
+            me: Id([1; 16]),
+            incarnation: 1,
+            ablation: Ablation::default(),
             ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
             named,
             seed: [7; 32],

@@ -8,19 +8,24 @@ use crate::grant::Outstanding;
 use crate::machine::Machine;
 use crate::ring::RegRun;
 use crate::space::{Given, REUSE_DELAY};
-use crate::store::{self, Entry, Key, StoredAddress, StoredRun};
+use crate::store::{self, Entry, StoredAddress, StoredRun, StoredVote};
 
 impl Machine {
-    /// Takes over the state of earlier lives; returns whether there was none.
+    /// Takes over the state of earlier lives; returns whether there was none. Blocks of those are
+    /// of use only once the voters have settled that they are this life's (ipam I9).
     pub(crate) fn restore(&mut self, state: Vec<(Vec<u8>, Vec<u8>)>) -> Result<bool, StateError> {
         let fresh = state.is_empty();
         let state: BTreeMap<Vec<u8>, Vec<u8>> = state.into_iter().collect();
-        let mut born = None;
         for (key, value) in &state {
             let corrupt = |why: String| StateError::Corrupt { key: key.escape_ascii().to_string(), why };
             match store::read(key, value)? {
-                Entry::Born(life) => born = Some(life),
                 Entry::Network(network) => self.restore_network(network)?,
+                Entry::Panel(panel) => self.panel = Some(panel),
+                Entry::Seat(seat) => self.voter.seat = seat,
+                Entry::Gone(gone) => self.gone = gone.into_iter().collect(),
+                Entry::Votes { range, runs } => {
+                    self.restore_votes(usize::from(range), &runs).map_err(corrupt)?;
+                }
                 Entry::Left => self.join.left(self.now),
                 Entry::Vote(acceptor) => self.join.acceptor = acceptor,
                 Entry::Ring { range, runs } => {
@@ -41,14 +46,13 @@ impl Machine {
                 }
             }
         }
-        if born.is_none() && !fresh {
-            return Err(StateError::Corrupt { key: "born".to_owned(), why: "it is missing".to_owned() });
+        if self.network.is_some() != self.panel.is_some() {
+            let missing = if self.network.is_some() { "panel" } else { "network" };
+            return Err(StateError::Corrupt { key: missing.to_owned(), why: "it is missing".to_owned() });
         }
-        match born {
-            Some(life) => self.born = life,
-            None => {
-                self.journal.put(store::put(Key::Born, &self.born));
-            }
+        if self.network.is_some() {
+            self.joined_at = self.now;
+            self.resume_voting();
         }
         Ok(fresh)
     }
@@ -68,7 +72,21 @@ impl Machine {
                 return Err(format!("there are no blocks {}..{}", run.lo, run.hi));
             }
             let reg_run = RegRun { lo: run.lo, hi: run.hi, reg: run.reg };
-            area.ring.write(reg_run, run.held);
+            let kept = self.ablation.no_restart_term && run.reg.holder.peer() == Some(self.me.peer);
+            area.ring.write(reg_run, kept);
+        }
+        Ok(())
+    }
+
+    fn restore_votes(&mut self, index: usize, runs: &[StoredVote]) -> Result<(), String> {
+        let Some(votes) = self.voter.votes.get_mut(index) else {
+            return Err(format!("there is no range number {index}"));
+        };
+        for run in runs {
+            if run.lo >= run.hi || run.hi > votes.end() {
+                return Err(format!("there are no blocks {}..{}", run.lo, run.hi));
+            }
+            votes.set(run.lo, run.hi, run.vote);
         }
         Ok(())
     }

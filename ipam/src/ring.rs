@@ -12,9 +12,10 @@
 //! commutative and associative, and a whole ring is the join of everything ever heard (ipam
 //! I2).
 //!
-//! Beside the registers a ring knows what this peer *holds*: the blocks that it got by founding
-//! or by a grant that it stored itself. A register alone, heard from others, never makes a
-//! block usable: it may name a life of this peer whose disk is gone (ipam I9).
+//! Beside the registers a ring knows what this peer *holds*, and may give addresses from: the
+//! blocks whose register names its present life and is *settled*, that is, known to a majority of
+//! the voters. Epoch 0 is written by voters only, so it says so by itself; a register of a higher
+//! epoch is settled once the receiver of the grant has its witnesses (ipam I15).
 
 use core::fmt;
 
@@ -22,7 +23,6 @@ use minicbor::{Decode, Encode};
 
 use crate::id::{Id, Owner};
 use crate::runs::Runs;
-use crate::store::StoredRun;
 
 /// Age of a register; higher wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Encode, Decode)]
@@ -122,6 +122,8 @@ pub(crate) struct Merged {
     pub(crate) lost: Vec<(u32, u32)>,
     /// Of these, blocks that are disputed since now.
     pub(crate) disputed: Vec<(u32, u32)>,
+    /// Of these, blocks that this peer holds since now.
+    pub(crate) gained: Vec<(u32, u32)>,
 }
 
 /// Number of parts in which two rings are compared.
@@ -172,20 +174,9 @@ impl Ring {
         runs.into_iter()
     }
 
-    /// The blocks `lo..hi` as they are stored.
-    pub(crate) fn stored(&self, lo: u32, hi: u32) -> Vec<StoredRun> {
-        let mut runs = Vec::new();
-        for run in self.regs(lo, hi) {
-            for (lo, hi, &held) in self.held.over(run.lo, run.hi) {
-                let reg = run.reg;
-                runs.push(StoredRun { lo, hi, reg, held });
-            }
-        }
-        runs
-    }
-
-    /// Joins a register heard from others into the blocks `run.lo..run.hi`.
-    pub(crate) fn merge(&mut self, run: RegRun) -> Merged {
+    /// Joins a register heard from others into the blocks `run.lo..run.hi` of a peer in the life
+    /// `me`.
+    pub(crate) fn merge(&mut self, run: RegRun, me: Owner) -> Merged {
         let mut merged = Merged::default();
         let mine: Vec<RegRun> = self.regs(run.lo, run.hi).collect();
         for old in mine {
@@ -197,10 +188,17 @@ impl Ring {
             if new.holder == Holder::Disputed {
                 merged.disputed.push((old.lo, old.hi));
             }
-            merged.lost.extend(self.held(old.lo, old.hi));
+            let mine = new.holder == Holder::One(me) && new.order.epoch == 0;
+            for (lo, hi, &held) in self.held.over(old.lo, old.hi) {
+                match (held, mine) {
+                    (true, false) => merged.lost.push((lo, hi)),
+                    (false, true) => merged.gained.push((lo, hi)),
+                    _ => {}
+                }
+            }
             self.changes += 1;
             self.regs.set(old.lo, old.hi, new);
-            self.held.set(old.lo, old.hi, false);
+            self.held.set(old.lo, old.hi, mine);
         }
         merged
     }
@@ -211,6 +209,11 @@ impl Ring {
         self.changes += 1;
         self.regs.set(run.lo, run.hi, run.reg);
         self.held.set(run.lo, run.hi, held);
+    }
+
+    /// A new life begins: nothing is held.
+    pub(crate) fn let_go(&mut self) {
+        self.held.set(0, self.blocks(), false);
     }
 
     /// The blocks of a bucket, `lo..hi`; empty if there are fewer blocks than buckets.
@@ -276,7 +279,7 @@ impl Hash {
                 let peer = u128::from_be_bytes(owner.peer.0);
                 self.word((peer >> 64) as u64);
                 self.word(peer as u64);
-                self.word(owner.incarnation);
+                self.word(owner.life);
             }
         }
     }
@@ -293,11 +296,13 @@ mod tests {
 
     use super::*;
 
+    const ME: Owner = Owner { peer: Id([2; 16]), life: 1 };
+
     fn holder() -> impl Strategy<Value = Holder> {
         prop_oneof![
             Just(Holder::Nobody),
             Just(Holder::Disputed),
-            (0u8..3, 0u64..2).prop_map(|(peer, incarnation)| Holder::One(Owner { peer: Id([peer; 16]), incarnation })),
+            (0u8..3, 0u64..2).prop_map(|(peer, life)| Holder::One(Owner { peer: Id([peer; 16]), life })),
         ]
     }
 
@@ -313,7 +318,7 @@ mod tests {
         proptest::collection::vec(run(), 0..20).prop_map(|runs| {
             let mut ring = Ring::new(100);
             for run in runs {
-                ring.merge(run);
+                ring.merge(run, ME);
             }
             ring
         })
@@ -328,7 +333,7 @@ mod tests {
     fn joined(one: &Ring, other: &Ring) -> Ring {
         let mut result = one.clone();
         for run in other.regs(0, other.blocks()) {
-            result.merge(run);
+            result.merge(run, ME);
         }
         result
     }
@@ -353,21 +358,23 @@ mod tests {
         }
 
         #[test]
-        fn a_merge_reports_what_it_changed_and_never_adds_to_what_is_held(
+        fn a_merge_reports_what_it_changed_and_holds_only_what_is_settled(
             start in ring(), held in 0u32..100, run in run(),
         ) {
             let mut ring = start;
             let keep = RegRun { lo: held, hi: held + 5, reg: ring.reg(held) };
             ring.write(keep, true);
             let before = ring.clone();
-            let merged = ring.merge(run);
+            let merged = ring.merge(run, ME);
             for block in 0..100 {
                 let changed = merged.changed.iter().any(|&(lo, hi)| lo <= block && block < hi);
                 prop_assert_eq!(changed, before.reg(block) != ring.reg(block));
                 prop_assert!(ring.reg(block).order >= before.reg(block).order);
-                prop_assert_eq!(ring.holds(block), before.holds(block) && !changed);
-                let lost = merged.lost.iter().any(|&(lo, hi)| lo <= block && block < hi);
-                prop_assert_eq!(lost, before.holds(block) && changed);
+                let settled = ring.reg(block).order.epoch == 0 && ring.reg(block).holder == Holder::One(ME);
+                prop_assert_eq!(ring.holds(block), if changed { settled } else { before.holds(block) });
+                let among = |list: &[(u32, u32)]| list.iter().any(|&(lo, hi)| lo <= block && block < hi);
+                prop_assert_eq!(among(&merged.lost), before.holds(block) && !ring.holds(block));
+                prop_assert_eq!(among(&merged.gained), !before.holds(block) && ring.holds(block));
             }
         }
     }

@@ -129,7 +129,7 @@ impl Machine {
             self.answer(request, index, offset);
             return true;
         }
-        if self.network.is_none() {
+        if self.network.is_none() || (self.inherited && !self.surveyed) {
             return false;
         }
         let area = &mut self.areas[index];
@@ -181,6 +181,23 @@ impl Machine {
         let given = Given { owner: owner.to_owned(), net, since: Some(self.now), batch };
         area.space.give(offset, given);
         self.owners.entry(owner.to_owned()).or_default().insert((index, offset));
+    }
+
+    /// Takes over what runs on the host, whatever the durable state says: an old copy of it, or
+    /// none at all, does not know of what was given since (ipam I9).
+    pub(crate) fn survey(&mut self, in_use: &[(String, IpAddr)]) {
+        for (owner, address) in in_use {
+            let Some((index, offset)) = self.universe.find(*address) else {
+                continue;
+            };
+            let known = self.areas[index].space.given(offset).is_some();
+            if !known && !owner.is_empty() && owner.len() <= MAX_OWNER {
+                let net = self.areas[index].range.net();
+                self.give(index, offset, owner, net);
+            }
+        }
+        self.surveyed = true;
+        self.wake = true;
     }
 
     /// Answers a request with an address once it is durable.

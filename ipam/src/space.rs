@@ -32,7 +32,7 @@ pub(crate) struct Given {
 }
 
 /// The addresses of one range, by offset.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Space {
     given: BTreeMap<u128, Given>,
     cooling: BTreeMap<u128, Duration>,
@@ -200,10 +200,8 @@ mod tests {
         let range = Range::new(text.parse().unwrap()).unwrap();
         let mut ring = Ring::new(range.blocks());
         for &(lo, hi) in blocks {
-            let reg = Reg {
-                order: Order { term: 1, epoch: 0 },
-                holder: Holder::One(Owner { peer: Id([1; 16]), incarnation: 1 }),
-            };
+            let reg =
+                Reg { order: Order { term: 1, epoch: 0 }, holder: Holder::One(Owner { peer: Id([1; 16]), life: 1 }) };
             ring.write(RegRun { lo, hi, reg }, true);
         }
         (range, ring, Space::default())

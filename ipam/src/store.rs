@@ -1,12 +1,15 @@
 //! The durable state: keys, and values with a checksum over both.
 //!
 //! ```text
-//!  key                                value = version 1 | CRC-32 of key and body | body (CBOR)
-//!  born                               first life of this state
+//!  key                                value = version 2 | CRC-32 of key and body | body (CBOR)
 //!  network                            what the network was founded as
 //!  left                               this peer left its network and looks for another one
 //!  vote                               promises and acceptances of founding
-//!  ring  | range (2) | bucket (1)     registers of one part of a ring, and which are held
+//!  panel                              the voters
+//!  seat                               this voter's promises about the next panel
+//!  gone                               lives that were removed
+//!  votes | range (2) | bucket (1)     what this voter promised and accepted, one part of a ring
+//!  ring  | range (2) | bucket (1)     registers of one part of a ring
 //!  addr  | 4 or 6    | address (16)   an address: given, or freed lately
 //!  grant | id (8)                     a grant that is not confirmed yet
 //! ```
@@ -19,19 +22,32 @@ use crate::Change;
 use crate::allocator::StateError;
 use crate::founding::{Acceptor, Network};
 use crate::id::Owner;
+use crate::panel::{Panel, Seat};
 use crate::ring::Reg;
+use crate::voter::Vote;
 use crate::wire::{Net, WireRun, from_cbor, to_cbor};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEAD: usize = 5;
 
 /// Name of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Key {
-    /// First life of this state.
-    Born,
     /// The network.
     Network,
+    /// The voters.
+    Panel,
+    /// This voter's promises about the next panel.
+    Seat,
+    /// Lives that were removed.
+    Gone,
+    /// A part of what a voter knows.
+    Votes {
+        /// Number of the range.
+        range: u16,
+        /// Number of the bucket.
+        bucket: u8,
+    },
     /// A network was left for another.
     Left,
     /// The acceptor of founding.
@@ -62,9 +78,21 @@ pub(crate) struct StoredRun {
     /// The register of each.
     #[n(2)]
     pub(crate) reg: Reg,
-    /// Whether this peer holds them.
-    #[n(3)]
-    pub(crate) held: bool,
+}
+
+/// A stored run of what a voter knows of blocks `lo..hi`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct StoredVote {
+    /// First block.
+    #[n(0)]
+    pub(crate) lo: u32,
+    /// The block after the last.
+    #[n(1)]
+    pub(crate) hi: u32,
+    /// What it knows of each.
+    #[n(2)]
+    pub(crate) vote: Vote,
 }
 
 /// What became of an address.
@@ -93,21 +121,29 @@ pub(crate) struct StoredGrant {
     /// To whom.
     #[n(0)]
     pub(crate) to: Owner,
-    /// Nonce of the request.
-    #[n(1)]
-    pub(crate) nonce: u64,
     /// What.
-    #[n(2)]
+    #[n(1)]
     pub(crate) runs: Vec<WireRun>,
 }
 
 /// An entry that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// See [`Key::Born`].
-    Born(u64),
     /// See [`Key::Network`].
     Network(Network),
+    /// See [`Key::Panel`].
+    Panel(Panel),
+    /// See [`Key::Seat`].
+    Seat(Seat),
+    /// See [`Key::Gone`].
+    Gone(Vec<Owner>),
+    /// See [`Key::Votes`].
+    Votes {
+        /// Number of the range.
+        range: u16,
+        /// The runs.
+        runs: Vec<StoredVote>,
+    },
     /// See [`Key::Left`].
     Left,
     /// See [`Key::Vote`].
@@ -128,12 +164,15 @@ pub(crate) enum Entry {
 impl Key {
     fn encode(self) -> Vec<u8> {
         match self {
-            Self::Born => b"born".to_vec(),
             Self::Network => b"network".to_vec(),
+            Self::Panel => b"panel".to_vec(),
+            Self::Seat => b"seat".to_vec(),
+            Self::Gone => b"gone".to_vec(),
             Self::Left => b"left".to_vec(),
             Self::Vote => b"vote".to_vec(),
-            Self::Ring { range, bucket } => {
-                let mut key = b"ring".to_vec();
+            Self::Ring { range, bucket } | Self::Votes { range, bucket } => {
+                let name: &[u8] = if matches!(self, Self::Ring { .. }) { b"ring" } else { b"votes" };
+                let mut key = name.to_vec();
                 key.extend(range.to_be_bytes());
                 key.push(bucket);
                 key
@@ -158,8 +197,10 @@ impl Key {
 
     fn decode(key: &[u8]) -> Option<Self> {
         match key {
-            b"born" => return Some(Self::Born),
             b"network" => return Some(Self::Network),
+            b"panel" => return Some(Self::Panel),
+            b"seat" => return Some(Self::Seat),
+            b"gone" => return Some(Self::Gone),
             b"left" => return Some(Self::Left),
             b"vote" => return Some(Self::Vote),
             _ => {}
@@ -167,6 +208,10 @@ impl Key {
         if let Some(&[high, low, bucket]) = key.strip_prefix(b"ring") {
             let range = u16::from_be_bytes([high, low]);
             return Some(Self::Ring { range, bucket });
+        }
+        if let Some(&[high, low, bucket]) = key.strip_prefix(b"votes") {
+            let range = u16::from_be_bytes([high, low]);
+            return Some(Self::Votes { range, bucket });
         }
         if let Some((family, bits)) = key.strip_prefix(b"addr").and_then(<[u8]>::split_first) {
             let bits = u128::from_be_bytes(bits.try_into().ok()?);
@@ -248,8 +293,11 @@ fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], String> {
 
 fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
     Ok(match name {
-        Key::Born => Entry::Born(from_cbor(body)?),
         Key::Network => Entry::Network(from_cbor(body)?),
+        Key::Panel => Entry::Panel(from_cbor(body)?),
+        Key::Seat => Entry::Seat(from_cbor(body)?),
+        Key::Gone => Entry::Gone(from_cbor(body)?),
+        Key::Votes { range, .. } => Entry::Votes { range, runs: from_cbor(body)? },
         Key::Left => from_cbor::<bool>(body).map(|_| Entry::Left)?,
         Key::Vote => Entry::Vote(from_cbor(body)?),
         Key::Ring { range, .. } => Entry::Ring { range, runs: from_cbor(body)? },
@@ -299,7 +347,8 @@ mod tests {
             range in any::<u16>(), bucket in any::<u8>(),
         ) {
             let keys = [
-                Key::Born, Key::Network, Key::Left, Key::Vote, Key::Grant(id), Key::Ring { range, bucket },
+                Key::Network, Key::Panel, Key::Seat, Key::Gone, Key::Left, Key::Vote, Key::Grant(id),
+                Key::Ring { range, bucket }, Key::Votes { range, bucket },
                 Key::Address(v4.to_be_bytes().into()), Key::Address(Ipv6Addr::from_bits(v6).into()),
             ];
             for key in keys {
@@ -309,7 +358,7 @@ mod tests {
 
         #[test]
         fn arbitrary_state_is_read_or_refused(
-            prefix in prop_oneof![Just("born"), Just("network"), Just("vote"), Just("ring"),
+            prefix in prop_oneof![Just("panel"), Just("seat"), Just("gone"), Just("votes"), Just("network"), Just("vote"), Just("ring"),
                 Just("addr"), Just("grant"), Just("")],
             rest in proptest::collection::vec(any::<u8>(), 0..20),
             body in proptest::collection::vec(any::<u8>(), 0..60),

@@ -1,10 +1,10 @@
-//! Messages between allocators, version 1 (frozen: new fields get new numbers, new meanings get
+//! Messages between allocators, version 2 (frozen: new fields get new numbers, new meanings get
 //! a new version).
 //!
 //! ```text
 //!  0        1
 //!  +--------+--------------------------------------+
-//!  | 0x01   | CBOR: [network or null, body]        |   at most 512 KiB
+//!  | 0x02   | CBOR: [network or null, body]        |   at most 512 KiB
 //!  +--------+--------------------------------------+
 //!             body = [kind, fields…]
 //! ```
@@ -19,11 +19,13 @@ use minicbor::encode::{self, Encoder, Write};
 use minicbor::{Decode, Encode};
 
 use crate::founding::{Ballot, Network};
-use crate::id::{Id, NetworkId};
+use crate::id::{Id, NetworkId, Owner};
+use crate::panel::{NextPanel, Panel, Seat};
 use crate::ring::{Reg, RegRun};
+use crate::store::StoredVote;
 
 /// First byte of every message.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Longest message.
 pub(crate) const MAX_MESSAGE: usize = 512 * 1024;
 /// Most runs that are put into one message; a run takes at most 64 bytes.
@@ -122,24 +124,98 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub(crate) struct Request {
-    /// Drawn at the asker's start: grants to an earlier life are told apart by it.
+    /// Life of the asker: grants to an earlier one are told apart by it.
     #[n(0)]
-    pub(crate) nonce: u64,
+    pub(crate) life: u64,
     /// Number of the request, for the refusal.
     #[n(1)]
     pub(crate) seq: u64,
-    /// Life of the asker.
-    #[n(2)]
-    pub(crate) incarnation: u64,
     /// Which blocks.
-    #[n(3)]
+    #[n(2)]
     pub(crate) wanted: Wanted,
     /// How many blocks are needed now; 0 for a reserve.
-    #[n(4)]
+    #[n(3)]
     pub(crate) need: u32,
     /// How many empty blocks the asker has.
-    #[n(5)]
+    #[n(4)]
     pub(crate) has: u32,
+}
+
+/// A number under which registers are settled, and whose attempt it is: two that draw the same
+/// number do not both get a majority of promises for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Term {
+    /// The number; see [`crate::take`].
+    #[n(0)]
+    pub(crate) term: u64,
+    /// Drawn for the attempt.
+    #[n(1)]
+    pub(crate) nonce: u64,
+}
+
+/// Blocks `lo..hi` of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct BlockRuns {
+    /// Number of the range.
+    #[n(0)]
+    pub(crate) range: u16,
+    /// First block.
+    #[n(1)]
+    pub(crate) lo: u32,
+    /// The block after the last.
+    #[n(2)]
+    pub(crate) hi: u32,
+}
+
+impl BlockRuns {
+    /// The blocks of a run.
+    pub(crate) fn of(run: &WireRun) -> Self {
+        Self { range: run.range, lo: run.lo, hi: run.hi }
+    }
+}
+
+/// Phase 1 of settling blocks (ipam I16).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Prepare {
+    /// Version of the panel that is asked.
+    #[n(0)]
+    pub(crate) version: u64,
+    /// The term.
+    #[n(1)]
+    pub(crate) term: Term,
+    /// The blocks.
+    #[n(2)]
+    pub(crate) blocks: Vec<BlockRuns>,
+}
+
+/// A page of what a voter knows (ipam I18).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct SeatState {
+    /// Version of the panel of the asker.
+    #[n(0)]
+    pub(crate) version: u64,
+    /// Life of the asker.
+    #[n(1)]
+    pub(crate) life: u64,
+    /// Its part in the change of panels.
+    #[n(2)]
+    pub(crate) seat: Seat,
+    /// Number of the range.
+    #[n(3)]
+    pub(crate) range: u16,
+    /// First block that was asked for.
+    #[n(4)]
+    pub(crate) from: u32,
+    /// What it knows.
+    #[n(5)]
+    pub(crate) runs: Vec<StoredVote>,
+    /// Where the next page begins: range and block.
+    #[n(6)]
+    pub(crate) next: Option<(u16, u32)>,
 }
 
 /// Why nothing is granted.
@@ -167,11 +243,8 @@ pub(crate) struct Grant {
     /// Named in the confirmation.
     #[n(0)]
     pub(crate) id: u64,
-    /// The nonce of the request.
-    #[n(1)]
-    pub(crate) nonce: u64,
     /// The registers as they are now; each names the receiver.
-    #[n(2)]
+    #[n(1)]
     pub(crate) runs: Vec<WireRun>,
 }
 
@@ -221,6 +294,9 @@ pub(crate) enum Body {
         /// My ranges.
         #[n(1)]
         ranges: Vec<Net>,
+        /// My life.
+        #[n(2)]
+        life: u64,
     },
     /// My registers, in one hash.
     #[n(1)]
@@ -238,9 +314,9 @@ pub(crate) enum Body {
     /// Send me your network.
     #[n(2)]
     Fetch,
-    /// The network as it was founded.
+    /// The network as it was founded, and its voters now.
     #[n(3)]
-    Founded(#[n(0)] Network),
+    Founded(#[n(0)] Network, #[n(1)] Panel),
     /// My registers, in 64 hashes a range.
     #[n(4)]
     Digest(#[n(0)] Vec<RangeDigest>),
@@ -269,6 +345,9 @@ pub(crate) enum Body {
         /// How many peers the operator named.
         #[n(2)]
         named: u32,
+        /// The life of the acceptor.
+        #[n(3)]
+        life: u64,
     },
     /// Refusal of either phase: something newer was promised.
     #[n(8)]
@@ -288,9 +367,9 @@ pub(crate) enum Body {
         /// The request.
         #[n(0)]
         seq: u64,
-        /// Its nonce.
+        /// The life that asked.
         #[n(1)]
-        nonce: u64,
+        life: u64,
         /// Why.
         #[n(2)]
         why: Refusal,
@@ -305,6 +384,143 @@ pub(crate) enum Body {
         #[n(0)]
         id: u64,
     },
+    /// The voters as I know them.
+    #[n(15)]
+    Panel(#[n(0)] Panel),
+    /// Settling blocks, phase 1.
+    #[n(16)]
+    BlockPrepare(#[n(0)] Prepare),
+    /// Answer to phase 1: what is accepted.
+    #[n(17)]
+    BlockPromise {
+        /// Nonce of the term.
+        #[n(0)]
+        nonce: u64,
+        /// The registers.
+        #[n(1)]
+        runs: Vec<WireRun>,
+    },
+    /// Settling blocks, phase 2.
+    #[n(18)]
+    BlockAccept {
+        /// Version of the panel.
+        #[n(0)]
+        version: u64,
+        /// The term.
+        #[n(1)]
+        term: Term,
+        /// The registers.
+        #[n(2)]
+        runs: Vec<WireRun>,
+    },
+    /// Answer to phase 2.
+    #[n(19)]
+    BlockAccepted {
+        /// Nonce of the term.
+        #[n(0)]
+        nonce: u64,
+    },
+    /// Refusal of either phase, or of a witness.
+    #[n(20)]
+    Behind {
+        /// Nonce of the term, or name of the grant.
+        #[n(0)]
+        nonce: u64,
+        /// The newest term that was promised or accepted.
+        #[n(1)]
+        term: u64,
+        /// The voters as the refuser knows them.
+        #[n(2)]
+        panel: Panel,
+    },
+    /// I was granted these: be my witness.
+    #[n(21)]
+    Witness {
+        /// The grant.
+        #[n(0)]
+        id: u64,
+        /// Version of the panel.
+        #[n(1)]
+        version: u64,
+        /// The registers.
+        #[n(2)]
+        runs: Vec<WireRun>,
+    },
+    /// I am.
+    #[n(22)]
+    Witnessed {
+        /// The grant.
+        #[n(0)]
+        id: u64,
+        /// Version of the panel.
+        #[n(1)]
+        version: u64,
+    },
+    /// What do you know as a voter?
+    #[n(23)]
+    SeatFetch {
+        /// The voters as I know them.
+        #[n(0)]
+        panel: Panel,
+        /// My life.
+        #[n(1)]
+        life: u64,
+        /// From this range on.
+        #[n(2)]
+        range: u16,
+        /// From this block on.
+        #[n(3)]
+        from: u32,
+    },
+    /// This.
+    #[n(24)]
+    SeatState(#[n(0)] SeatState),
+    /// Changing the panel, phase 1.
+    #[n(25)]
+    PanelPrepare {
+        /// Version of the panel that is to change.
+        #[n(0)]
+        version: u64,
+        /// The ballot.
+        #[n(1)]
+        ballot: Ballot,
+    },
+    /// Answer to phase 1.
+    #[n(26)]
+    PanelPromise {
+        /// Version of the panel that is to change.
+        #[n(0)]
+        version: u64,
+        /// The ballot.
+        #[n(1)]
+        ballot: Ballot,
+        /// What was accepted before.
+        #[n(2)]
+        accepted: Option<NextPanel>,
+    },
+    /// Changing the panel, phase 2.
+    #[n(27)]
+    PanelAccept {
+        /// Version of the panel that is to change.
+        #[n(0)]
+        version: u64,
+        /// The next one.
+        #[n(1)]
+        next: NextPanel,
+    },
+    /// Answer to phase 2.
+    #[n(28)]
+    PanelAccepted {
+        /// Version of the panel that is to change.
+        #[n(0)]
+        version: u64,
+        /// The ballot.
+        #[n(1)]
+        ballot: Ballot,
+    },
+    /// These lives were removed by an operator.
+    #[n(29)]
+    Gone(#[n(0)] Vec<Owner>),
 }
 
 /// A message.
@@ -383,7 +599,7 @@ pub(crate) mod tests {
     }
 
     fn owner() -> impl Strategy<Value = Owner> {
-        (id(), prop_oneof![Just(1), any::<u64>()]).prop_map(|(peer, incarnation)| Owner { peer, incarnation })
+        (id(), prop_oneof![Just(1), any::<u64>()]).prop_map(|(peer, life)| Owner { peer, life })
     }
 
     fn net() -> impl Strategy<Value = Net> {
@@ -414,11 +630,7 @@ pub(crate) mod tests {
     }
 
     fn ballot() -> impl Strategy<Value = Ballot> {
-        (any::<u64>(), id(), any::<u64>()).prop_map(|(round, proposer, incarnation)| Ballot {
-            round,
-            proposer,
-            incarnation,
-        })
+        (any::<u64>(), id(), any::<u64>()).prop_map(|(round, proposer, life)| Ballot { round, proposer, life })
     }
 
     fn network() -> impl Strategy<Value = Network> {
@@ -446,9 +658,82 @@ pub(crate) mod tests {
     }
 
     fn request() -> impl Strategy<Value = Request> {
-        (any::<[u64; 2]>(), prop_oneof![Just(1), any::<u64>()], wanted(), any::<u32>(), any::<u32>()).prop_map(
-            |([nonce, seq], incarnation, wanted, need, has)| Request { nonce, seq, incarnation, wanted, need, has },
-        )
+        (any::<[u64; 2]>(), wanted(), any::<u32>(), any::<u32>()).prop_map(|([life, seq], wanted, need, has)| Request {
+            life,
+            seq,
+            wanted,
+            need,
+            has,
+        })
+    }
+
+    fn panel() -> impl Strategy<Value = Panel> {
+        let list = || proptest::collection::vec(id(), 0..4);
+        (prop_oneof![0u64..4, any::<u64>()], list(), list()).prop_map(|(version, voters, before)| Panel {
+            version,
+            voters,
+            before,
+        })
+    }
+
+    fn next_panel() -> impl Strategy<Value = NextPanel> {
+        (ballot(), panel()).prop_map(|(ballot, panel)| NextPanel { ballot, panel })
+    }
+
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![0u64..4, Just(1 << 44), Just((1 << 44) + (1 << 16)), any::<u64>()]
+    }
+
+    fn term() -> impl Strategy<Value = Term> {
+        (number(), number()).prop_map(|(term, nonce)| Term { term, nonce })
+    }
+
+    fn about_voters() -> impl Strategy<Value = Body> {
+        let runs = || proptest::collection::vec(run(), 0..5);
+        let blocks = proptest::collection::vec((few16(), few32(), few32()), 0..4)
+            .prop_map(|list| list.into_iter().map(|(range, lo, hi)| BlockRuns { range, lo, hi }).collect());
+        let votes = proptest::collection::vec((run(), term()), 0..4).prop_map(|list| {
+            let stored = |(run, promised): (WireRun, Term)| StoredVote {
+                lo: run.lo,
+                hi: run.hi,
+                vote: crate::voter::Vote { promised, reg: run.reg },
+            };
+            list.into_iter().map(stored).collect()
+        });
+        let seat = (number(), proptest::option::of(ballot()), proptest::option::of(next_panel()))
+            .prop_map(|(version, promised, accepted)| Seat { version, promised, accepted });
+        let place = proptest::option::of((few16(), few32()));
+        prop_oneof![
+            panel().prop_map(Body::Panel),
+            (number(), term(), blocks).prop_map(|(version, term, blocks)| Body::BlockPrepare(Prepare {
+                version,
+                term,
+                blocks
+            })),
+            (number(), runs()).prop_map(|(nonce, runs)| Body::BlockPromise { nonce, runs }),
+            (number(), term(), runs()).prop_map(|(version, term, runs)| Body::BlockAccept { version, term, runs }),
+            number().prop_map(|nonce| Body::BlockAccepted { nonce }),
+            (number(), number(), panel()).prop_map(|(nonce, term, panel)| Body::Behind { nonce, term, panel }),
+            (number(), number(), runs()).prop_map(|(id, version, runs)| Body::Witness { id, version, runs }),
+            (number(), number()).prop_map(|(id, version)| Body::Witnessed { id, version }),
+            (panel(), number(), few16(), few32()).prop_map(|(panel, life, range, from)| Body::SeatFetch {
+                panel,
+                life,
+                range,
+                from
+            }),
+            (number(), number(), seat, few16(), few32(), votes, place).prop_map(
+                |(version, life, seat, range, from, runs, next)| {
+                    Body::SeatState(SeatState { version, life, seat, range, from, runs, next })
+                }
+            ),
+            (number(), ballot()).prop_map(|(version, ballot)| Body::PanelPrepare { version, ballot }),
+            (number(), ballot(), proptest::option::of(next_panel()))
+                .prop_map(|(version, ballot, accepted)| Body::PanelPromise { version, ballot, accepted }),
+            (number(), next_panel()).prop_map(|(version, next)| Body::PanelAccept { version, next }),
+            (number(), ballot()).prop_map(|(version, ballot)| Body::PanelAccepted { version, ballot }),
+            proptest::collection::vec(owner(), 0..4).prop_map(Body::Gone),
+        ]
     }
 
     pub(crate) fn body() -> impl Strategy<Value = Body> {
@@ -463,26 +748,27 @@ pub(crate) mod tests {
             ".*".prop_map(Refusal::InUse),
         ];
         prop_oneof![
-            (any::<u32>(), proptest::collection::vec(net(), 0..4))
-                .prop_map(|(named, ranges)| Body::Seeking { named, ranges }),
+            about_voters(),
+            (any::<u32>(), proptest::collection::vec(net(), 0..4), number())
+                .prop_map(|(named, ranges, life)| Body::Seeking { named, ranges, life }),
             (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(root, untouched, ranges)| Body::Here {
                 root,
                 untouched,
                 ranges
             }),
             Just(Body::Fetch),
-            network().prop_map(Body::Founded),
+            (network(), panel()).prop_map(|(network, panel)| Body::Founded(network, panel)),
             digest.prop_map(Body::Digest),
             (runs(), parts).prop_map(|(runs, want)| Body::Delta { runs, want }),
             ballot().prop_map(Body::Prepare),
-            (ballot(), proptest::option::of(accepted()), any::<u32>())
-                .prop_map(|(ballot, accepted, named)| Body::Promise { ballot, accepted, named }),
+            (ballot(), proptest::option::of(accepted()), any::<u32>(), number())
+                .prop_map(|(ballot, accepted, named, life)| Body::Promise { ballot, accepted, named, life }),
             ballot().prop_map(Body::Promised),
             accepted().prop_map(Body::Accept),
             ballot().prop_map(Body::AcceptedBallot),
             request().prop_map(Body::Request),
-            (any::<u64>(), any::<u64>(), why).prop_map(|(seq, nonce, why)| Body::Refused { seq, nonce, why }),
-            (any::<u64>(), any::<u64>(), runs()).prop_map(|(id, nonce, runs)| Body::Grant(Grant { id, nonce, runs })),
+            (any::<u64>(), any::<u64>(), why).prop_map(|(seq, life, why)| Body::Refused { seq, life, why }),
+            (any::<u64>(), runs()).prop_map(|(id, runs)| Body::Grant(Grant { id, runs })),
             any::<u64>().prop_map(|id| Body::Confirm { id }),
         ]
     }
@@ -505,7 +791,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn version_1_stays_as_it_is() {
+    fn version_2_stays_as_it_is() {
         let hex = |body: Body| {
             let message = Message { network: Some(NetworkId([0xaa; 16])), body };
             let bytes = message.encode();
@@ -513,24 +799,24 @@ pub(crate) mod tests {
             text.replace(&"aa".repeat(16), "<network>").replace(&"11".repeat(16), "<peer>")
         };
         let peer = Id([0x11; 16]);
-        let owner = Owner { peer, incarnation: 3 };
+        let owner = Owner { peer, life: 3 };
         let reg = Reg { order: Order { term: 1, epoch: 2 }, holder: Holder::One(owner) };
         let run = WireRun { range: 0, lo: 5, hi: 9, reg };
         let wanted = Wanted { range: 0, lo: 0, hi: 16, address: None };
-        let request = Request { nonce: 7, seq: 8, incarnation: 3, wanted, need: 1, has: 0 };
-        assert_eq!(hex(Body::Fetch), "018250<network>820280");
-        assert_eq!(hex(Body::Here { root: 1, untouched: true, ranges: 2 }), "018250<network>82018301f502");
+        let request = Request { life: 3, seq: 8, wanted, need: 1, has: 0 };
+        assert_eq!(hex(Body::Fetch), "028250<network>820280");
+        assert_eq!(hex(Body::Here { root: 1, untouched: true, ranges: 2 }), "028250<network>82018301f502");
         assert_eq!(
-            hex(Body::Grant(Grant { id: 1, nonce: 7, runs: vec![run] })),
-            "018250<network>820d818301078184000509828201028201818250<peer>03"
+            hex(Body::Grant(Grant { id: 1, runs: vec![run] })),
+            "028250<network>820d8182018184000509828201028201818250<peer>03"
         );
-        assert_eq!(hex(Body::Request(request)), "018250<network>820b8186070803830000100100");
-        assert_eq!(hex(Body::Confirm { id: 1 }), "018250<network>820e8101");
+        assert_eq!(hex(Body::Request(request)), "028250<network>820b81850308830000100100");
+        assert_eq!(hex(Body::Confirm { id: 1 }), "028250<network>820e8101");
     }
 
     #[test]
     fn the_longest_messages_fit() {
-        let owner = Owner { peer: Id([255; 16]), incarnation: u64::MAX };
+        let owner = Owner { peer: Id([255; 16]), life: u64::MAX };
         let order = Order { term: u64::MAX, epoch: u64::MAX };
         let run =
             WireRun { range: u16::MAX, lo: u32::MAX, hi: u32::MAX, reg: Reg { order, holder: Holder::One(owner) } };

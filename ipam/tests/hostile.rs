@@ -74,7 +74,7 @@ proptest! {
         world.start(0);
         let mut bytes = bytes;
         if version {
-            bytes.insert(0, 1);
+            bytes.insert(0, 2);
         }
         let now = world.now;
         world.up(0).handle_message(Peer(2), 1, &bytes, now);
@@ -90,10 +90,10 @@ fn a_peer_of_another_version_is_named_once() {
     world.start(0);
     for _ in 0..10 {
         let now = world.now;
-        world.up(0).handle_message(Peer(2), 1, &[2, 0x80], now);
+        world.up(0).handle_message(Peer(2), 1, &[9, 0x80], now);
         world.drain(0);
     }
     let notices = &world.nodes[0].notices;
     assert_eq!(notices.len(), 1, "{notices:?}");
-    assert!(notices[0].contains("02020202") && notices[0].contains("version 2"), "{notices:?}");
+    assert!(notices[0].contains("02020202") && notices[0].contains("version 9"), "{notices:?}");
 }

@@ -4,12 +4,13 @@
 
 mod sim;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ipam::allocator::Ablation;
 use ipnet::IpNet;
 use rand_core::RngCore;
-use sim::{Asked, Faults, World};
+use sim::{Asked, Faults, Peer, World};
 
 const SMALL: [&[&str]; 5] = [
     &["10.0.0.0/28"],
@@ -36,6 +37,8 @@ struct Outcome {
     given: u64,
     refused: BTreeMap<&'static str, u64>,
     crashes: u64,
+    losses: u64,
+    removals: u64,
     apart: u64,
     trace: u64,
     messages: u64,
@@ -50,15 +53,20 @@ struct Schedule {
     partitions: bool,
     crashes: bool,
     crashed: u64,
-    /// Crashes take the disk of the second peer with them; its space is lost then.
-    wipes: bool,
+    /// Disks are lost, and old copies of them put back, one voter's at a time.
+    losses: bool,
+    lost: BTreeSet<usize>,
+    losses_done: u64,
+    /// Peers are removed, dead or alive.
+    removals: bool,
+    removed: u64,
     /// Founded apart, two pairs can find together before they meet the others: then addresses of
     /// one may be given by the other too.
     joined: bool,
 }
 
 impl Schedule {
-    fn new(birth: Birth, seed: u64, lies: bool) -> Self {
+    fn new(birth: Birth, seed: u64) -> Self {
         let mut world = World::new(seed, &[0; 7], &[]);
         let count = 3 + world.below(5) as usize;
         let mut named = vec![count - 1; count];
@@ -81,15 +89,28 @@ impl Schedule {
             write: 1 + sometimes(300),
             write_error: sometimes(60),
             write_crash: sometimes(60),
-            write_lie: if lies { 500 } else { 0 },
         };
         let (partitions, crashes) = (sometimes(1) == 1, sometimes(1) == 1);
+        let (losses, removals, jumps) = (sometimes(1) == 1, sometimes(1) == 1, sometimes(1) == 1);
+        world.clock_jumps = jumps;
         world.faults = faults;
-        Self { world, birth, asked: Asked::new(), partitions, crashes, crashed: 0, wipes: false, joined: true }
+        Self {
+            world,
+            birth,
+            asked: Asked::new(),
+            partitions,
+            crashes,
+            crashed: 0,
+            losses,
+            lost: BTreeSet::new(),
+            losses_done: 0,
+            removals,
+            removed: 0,
+            joined: true,
+        }
     }
 
     fn begin(&mut self) {
-        let lie = core::mem::take(&mut self.world.faults.write_lie);
         if self.birth != Birth::Together {
             let faults = self.world.faults.clone();
             if self.birth == Birth::Alone {
@@ -116,11 +137,6 @@ impl Schedule {
                 self.world.run_for(Duration::from_millis(pause));
             }
         }
-        if lie > 0 {
-            self.world.run_for(Duration::from_secs(60));
-            self.world.faults.write_lie = lie;
-            self.crashes = true;
-        }
     }
 
     fn disturb(&mut self, steps: u64) {
@@ -128,6 +144,7 @@ impl Schedule {
             self.act();
             let pause = self.world.below(400);
             self.world.run_for(Duration::from_millis(pause));
+            self.world.lift_fences();
             self.world.check_blocks();
             if !self.world.check.violations.is_empty() {
                 return;
@@ -141,7 +158,7 @@ impl Schedule {
         let node = self.world.below(self.world.nodes.len() as u64) as usize;
         let owner = format!("c{}", self.world.below(40));
         let range = self.range();
-        match self.world.below(100) {
+        match self.world.below(109) {
             0..50 => {
                 let net = self.part_of(range);
                 let asked = self.world.allocate(node, &owner, net);
@@ -169,17 +186,86 @@ impl Schedule {
             95..98 if self.crashes => {
                 self.crashed += 1;
                 let pause = Duration::from_millis(self.world.below(4000));
-                if self.wipes {
-                    // One peer only: a majority without state is a new network.
-                    self.world.wipe(1, pause);
-                } else {
-                    self.world.crash(node, pause);
-                }
+                self.world.crash(node, pause);
             }
-            98 => self.world.raise(node),
+            98..101 if self.losses => self.lose(node),
+            101..103 if self.removals => self.remove(node),
+            103..105 if self.losses => self.world.copy(node),
+            105 if self.world.clock_jumps => {
+                let by = Duration::from_secs(self.world.below(100_000));
+                self.world.jump(node, by);
+            }
+            106 => self.world.raise(node),
             _ => {
                 let pause = self.world.below(35_000);
                 self.world.run_for(Duration::from_millis(pause));
+            }
+        }
+    }
+
+    /// The newest voters that anybody knows of.
+    fn voters(&self) -> Vec<usize> {
+        let up = self.world.nodes.iter().filter_map(|node| node.allocator.as_ref());
+        let newest = up.filter_map(|allocator| allocator.panel()).max_by_key(|(version, _)| *version);
+        newest.map_or_else(Vec::new, |(_, voters)| voters.iter().map(|peer| usize::from(peer.0) - 1).collect())
+    }
+
+    /// Whether the network bears that the state of one more peer is lost: at most one voter may
+    /// be without its state at a time, and before there are three, none.
+    fn bears_loss_of(&mut self, node: usize) -> bool {
+        let voters = self.voters();
+        let nodes = &self.world.nodes;
+        self.lost.retain(|&lost| {
+            let it = &nodes[lost];
+            let well = it.allocator.as_ref().is_some_and(|up| up.panel().is_some() && !up.is_learning_to_vote());
+            voters.contains(&lost) && !well
+        });
+        let learning = voters.iter().any(|&voter| {
+            let up = nodes[voter].allocator.as_ref();
+            voter != node && up.is_some_and(|up| up.is_learning_to_vote())
+        });
+        let others = self.lost.iter().any(|&lost| lost != node);
+        voters.len() >= 3 && !others && !learning
+    }
+
+    fn lose(&mut self, node: usize) {
+        if !self.bears_loss_of(node) || self.world.nodes[node].allocator.is_none() {
+            return;
+        }
+        let pause = Duration::from_millis(self.world.below(8000));
+        if self.world.below(2) == 0 {
+            self.world.wipe(node, pause);
+        } else if !self.world.roll_back(node, pause) {
+            return;
+        }
+        self.losses_done += 1;
+        self.lost.insert(node);
+    }
+
+    /// An operator removes a peer: a dead one, one that is cut off, or one that is well.
+    fn remove(&mut self, node: usize) {
+        let dead: Vec<usize> = (0..self.world.nodes.len()).filter(|&at| self.world.nodes[at].dead).collect();
+        if let Some(&zombie) = dead.first()
+            && self.world.below(2) == 0
+        {
+            let with_disk = self.world.below(2) == 0;
+            self.world.rise(zombie, with_disk);
+            return;
+        }
+        let by = self.world.below(self.world.nodes.len() as u64) as usize;
+        if by == node || !self.bears_loss_of(node) || self.world.nodes[by].allocator.is_none() {
+            return;
+        }
+        if self.world.below(2) == 0 && dead.is_empty() {
+            self.world.die(node);
+            self.lost.insert(node);
+        }
+        self.removed += 1;
+        self.world.remove(by, node);
+        if self.world.below(3) == 0 {
+            let too = self.world.below(self.world.nodes.len() as u64) as usize;
+            if too != node {
+                self.world.remove(too, node);
             }
         }
     }
@@ -210,7 +296,14 @@ impl Schedule {
     /// After all faults have ended: everyone agrees, nothing is lost, whoever asks gets.
     fn recover(&mut self) {
         self.world.heal();
-        self.world.run_for(Duration::from_secs(50));
+        for node in 0..self.world.nodes.len() {
+            if self.world.nodes[node].dead {
+                let with_disk = self.world.below(2) == 0;
+                self.world.rise(node, with_disk);
+            }
+        }
+        self.world.run_for(Duration::from_secs(60));
+        self.world.lift_fences();
         let now = self.world.now;
         self.world.check.overdue(now);
         self.world.check_blocks();
@@ -225,11 +318,24 @@ impl Schedule {
         self.world.check_blocks();
     }
 
+    /// A grant may be on its way at any one moment, but not for long.
     fn agree(&mut self) {
         let networks = self.world.networks();
         if networks.len() != 1 {
             self.world.check.violation(format!("APART {networks:?}"));
         }
+        for _ in 0..20 {
+            if self.views().len() == 1 {
+                return;
+            }
+            self.world.run_for(Duration::from_secs(1));
+        }
+        let views = self.views();
+        self.world.check.violation(format!("DISAGREE {views:?}"));
+    }
+
+    /// What the nodes believe that everybody owns, each opinion once.
+    fn views(&self) -> Vec<Vec<(Peer, u64)>> {
         let mut views: Vec<_> = Vec::new();
         for node in &self.world.nodes {
             let summary = node.allocator.as_ref().map(|allocator| allocator.summary());
@@ -239,10 +345,7 @@ impl Schedule {
             views.push(peers);
         }
         views.dedup();
-        // A peer that lost its state does not count as its own what the others still call its own.
-        if views.len() > 1 && !self.wipes {
-            self.world.check.violation(format!("DISAGREE {views:?}"));
-        }
+        views
     }
 
     fn nothing_lost(&mut self, node: usize) {
@@ -262,7 +365,7 @@ impl Schedule {
         let free = self.free_anywhere(range);
         let request = self.world.allocate(node, "last", range);
         let answer = self.world.answer(request);
-        if answer.is_err() && free && !self.wipes {
+        if answer.is_err() && free {
             let text = format!("STUCK {:?} in {range}: {answer:?}", self.world.nodes[node].peer);
             self.world.check.violation(text);
         }
@@ -287,6 +390,31 @@ impl Schedule {
         used < (1 << host_bits) - reserved
     }
 
+    /// What everybody knows, for whoever looks for the reason of a violation.
+    #[expect(clippy::print_stdout, reason = "asked for by a variable")]
+    fn dump(&self) {
+        for node in &self.world.nodes {
+            let Some(allocator) = &node.allocator else {
+                println!("{:?} is down", node.peer);
+                continue;
+            };
+            let summary = allocator.summary();
+            println!("{:?} life {} panel {:?} {:?}", node.peer, allocator.life(), allocator.panel(), node.notices);
+            println!("  holds {:?}", allocator.held());
+            println!("  gave {:?}", summary.allocations);
+            println!("  problems {:?} cooling {}", summary.problems, summary.cooling);
+            for range in &self.world.ranges {
+                let owners: Vec<String> = range
+                    .hosts()
+                    .take(16)
+                    .filter_map(|address| Some((address, allocator.owner_of(address)?)))
+                    .map(|(address, (peer, term, epoch))| format!("{address}={}@{term:x}.{epoch}", peer.0))
+                    .collect();
+                println!("  owners {}", owners.join(" "));
+            }
+        }
+    }
+
     fn run(mut self, steps: u64) -> Outcome {
         self.begin();
         if self.joined {
@@ -295,10 +423,15 @@ impl Schedule {
         if self.joined && self.world.check.violations.is_empty() {
             self.recover();
         }
+        if std::env::var_os("WEFT_IPAM_DEBUG").is_some() {
+            self.dump();
+        }
         Outcome {
             given: self.world.check.given,
             refused: self.world.check.refused,
             crashes: self.crashed,
+            losses: self.losses_done,
+            removals: self.removed,
             apart: u64::from(!self.joined),
             trace: self.world.trace,
             messages: self.world.nodes.iter().map(|node| node.messages_sent).sum(),
@@ -318,10 +451,10 @@ const STEPS: u64 = 100;
 fn run_many(birth: Birth) {
     let one = setting("WEFT_IPAM_SEED");
     let first = one.unwrap_or(1);
-    let count = one.map_or(setting("WEFT_IPAM_SCHEDULES").unwrap_or(500), |_| 1);
+    let count = one.map_or(setting("WEFT_IPAM_SCHEDULES").unwrap_or(250), |_| 1);
     let mut total = Outcome::default();
     for seed in first..first + count {
-        let outcome = Schedule::new(birth, seed, false).run(STEPS);
+        let outcome = Schedule::new(birth, seed).run(STEPS);
         let name = format!("{birth:?}").to_lowercase();
         assert!(
             outcome.violations.is_empty(),
@@ -339,6 +472,8 @@ impl Outcome {
     fn add(&mut self, other: Self) {
         self.given += other.given;
         self.crashes += other.crashes;
+        self.losses += other.losses;
+        self.removals += other.removals;
         self.apart += other.apart;
         self.messages += other.messages;
         self.writes += other.writes;
@@ -364,36 +499,38 @@ fn no_address_is_given_twice_or_lost_founded_apart() {
 }
 
 #[test]
-fn no_address_is_given_twice_by_a_peer_that_lost_its_disk() {
-    for seed in 1..200 {
-        let mut schedule = Schedule::new(Birth::Alone, seed, false);
-        schedule.wipes = true;
-        schedule.crashes = true;
-        let outcome = schedule.run(STEPS);
-        assert!(outcome.violations.is_empty(), "seed {seed}: {:#?}", outcome.violations);
-    }
-}
-
-#[test]
 fn the_same_seed_makes_the_same_trace() {
     for birth in [Birth::Alone, Birth::Together, Birth::Apart] {
         for seed in 1..10 {
-            let one = Schedule::new(birth, seed, false).run(STEPS);
-            let two = Schedule::new(birth, seed, false).run(STEPS);
+            let one = Schedule::new(birth, seed).run(STEPS);
+            let two = Schedule::new(birth, seed).run(STEPS);
             assert_eq!(one, two, "seed {seed}");
         }
     }
 }
 
+/// Schedules with some rule broken that give an address twice, or lose one.
+fn harmed_without(ablation: Ablation, schedules: u64) -> usize {
+    let harmed = |seed: &u64| {
+        let mut schedule = Schedule::new(Birth::Together, *seed);
+        schedule.world.ablation = ablation;
+        schedule.losses = true;
+        schedule.crashes = true;
+        schedule.world.faults.duplication = 200;
+        let outcome = schedule.run(STEPS);
+        outcome.violations.iter().any(|text| text.contains("DUPLICATE") || text.contains("two holders"))
+    };
+    (1..=schedules).filter(harmed).count()
+}
+
 #[test]
-fn grants_that_are_not_durable_make_duplicates_which_shows_that_the_judge_sees_them() {
-    let duplicates = (1..200)
-        .filter(|&seed| {
-            let outcome = Schedule::new(Birth::Alone, seed, true).run(STEPS);
-            let seen = |what| outcome.violations.iter().any(|text| text.contains(what));
-            seen("DUPLICATE") || seen("two holders")
-        })
-        .count();
-    println!("{duplicates} of 199 schedules with grants that were not durable have a duplicate");
-    assert!(duplicates > 0);
+fn without_witnesses_old_disks_make_duplicates() {
+    let ablation = Ablation { no_witness: true, ..Ablation::default() };
+    assert!(harmed_without(ablation, 150) > 0);
+}
+
+#[test]
+fn without_a_new_term_after_a_restart_old_disks_make_duplicates() {
+    let ablation = Ablation { no_restart_term: true, ..Ablation::default() };
+    assert!(harmed_without(ablation, 150) > 0);
 }

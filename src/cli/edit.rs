@@ -13,7 +13,7 @@ use super::table::clean;
 use super::{FAILED, Format, complain, print};
 use crate::control::api::types::{
     Addresses, AddressesRequest, Attachment, ConfigRefusal, DownRequest, PeersRequest, Released, ReloadRequest,
-    Reloaded, RevokeRequest, RevokedPeer, Stopping, TargetRequest, Targets,
+    Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Stopping, TargetRequest, Targets,
 };
 
 /// How long `weft down` waits until the router has gone.
@@ -32,6 +32,15 @@ pub(super) struct PeersArgs {
 #[derive(Debug, Args)]
 pub(super) struct RevokeArgs {
     /// Name of the peer as `weft peers` shows it, or its id
+    peer: String,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    /// Name of the peer, or its id, of which eight digits do
     peer: String,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
@@ -102,6 +111,11 @@ pub(super) async fn forget(client: &Client, args: &PeersArgs) -> anyhow::Result<
     let body = PeersRequest { peers: args.peers.clone() };
     let answer: Targets = client.post("/v1/forget", &body).await?;
     show(args.output, &[], &answer)
+}
+
+pub(super) async fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result<ExitCode> {
+    let removed: RemovedPeer = client.post("/v1/peers/remove", &RemoveRequest { peer: args.peer.clone() }).await?;
+    show(args.output, &[format!("removed {} ({})", clean(&removed.name), removed.id)], &removed)
 }
 
 pub(super) async fn attach(client: &Client, args: &AttachArgs) -> anyhow::Result<ExitCode> {

@@ -49,7 +49,7 @@ enum Command {
     Connect(edit::PeersArgs),
     /// Dial these peers no more, and close the links to them
     Forget(edit::PeersArgs),
-    /// Shut a peer out for good
+    /// Remove a peer that will not come back, or shut one out
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Connect a container to the network; prints one CIDR a line
@@ -83,6 +83,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum PeerCommand {
+    /// Remove a peer that will not come back: its addresses return to the others
+    Remove(edit::RemoveArgs),
     /// Have every member refuse this peer's keys, for good
     Revoke(edit::RevokeArgs),
 }
@@ -137,6 +139,7 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
             Command::Reload(args) => edit::reload(&client, &args).await,
             Command::Connect(args) => edit::connect(&client, &args).await,
             Command::Forget(args) => edit::forget(&client, &args).await,
+            Command::Peer(PeerCommand::Remove(args)) => edit::remove(&client, &args).await,
             Command::Peer(PeerCommand::Revoke(args)) => edit::revoke(&client, &args).await,
             Command::Attach(args) => edit::attach(&client, &args).await,
             Command::Detach(args) => edit::detach(&client, &args).await,
@@ -219,6 +222,7 @@ mod tests {
             "weft connect a b",
             "weft forget a",
             "weft peer revoke a -o json",
+            "weft peer remove host3 -o json",
             "weft attach /run/netns/a 10.32.0.1 fd00::1",
             "weft detach docker:a",
             "weft expose",

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::fastpath::{self, Fast};
 use super::refusals::Refusals;
-use super::{MessageCounters, Peer, Request, Snapshot, TargetView};
+use super::{MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
 use crate::clock::Clock;
 use crate::control::events::Events;
 use crate::control::identity::Identity;
@@ -353,6 +353,10 @@ impl Core {
             Request::Lookup { owner, reply } => {
                 let _ = reply.send(self.ipam.lookup(&owner));
             }
+            Request::Survey(in_use) => self.ipam.survey(&in_use, now),
+            Request::RemovePeer(name, reply) => {
+                let _ = reply.send(self.remove_peer(&name, now));
+            }
             Request::Endpoints(endpoints) => {
                 self.endpoints.clone_from(&endpoints);
                 self.node.set_endpoints(endpoints, now);
@@ -372,6 +376,30 @@ impl Core {
         self.next_request += 1;
         self.waiting.insert(request, reply);
         request
+    }
+
+    /// Removes a peer from the address space: by its name, or its id, of which eight digits do.
+    fn remove_peer(&mut self, name: &str, now: Duration) -> Result<(PeerId, String), RemoveError> {
+        const SHORTEST: usize = 8;
+        let infos = self.node.peers();
+        let mut found: BTreeMap<PeerId, String> = BTreeMap::new();
+        for info in &infos {
+            found.insert(info.id, info.name.clone());
+        }
+        // The mesh forgets who is away for long; what it owned stays.
+        for (Peer(id), _) in self.ipam.summary().peers {
+            found.entry(id).or_insert_with(|| id.to_string());
+        }
+        let by_id = |id: &PeerId| name.len() >= SHORTEST && id.to_string().starts_with(name);
+        found.retain(|id, known| known == name || by_id(id));
+        match found.pop_first() {
+            None => Err(RemoveError::Unknown),
+            Some(_) if !found.is_empty() => Err(RemoveError::Ambiguous),
+            Some((id, known)) => {
+                self.ipam.remove_peer(Peer(id), now).map_err(RemoveError::Refused)?;
+                Ok((id, known))
+            }
+        }
     }
 
     fn connect(&mut self, targets: Vec<String>, kept: bool, now: Duration) -> Result<Vec<String>, Vec<String>> {

@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use ipam::AllocError;
 use ipnet::IpNet;
+use mesh_proto::id::PeerId;
 use tokio::sync::{mpsc, oneshot};
 
 pub use checks::CheckError;
@@ -69,12 +70,30 @@ pub(crate) enum Request {
     Free { owner: String, address: Option<IpAddr>, reply: oneshot::Sender<Vec<IpNet>> },
     /// The addresses of an owner.
     Lookup { owner: String, reply: oneshot::Sender<Vec<IpNet>> },
+    /// What runs on this host has these addresses.
+    Survey(Vec<(String, IpAddr)>),
+    /// Removes a peer from the address space for good.
+    RemovePeer(String, oneshot::Sender<Result<(PeerId, String), RemoveError>>),
     /// The addresses at which this peer can be dialled changed.
     Endpoints(Vec<std::net::SocketAddr>),
     /// Something to be shown in `status` until the router ends.
     Problem(String),
     /// What is wrong with a part of the router now, if anything.
     Concern(&'static str, Option<String>),
+}
+
+/// Why a peer was not removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveError {
+    /// Nobody is called so.
+    #[error("no peer has this name or id; `weft ipam` lists them")]
+    Unknown,
+    /// Several are.
+    #[error("several peers are called so; name one by its id")]
+    Ambiguous,
+    /// The address protocol cannot.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The loop has ended, or is stuck.
@@ -207,6 +226,24 @@ impl Handle {
         self.ask_soon(|reply| Request::Lookup { owner, reply }).await
     }
 
+    /// Tells the address protocol what runs on this host; before it was told once, it gives no new
+    /// address from blocks of an earlier start.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn survey(&self, in_use: Vec<(String, IpAddr)>) -> Result<(), Stopped> {
+        self.requests.send(Request::Survey(in_use)).await.map_err(|_| Stopped)
+    }
+
+    /// Removes a peer, named by its name or id, from the address space for good.
+    ///
+    /// # Errors
+    /// If the router stops; inside, why it cannot be removed.
+    pub async fn remove_peer(&self, name: &str) -> Result<Result<(PeerId, String), RemoveError>, Stopped> {
+        let name = name.to_owned();
+        self.ask_soon(|reply| Request::RemovePeer(name, reply)).await
+    }
+
     /// Tells the mesh at which addresses this peer can be dialled.
     ///
     /// # Errors
@@ -234,7 +271,7 @@ impl Handle {
 
 /// A peer's id, as the address protocol wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Peer(pub mesh_proto::id::PeerId);
+pub struct Peer(pub PeerId);
 
 impl ipam::allocator::PeerKey for Peer {
     fn to_bytes(self) -> [u8; 16] {
@@ -242,6 +279,6 @@ impl ipam::allocator::PeerKey for Peer {
     }
 
     fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(mesh_proto::id::PeerId(bytes))
+        Self(PeerId(bytes))
     }
 }

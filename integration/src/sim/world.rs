@@ -297,7 +297,11 @@ impl World {
         };
         let state = host.disk.addresses.clone().into_iter().collect();
         match Allocator::new(config, state, seed, now) {
-            Ok(allocator) => Some(allocator),
+            Ok(mut allocator) => {
+                // What its containers have is in its state: disks are lost together with containers here.
+                allocator.survey(&[], now);
+                Some(allocator)
+            }
             Err(why) => {
                 self.env.ledger.fail(format!("p{index:02} cannot read its own state: {why}"));
                 None

@@ -1,6 +1,6 @@
 //! What must hold, judged from outside: from answers alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,9 +11,6 @@ use super::Peer;
 
 /// Longest time that a request may stay without an answer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(10_500);
-
-/// Marks owners that their peer does not know any more.
-const FORGOTTEN: &str = "forgotten ";
 
 #[derive(Debug, Clone)]
 struct Asked {
@@ -27,6 +24,13 @@ struct Asked {
 pub(crate) struct Checker {
     holders: BTreeMap<IpAddr, (Peer, String)>,
     asked: BTreeMap<RequestId, Asked>,
+    /// Nodes whose state does not know all that they gave.
+    forgetful: BTreeSet<Peer>,
+    fenced: BTreeSet<Peer>,
+    /// Addresses of nodes that were removed: somebody else may get them.
+    in_dispute: BTreeMap<IpAddr, Peer>,
+    /// What a removed node still has, though somebody else has it by right.
+    orphans: BTreeSet<(IpAddr, Peer, String)>,
     pub(crate) given: u64,
     pub(crate) refused: BTreeMap<&'static str, u64>,
     pub(crate) violations: Vec<String>,
@@ -68,12 +72,24 @@ impl Checker {
     fn gave(&mut self, asked: Asked, net: IpNet) {
         self.given += 1;
         let holder = (asked.peer, asked.owner);
+        if self.orphans.contains(&(net.addr(), holder.0, holder.1.clone())) {
+            return;
+        }
         match self.holders.get(&net.addr()) {
+            Some(_) if self.fenced.contains(&holder.0) => {}
+            Some(other) if *other != holder && self.in_dispute.get(&net.addr()) == Some(&other.0) => {
+                self.orphans.insert((net.addr(), other.0, other.1.clone()));
+                self.in_dispute.remove(&net.addr());
+                self.holders.insert(net.addr(), holder);
+            }
             Some(other) if *other != holder => {
                 let text = format!("DUPLICATE {}: {other:?} and {holder:?}", net.addr());
                 self.violation(text);
             }
             _ => {
+                if self.fenced.contains(&holder.0) {
+                    self.in_dispute.insert(net.addr(), holder.0);
+                }
                 self.holders.insert(net.addr(), holder);
             }
         }
@@ -81,6 +97,7 @@ impl Checker {
 
     pub(crate) fn freed(&mut self, peer: Peer, owner: &str, freed: &[IpNet]) {
         for net in freed {
+            self.orphans.remove(&(net.addr(), peer, owner.to_owned()));
             let holder = (peer, owner.to_owned());
             if self.holders.get(&net.addr()) == Some(&holder) {
                 self.holders.remove(&net.addr());
@@ -88,13 +105,31 @@ impl Checker {
         }
     }
 
-    /// The state of a node is gone; its containers, which run on, keep their addresses.
-    pub(crate) fn wiped(&mut self, peer: Peer) {
-        for (holder, owner) in self.holders.values_mut() {
-            if *holder == peer && !owner.starts_with(FORGOTTEN) {
-                owner.insert_str(0, FORGOTTEN);
+    /// A node's state is gone or old; its containers, which run on, keep their addresses.
+    pub(crate) fn lost_state(&mut self, peer: Peer) {
+        self.forgetful.insert(peer);
+    }
+
+    /// A host is gone with its containers.
+    pub(crate) fn died(&mut self, peer: Peer) {
+        self.holders.retain(|_, (holder, _)| *holder != peer);
+        self.in_dispute.retain(|_, holder| *holder != peer);
+    }
+
+    /// A node was removed, perhaps alive: until it knows, its frames are dropped by everybody,
+    /// and what it has counts as had by nobody.
+    pub(crate) fn fence(&mut self, peer: Peer) {
+        self.fenced.insert(peer);
+        for (address, (holder, _)) in &self.holders {
+            if *holder == peer {
+                self.in_dispute.insert(*address, peer);
             }
         }
+    }
+
+    /// The node has begun another life.
+    pub(crate) fn unfence(&mut self, peer: Peer) {
+        self.fenced.remove(&peer);
     }
 
     /// Compares what a node that came back lists with what it gave; returns what nobody has:
@@ -103,11 +138,12 @@ impl Checker {
         let mut lost = Vec::new();
         for (address, (holder, owner)) in &self.holders {
             let there = listed.iter().any(|(name, net)| name == owner && net.addr() == *address);
-            if *holder == peer && !there && !owner.starts_with(FORGOTTEN) {
+            if *holder == peer && !there && !self.forgetful.contains(&peer) {
                 lost.push(format!("LOST {address} of {owner} at {peer:?}"));
             }
         }
         self.violations.extend(lost);
+        self.forgetful.remove(&peer);
         let ghosts = listed.iter().filter(|(owner, net)| self.holders.get(&net.addr()) != Some(&(peer, owner.clone())));
         ghosts.cloned().collect()
     }
@@ -127,7 +163,7 @@ impl Checker {
     pub(crate) fn held_by(&self, peer: Peer) -> Vec<(IpAddr, String)> {
         self.holders
             .iter()
-            .filter(|(_, (holder, owner))| *holder == peer && !owner.starts_with(FORGOTTEN))
+            .filter(|(_, (holder, _))| *holder == peer)
             .map(|(address, (_, owner))| (*address, owner.clone()))
             .collect()
     }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipam::allocator::{Allocator, Config, PeerKey};
+use ipam::allocator::{Ablation, Allocator, Config, PeerKey};
 use ipam::{AllocError, Output, RequestId, Ticket};
 use ipnet::IpNet;
 use rand_chacha::ChaCha8Rng;
@@ -51,15 +51,12 @@ pub(crate) struct Faults {
     pub(crate) write_error: u64,
     /// A write crashes the node, before or after it is durable.
     pub(crate) write_crash: u64,
-    /// A write that records a grant is said to be durable but is not: without it, the rule that
-    /// a loss is durable before the grant leaves (ipam I5) does not hold.
-    pub(crate) write_lie: u64,
 }
 
 impl Faults {
     /// A quick network and quick disks without faults.
     pub(crate) fn none() -> Self {
-        Self { loss: 0, duplication: 0, delay: 5, write: 3, write_error: 0, write_crash: 0, write_lie: 0 }
+        Self { loss: 0, duplication: 0, delay: 5, write: 3, write_error: 0, write_crash: 0 }
     }
 }
 
@@ -71,6 +68,14 @@ pub(crate) struct Node {
     /// Number of the process, which goes on when its life number is raised.
     pub(crate) process: u64,
     pub(crate) disk: Disk,
+    /// Old copies of the disk.
+    pub(crate) copies: Vec<Disk>,
+    /// How far this node's clock is ahead; another amount after each start.
+    pub(crate) ahead: Duration,
+    /// Removed, and dead or not aware of it yet; what it does until then does not count.
+    pub(crate) removed_life: Option<u64>,
+    /// It will not come back by itself.
+    pub(crate) dead: bool,
     pub(crate) allocator: Option<Allocator<Peer>>,
     pub(crate) notices: Vec<String>,
     pub(crate) messages_sent: u64,
@@ -93,7 +98,6 @@ enum Fate {
     Error,
     CrashBefore,
     CrashAfter,
-    Lie,
 }
 
 /// All nodes, the network between them, and what is to happen.
@@ -109,6 +113,10 @@ pub(crate) struct World {
     /// The last answer of each request, for tests that wait for one.
     pub(crate) replies: BTreeMap<RequestId, Result<IpNet, AllocError>>,
     pub(crate) trace: u64,
+    /// Clocks differ, and begin anywhere.
+    pub(crate) clock_jumps: bool,
+    /// Rules that are broken in this world.
+    pub(crate) ablation: Ablation,
     /// Some of the messages that were sent.
     pub(crate) sample: Vec<Vec<u8>>,
     queue: BTreeMap<(Duration, u64), Event>,
@@ -129,6 +137,10 @@ impl World {
                 life: 0,
                 process: 0,
                 disk: Disk::new(),
+                copies: Vec::new(),
+                ahead: Duration::ZERO,
+                removed_life: None,
+                dead: false,
                 allocator: None,
                 notices: Vec::new(),
                 messages_sent: 0,
@@ -146,6 +158,8 @@ impl World {
             groups: vec![0; named.len()],
             replies: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
+            clock_jumps: false,
+            ablation: Ablation::default(),
             sample: Vec::new(),
             queue: BTreeMap::new(),
             timers: BTreeMap::new(),
@@ -179,9 +193,13 @@ impl World {
 
     /// Starts a node that is down, with its disk.
     pub(crate) fn start(&mut self, node: usize) {
-        if self.nodes[node].allocator.is_some() {
+        if self.nodes[node].allocator.is_some() || self.nodes[node].dead {
             return;
         }
+        if self.clock_jumps {
+            self.nodes[node].ahead = Duration::from_secs(self.below(1_000_000));
+        }
+        let now = self.now + self.nodes[node].ahead;
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let it = &mut self.nodes[node];
@@ -189,7 +207,8 @@ impl World {
         it.process += 1;
         let config = Config { me: it.peer, incarnation: it.life, ranges: self.ranges.clone(), named_peers: it.named };
         let state = it.disk.clone().into_iter().collect();
-        let allocator = Allocator::new(config, state, seed, self.now).expect("its own disk is readable");
+        let allocator =
+            Allocator::with_broken_rules(config, state, seed, now, self.ablation).expect("its own disk is readable");
         self.nodes[node].allocator = Some(allocator);
         self.drain(node);
         self.audit(node);
@@ -210,8 +229,96 @@ impl World {
         };
         let listed: Vec<(String, IpNet)> =
             allocator.summary().allocations.into_iter().map(|(owner, net, _)| (owner, net)).collect();
-        for (owner, net) in self.check.after_start(it.peer, &listed) {
+        let peer = it.peer;
+        for (owner, net) in self.check.after_start(peer, &listed) {
             self.free(node, &owner, Some(net.addr()));
+        }
+        let in_use: Vec<(String, IpAddr)> =
+            self.check.held_by(peer).into_iter().map(|(address, owner)| (owner, address)).collect();
+        let now = self.clock(node);
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.survey(&in_use, now);
+        }
+        self.drain(node);
+    }
+
+    /// The time as a node has it.
+    fn clock(&self, node: usize) -> Duration {
+        self.now + self.nodes[node].ahead
+    }
+
+    /// A node's clock goes forward at once.
+    pub(crate) fn jump(&mut self, node: usize, by: Duration) {
+        self.nodes[node].ahead += by;
+        let now = self.clock(node);
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.handle_timeout(now);
+            self.drain(node);
+        }
+    }
+
+    /// Keeps a copy of a node's disk.
+    pub(crate) fn copy(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        if it.copies.len() < 4 {
+            it.copies.push(it.disk.clone());
+        }
+    }
+
+    /// Ends a node, puts an old copy of its disk back; its containers run on.
+    pub(crate) fn roll_back(&mut self, node: usize, back_after: Duration) -> bool {
+        let count = self.nodes[node].copies.len() as u64;
+        if count == 0 || self.nodes[node].allocator.is_none() {
+            return false;
+        }
+        let at = self.below(count) as usize;
+        self.crash(node, back_after);
+        let it = &mut self.nodes[node];
+        it.disk = it.copies[at].clone();
+        self.check.lost_state(it.peer);
+        true
+    }
+
+    /// A host and its containers are gone for good.
+    pub(crate) fn die(&mut self, node: usize) {
+        self.crash(node, Duration::ZERO);
+        self.nodes[node].dead = true;
+        self.check.died(self.nodes[node].peer);
+    }
+
+    /// A host that was taken for dead comes back, with its old disk or an empty one.
+    pub(crate) fn rise(&mut self, node: usize, with_disk: bool) {
+        if !with_disk {
+            self.nodes[node].disk.clear();
+            self.nodes[node].named = self.nodes[node].named.max(1);
+        }
+        self.nodes[node].dead = false;
+        self.check.lost_state(self.nodes[node].peer);
+        self.start(node);
+    }
+
+    /// One node is told that another is gone.
+    pub(crate) fn remove(&mut self, node: usize, gone: usize) {
+        let (now, peer) = (self.clock(node), self.nodes[gone].peer);
+        let Some(allocator) = &mut self.nodes[node].allocator else {
+            return;
+        };
+        if allocator.remove_peer(peer, now).is_ok() {
+            let life = self.nodes[gone].allocator.as_ref().map(Allocator::life);
+            self.nodes[gone].removed_life = life;
+            self.check.fence(peer);
+        }
+        self.drain(node);
+    }
+
+    /// Ends the fence of nodes that have begun another life.
+    pub(crate) fn lift_fences(&mut self) {
+        for node in &mut self.nodes {
+            let life = node.allocator.as_ref().map(Allocator::life);
+            if life.is_some() && node.removed_life != life {
+                node.removed_life = None;
+                self.check.unfence(node.peer);
+            }
         }
     }
 
@@ -230,7 +337,7 @@ impl World {
 
     /// Raises the life number of a running node.
     pub(crate) fn raise(&mut self, node: usize) {
-        let now = self.now;
+        let now = self.clock(node);
         let it = &mut self.nodes[node];
         if let Some(allocator) = &mut it.allocator {
             it.life += 1;
@@ -244,8 +351,10 @@ impl World {
     pub(crate) fn wipe(&mut self, node: usize, back_after: Duration) {
         self.crash(node, back_after);
         self.nodes[node].disk.clear();
+        // Whoever sets a host up anew beside others names one of them.
+        self.nodes[node].named = self.nodes[node].named.max(1);
         let peer = self.nodes[node].peer;
-        self.check.wiped(peer);
+        self.check.lost_state(peer);
     }
 
     /// Cuts the network into groups.
@@ -269,7 +378,7 @@ impl World {
             .filter(|&other| self.nodes[other].allocator.is_some())
             .map(|other| (self.nodes[other].peer, self.nodes[other].life))
             .collect();
-        let now = self.now;
+        let now = self.clock(node);
         if let Some(allocator) = &mut self.nodes[node].allocator {
             allocator.handle_peers(&peers, now);
             self.drain(node);
@@ -279,9 +388,9 @@ impl World {
     /// Asks for an address; `None` if the node is down.
     pub(crate) fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
         let request = self.request();
-        let (now, peer) = (self.now, self.nodes[node].peer);
+        let (now, peer) = (self.clock(node), self.nodes[node].peer);
         let allocator = self.nodes[node].allocator.as_mut()?;
-        self.check.asked(request, peer, owner, now);
+        self.check.asked(request, peer, owner, self.now);
         allocator.allocate(request, owner, range, now);
         self.drain(node);
         Some(request)
@@ -290,9 +399,9 @@ impl World {
     /// Asks for a given address; `None` if the node is down.
     pub(crate) fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
         let request = self.request();
-        let (now, peer) = (self.now, self.nodes[node].peer);
+        let (now, peer) = (self.clock(node), self.nodes[node].peer);
         let allocator = self.nodes[node].allocator.as_mut()?;
-        self.check.asked(request, peer, owner, now);
+        self.check.asked(request, peer, owner, self.now);
         allocator.claim(request, owner, address, now);
         self.drain(node);
         Some(request)
@@ -305,7 +414,7 @@ impl World {
 
     /// Gives addresses back.
     pub(crate) fn free(&mut self, node: usize, owner: &str, address: Option<IpAddr>) {
-        let (now, peer) = (self.now, self.nodes[node].peer);
+        let (now, peer) = (self.clock(node), self.nodes[node].peer);
         if let Some(allocator) = &mut self.nodes[node].allocator {
             let freed = allocator.free(owner, address, now);
             self.check.freed(peer, owner, &freed);
@@ -341,7 +450,7 @@ impl World {
         let Some((at, _)) = it.allocator.as_ref().and_then(Allocator::poll_timeout) else {
             return;
         };
-        let at = at.max(self.now);
+        let at = at.saturating_sub(it.ahead).max(self.now);
         if self.timers.get(&node).is_none_or(|&armed| at < armed) {
             self.timers.insert(node, at);
             let process = it.process;
@@ -401,8 +510,6 @@ impl World {
             Fate::Error
         } else if self.chance(self.faults.write_crash) {
             [Fate::CrashBefore, Fate::CrashAfter][self.below(2) as usize]
-        } else if changes.iter().any(is_grant) && self.chance(self.faults.write_lie) {
-            Fate::Lie
         } else {
             Fate::Durable
         };
@@ -433,10 +540,10 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        let now = self.now;
         match event {
             Event::Message { from, from_life, to, bytes } => {
                 let (source, node) = (usize::from(from.0) - 1, usize::from(to.0) - 1);
+                let now = self.now + self.nodes.get(node).map_or(Duration::ZERO, |it| it.ahead);
                 if node < self.nodes.len()
                     && self.groups[source] == self.groups[node]
                     && let Some(allocator) = &mut self.nodes[node].allocator
@@ -452,6 +559,7 @@ impl World {
             }
             Event::Timer { node, process } if self.nodes[node].process == process => {
                 self.timers.remove(&node);
+                let now = self.clock(node);
                 if let Some(allocator) = &mut self.nodes[node].allocator {
                     allocator.handle_timeout(now);
                     self.drain(node);
@@ -477,12 +585,12 @@ impl World {
                 let pause = self.millis(3000);
                 self.crash(node, pause);
             }
-            Fate::Durable | Fate::Lie | Fate::Error => {
+            Fate::Durable | Fate::Error => {
                 let result = match fate {
                     Fate::Error => Err("no space left on device".to_owned()),
                     _ => Ok(()),
                 };
-                let now = self.now;
+                let now = self.clock(node);
                 if let Some(allocator) = &mut self.nodes[node].allocator {
                     allocator.handle_stored(ticket, result, now);
                     self.drain(node);
@@ -494,6 +602,7 @@ impl World {
     /// Ends all faults, brings everyone back.
     pub(crate) fn heal(&mut self) {
         self.faults = Faults::none();
+        self.clock_jumps = false;
         self.groups = vec![0; self.nodes.len()];
         for node in 0..self.nodes.len() {
             self.start(node);
@@ -515,7 +624,7 @@ impl World {
     pub(crate) fn check_blocks(&mut self) {
         let mut held: BTreeMap<Option<String>, Vec<(IpAddr, IpAddr, Peer)>> = BTreeMap::new();
         for node in &self.nodes {
-            if let Some(allocator) = &node.allocator {
+            if let Some(allocator) = node.allocator.as_ref().filter(|_| node.removed_life.is_none()) {
                 let list = held.entry(allocator.network()).or_default();
                 let blocks = allocator.held().into_iter();
                 list.extend(blocks.map(|(first, last)| (first, last, node.peer)));
@@ -556,7 +665,3 @@ impl World {
 
 /// Requests under way, oldest first.
 pub(crate) type Asked = VecDeque<(usize, RequestId)>;
-
-fn is_grant(change: &ipam::Change) -> bool {
-    change.key.starts_with(b"grant") && change.value.is_some()
-}

@@ -11,12 +11,13 @@ use mesh_proto::wire::control::NAME_MAX;
 use super::error::Body;
 use super::types::{
     Addresses, AddressesRequest, Attachment, DownRequest, EventList, EventsQuery, Ipam, Peer, PeersRequest, Released,
-    ReloadRequest, Reloaded, RevokeRequest, RevokedPeer, Status, Stopping, TargetRequest, Targets,
+    ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Status, Stopping, TargetRequest,
+    Targets,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
 use crate::control::attach::{AttachError, Record, mac_text};
-use crate::router::Whom;
+use crate::router::{RemoveError, Whom};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -93,6 +94,19 @@ pub(super) async fn revoke(State(api): State<Api>, Body(request): Body<RevokeReq
     }
     let Whom { id, name } = api.router.revoke(peer).await??;
     Ok(Json(RevokedPeer { id: id.to_string(), name }))
+}
+
+pub(super) async fn remove_peer(State(api): State<Api>, Body(request): Body<RemoveRequest>) -> Answer<RemovedPeer> {
+    match api.router.remove_peer(&request.peer).await? {
+        Ok((id, name)) => Ok(Json(RemovedPeer { id: id.to_string(), name })),
+        Err(error) => {
+            let status = match error {
+                RemoveError::Unknown => StatusCode::NOT_FOUND,
+                RemoveError::Ambiguous | RemoveError::Refused(_) => StatusCode::CONFLICT,
+            };
+            Err(ApiError::new(status, error.to_string()))
+        }
+    }
 }
 
 pub(super) async fn attach(State(api): State<Api>, Body(request): Body<TargetRequest>) -> Answer<Attachment> {

@@ -83,6 +83,7 @@ routes! {
     post "/v1/connect" => handlers::connect,
     post "/v1/forget" => handlers::forget,
     post "/v1/revoke" => handlers::revoke,
+    post "/v1/peers/remove" => handlers::remove_peer,
     post "/v1/attach" => handlers::attach,
     post "/v1/detach" => handlers::detach,
     post "/v1/expose" => handlers::expose,

@@ -352,3 +352,20 @@ pub struct ErrorBody {
     /// What was wrong, where, and what to do.
     pub error: String,
 }
+
+/// `POST /v1/peers/remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveRequest {
+    /// Name of the peer, or its id, of which eight digits do.
+    pub peer: String,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedPeer {
+    /// Id of the peer.
+    pub id: String,
+    /// Its name, or the id where the name is not known.
+    pub name: String,
+}

@@ -69,7 +69,14 @@ impl Attachments {
     /// One line for each address that is in use here and was given to somebody else.
     pub async fn reclaim(&self) -> Result<(), Vec<String>> {
         let mut lost = Vec::new();
-        for record in self.all() {
+        let records = self.all();
+        let in_use = records
+            .iter()
+            .flat_map(|record| record.addresses.iter().map(|address| (record.owner.clone(), address.addr())));
+        if self.inner.router.survey(in_use.collect()).await.is_err() {
+            return Ok(());
+        }
+        for record in records {
             for address in &record.addresses {
                 match self.inner.router.claim(&record.owner, address.addr()).await {
                     Ok(Ok(_)) => {}

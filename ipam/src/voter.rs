@@ -1,0 +1,579 @@
+//! A voter: what it promised and accepted for each block, and how it comes to know what the
+//! others settled.
+//!
+//! ```text
+//!  Prepare(term) ─► promised < term?             durable ─► Promise(what is accepted)
+//!  Accept(term)  ─► promised <= term, not older? durable ─► Accepted
+//!  Witness(reg)  ─► promised <= reg's, newer?    durable ─► Witnessed
+//! ```
+//!
+//! Blocks are settled independently of each other; a message carries many (ipam I15, I16).
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use minicbor::{Decode, Encode};
+use rand_core::RngCore;
+
+use crate::founding::Ballot;
+use crate::id::{Id, Sender};
+use crate::machine::Machine;
+use crate::panel::{NextPanel, Panel, PanelChange, Seat, wished};
+use crate::ring::{Order, Reg, RegRun};
+use crate::runs::Runs;
+use crate::store::{self, Key, StoredVote};
+use crate::wire::{BlockRuns, Body, Prepare, SeatState, Term, WireRun};
+
+/// Pause between two looks at the panel.
+const PERIOD: Duration = Duration::from_secs(2);
+/// How long a peer must have been a member in reach before it may become a voter.
+const PROVEN: Duration = Duration::from_secs(3);
+/// How long the answers to one question may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a sole voter that restarts waits for a member that may know better.
+const SOLE_WAIT: Duration = Duration::from_secs(10);
+/// Most runs in one page of a voter's state.
+const PAGE: usize = 2048;
+
+/// What a voter knows of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Vote {
+    /// Nothing of an older term is accepted.
+    #[n(0)]
+    pub(crate) promised: Term,
+    /// The newest register accepted.
+    #[n(1)]
+    pub(crate) reg: Reg,
+}
+
+impl Vote {
+    const NOTHING: Self = Self { promised: Term { term: 0, nonce: 0 }, reg: Reg::UNKNOWN };
+
+    fn join(self, other: Self) -> Self {
+        let promised = match self.promised.term.cmp(&other.promised.term) {
+            core::cmp::Ordering::Greater => self.promised,
+            core::cmp::Ordering::Less => other.promised,
+            // Two attempts that drew the same term: neither gets this vote.
+            core::cmp::Ordering::Equal if self.promised != other.promised => {
+                Term { term: self.promised.term, nonce: 0 }
+            }
+            core::cmp::Ordering::Equal => self.promised,
+        };
+        Self { promised, reg: self.reg.join(other.reg) }
+    }
+
+    fn may_promise(&self, term: Term) -> bool {
+        let fresh = term.term > self.promised.term || term == self.promised;
+        fresh && term.term >= self.reg.order.term
+    }
+
+    /// A late repetition must not overwrite what was witnessed since (ipam I16).
+    fn may_accept(&self, term: Term) -> bool {
+        let fresh = term.term > self.promised.term || term == self.promised;
+        fresh && Order { term: term.term, epoch: 0 } >= self.reg.order
+    }
+
+    fn may_witness(&self, reg: &Reg) -> bool {
+        self.reg == *reg || (self.promised.term <= reg.order.term && reg.order > self.reg.order)
+    }
+}
+
+/// The voting part of a peer; of no use while the peer is not on the panel.
+#[derive(Debug, Clone)]
+pub(crate) struct Voter {
+    /// Its part in the change of panels.
+    pub(crate) seat: Seat,
+    /// Whether it knows all that was settled.
+    pub(crate) ready: bool,
+    /// By range.
+    pub(crate) votes: Vec<Runs<Vote>>,
+    /// Whose states were read to the end, with the panel that they are complete for.
+    heard: BTreeMap<Id, u64>,
+    /// Where to go on reading whose.
+    cursors: BTreeMap<Id, (u16, u32)>,
+    /// What the others of the same panel promised and accepted about the next one.
+    learned: Seat,
+    next_fetch: Duration,
+    change: Option<(PanelChange, Duration)>,
+    next_look: Duration,
+    round: u64,
+    /// Since when peers were heard of as members without interruption.
+    pub(crate) members: BTreeMap<Id, Duration>,
+    sole_until: Option<Duration>,
+}
+
+impl Voter {
+    /// No voter.
+    pub(crate) fn new(ranges: &[u32], now: Duration) -> Self {
+        Self {
+            seat: Seat::default(),
+            ready: false,
+            votes: ranges.iter().map(|&blocks| Runs::new(blocks, Vote::NOTHING)).collect(),
+            heard: BTreeMap::new(),
+            cursors: BTreeMap::new(),
+            learned: Seat::default(),
+            next_fetch: now,
+            change: None,
+            next_look: now + PERIOD,
+            round: 0,
+            members: BTreeMap::new(),
+            sole_until: None,
+        }
+    }
+
+    fn begin_reading(&mut self, now: Duration) {
+        self.ready = false;
+        self.heard.clear();
+        self.cursors.clear();
+        self.learned = Seat::default();
+        self.next_fetch = now;
+        self.change = None;
+    }
+}
+
+impl Machine {
+    /// Whether this peer may answer for this version of the panel.
+    fn votes_for(&self, version: u64) -> bool {
+        self.may_change_panel(version) && (self.voter.seat.accepted.is_none() || self.ablation.no_seal)
+    }
+
+    fn may_change_panel(&self, version: u64) -> bool {
+        let panel = self.panel.as_ref();
+        self.voter.ready
+            && self.voter.seat.version == version
+            && panel.is_some_and(|panel| panel.version == version && panel.voters.contains(&self.me.peer))
+    }
+
+    /// Whether this peer is on the panel and cannot answer yet.
+    pub(crate) fn is_learning_to_vote(&self) -> bool {
+        let on_it = self.panel.as_ref().is_some_and(|panel| panel.voters.contains(&self.me.peer));
+        on_it && !(self.voter.ready && self.panel.as_ref().map(|panel| panel.version) == Some(self.voter.seat.version))
+    }
+
+    /// The votes of a voter that was there when the network was founded.
+    pub(crate) fn sit_first(&mut self, registers: &[WireRun]) {
+        for run in registers {
+            let (index, run) = run.parts();
+            self.vote(index, run.lo, run.hi, |vote| vote.reg = vote.reg.join(run.reg));
+        }
+        self.voter.seat = Seat { version: 1, ..Seat::default() };
+        self.voter.ready = true;
+        self.journal.put(store::put(Key::Seat, &self.voter.seat));
+    }
+
+    /// After a restart.
+    pub(crate) fn resume_voting(&mut self) {
+        let sole = self.panel.as_ref().is_some_and(|panel| panel.voters == [self.me.peer]);
+        self.voter.begin_reading(self.now);
+        let others = self.owned_by_peers().iter().any(|&(peer, _)| peer != self.me.peer);
+        self.voter.sole_until = (sole && others).then_some(self.now + SOLE_WAIT);
+        if self.ablation.no_recovery && self.panel.as_ref().map(|panel| panel.version) == Some(self.voter.seat.version)
+        {
+            self.voter.ready = true;
+        }
+        self.finish_reading();
+    }
+
+    /// Changes the votes of some blocks, and records them.
+    fn vote(&mut self, index: usize, lo: u32, hi: u32, change: impl Fn(&mut Vote)) {
+        let Some(votes) = self.voter.votes.get_mut(index) else {
+            return;
+        };
+        let before: Vec<(u32, u32, Vote)> = votes.over(lo, hi).map(|(lo, hi, vote)| (lo, hi, *vote)).collect();
+        for (lo, hi, mut vote) in before {
+            change(&mut vote);
+            votes.set(lo, hi, vote);
+        }
+        let votes = &self.voter.votes[index];
+        let ring = &self.areas[index].ring;
+        for bucket in ring.buckets_of(lo, hi) {
+            let (from, to) = ring.bucket(bucket);
+            let runs: Vec<StoredVote> =
+                votes.over(from, to).map(|(lo, hi, vote)| StoredVote { lo, hi, vote: *vote }).collect();
+            let range = u16::try_from(index).unwrap_or(u16::MAX);
+            let bucket = u8::try_from(bucket).unwrap_or(u8::MAX);
+            self.journal.put(store::put(Key::Votes { range, bucket }, &runs));
+        }
+    }
+
+    fn votes_over(&self, runs: &[BlockRuns]) -> Option<Vec<(usize, u32, u32, Vote)>> {
+        let mut found = Vec::new();
+        for run in runs {
+            let index = usize::from(run.range);
+            let votes = self.voter.votes.get(index)?;
+            if run.lo >= run.hi || run.hi > votes.end() {
+                return None;
+            }
+            found.extend(votes.over(run.lo, run.hi).map(|(lo, hi, vote)| (index, lo, hi, *vote)));
+        }
+        Some(found)
+    }
+
+    fn refuse(&mut self, to: Id, nonce: u64, term: u64) {
+        if let Some(panel) = self.panel.clone() {
+            self.send_durably(to, Body::Behind { nonce, term, panel });
+        }
+    }
+
+    /// Tells whoever asks for another version of the panel what the panel is.
+    fn correct(&mut self, to: Id, version: u64) {
+        if self.panel.as_ref().is_some_and(|panel| panel.version != version) {
+            self.refuse(to, 0, 0);
+        }
+    }
+
+    /// Phase 1 for blocks.
+    pub(crate) fn on_block_prepare(&mut self, from: Sender, prepare: &Prepare) {
+        let Some(votes) = self.votes_over(&prepare.blocks) else {
+            return;
+        };
+        let newest = votes.iter().map(|(.., vote)| vote.promised.term.max(vote.reg.order.term)).max().unwrap_or(0);
+        if !self.votes_for(prepare.version) {
+            return self.correct(from.peer, prepare.version);
+        }
+        if !votes.iter().all(|(.., vote)| vote.may_promise(prepare.term)) {
+            return self.refuse(from.peer, prepare.term.nonce, newest);
+        }
+        let runs = votes.iter().map(|&(index, lo, hi, vote)| WireRun::new(index, RegRun { lo, hi, reg: vote.reg }));
+        let runs = runs.collect();
+        for run in &prepare.blocks {
+            self.vote(usize::from(run.range), run.lo, run.hi, |vote| vote.promised = prepare.term);
+        }
+        self.send_durably(from.peer, Body::BlockPromise { nonce: prepare.term.nonce, runs });
+    }
+
+    /// Phase 2 for blocks.
+    pub(crate) fn on_block_accept(&mut self, from: Sender, version: u64, term: Term, runs: &[WireRun]) {
+        let blocks: Vec<BlockRuns> = runs.iter().map(BlockRuns::of).collect();
+        let Some(votes) = self.votes_over(&blocks) else {
+            return;
+        };
+        let newest = votes.iter().map(|(.., vote)| vote.promised.term.max(vote.reg.order.term)).max().unwrap_or(0);
+        let may = |vote: &Vote| vote.may_accept(term) || (self.ablation.late_accept && term.term >= vote.promised.term);
+        let fits = runs.iter().all(|run| run.reg.order == Order { term: term.term, epoch: 0 });
+        if !fits {
+            return;
+        }
+        if !self.votes_for(version) {
+            return self.correct(from.peer, version);
+        }
+        if !votes.iter().all(|(.., vote)| may(vote)) {
+            return self.refuse(from.peer, term.nonce, newest);
+        }
+        for run in runs {
+            let (index, run) = run.parts();
+            self.vote(index, run.lo, run.hi, |vote| {
+                vote.promised = term;
+                vote.reg = run.reg;
+            });
+        }
+        self.send_durably(from.peer, Body::BlockAccepted { nonce: term.nonce });
+    }
+
+    /// A grant to be witnessed.
+    pub(crate) fn on_witness(&mut self, from: Sender, id: u64, version: u64, runs: &[WireRun]) {
+        if !self.votes_for(version) {
+            return self.correct(from.peer, version);
+        }
+        let mut fits = true;
+        let mut newest = 0;
+        for run in runs {
+            let Some(votes) = self.votes_over(&[BlockRuns::of(run)]) else {
+                return;
+            };
+            fits &= votes.iter().all(|(.., vote)| vote.may_witness(&run.reg));
+            newest = votes.iter().map(|(.., vote)| vote.promised.term).fold(newest, u64::max);
+        }
+        if !fits {
+            return self.refuse(from.peer, id, newest);
+        }
+        for run in runs {
+            let (index, run) = run.parts();
+            self.vote(index, run.lo, run.hi, |vote| vote.reg = run.reg);
+        }
+        self.send_durably(from.peer, Body::Witnessed { id, version });
+    }
+
+    /// A panel, from anybody in the network.
+    pub(crate) fn learn_panel(&mut self, panel: Panel) {
+        if self.network.is_none() || !panel.is_sound() || self.panel.as_ref().is_some_and(|ours| *ours >= panel) {
+            return;
+        }
+        self.journal.put(store::put(Key::Panel, &panel));
+        self.panel = Some(panel);
+        self.voter.begin_reading(self.now);
+        self.voter.sole_until = None;
+        self.restart_takes();
+        self.restart_witnesses();
+        self.tick_voter();
+    }
+
+    /// The voting part of the clock.
+    pub(crate) fn tick_voter(&mut self) {
+        self.finish_reading();
+        self.read_seats();
+        self.look_at_panel();
+    }
+
+    /// When its next step is due.
+    pub(crate) fn next_vote(&self) -> Option<Duration> {
+        self.panel.as_ref().filter(|panel| panel.voters.contains(&self.me.peer))?;
+        if self.is_learning_to_vote() {
+            return Some(self.voter.next_fetch.min(self.voter.sole_until.unwrap_or(Duration::MAX)));
+        }
+        let change = self.voter.change.as_ref().map(|&(_, until)| until);
+        (!self.peers.is_empty()).then_some(change.unwrap_or(self.voter.next_look))
+    }
+
+    /// Asks the voters whose state is missing for it.
+    fn read_seats(&mut self) {
+        if !self.is_learning_to_vote() || self.now < self.voter.next_fetch {
+            return;
+        }
+        self.voter.next_fetch = self.now + PATIENCE;
+        let Some(panel) = self.panel.clone() else {
+            return;
+        };
+        let whom: BTreeSet<Id> = panel.voters.iter().chain(&panel.before).copied().collect();
+        for peer in whom {
+            if peer != self.me.peer && self.peers.contains_key(&peer) && !self.voter.heard.contains_key(&peer) {
+                self.read_seat(peer);
+            }
+        }
+        // It may itself have been a voter before.
+        if panel.before.contains(&self.me.peer) && self.voter.seat.version.saturating_add(1) == panel.version {
+            self.voter.heard.insert(self.me.peer, self.voter.seat.version);
+            self.finish_reading();
+        }
+    }
+
+    fn read_seat(&mut self, peer: Id) {
+        if let Some(panel) = self.panel.clone() {
+            let (range, from) = self.voter.cursors.get(&peer).copied().unwrap_or((0, 0));
+            self.send_durably(peer, Body::SeatFetch { panel, life: self.me.life, range, from });
+        }
+    }
+
+    /// Somebody asks for this voter's state.
+    pub(crate) fn on_seat_fetch(&mut self, from: Sender, panel: Panel, life: u64, range: u16, lo: u32) {
+        self.learn_panel(panel.clone());
+        let ours = self.panel.clone().filter(|ours| *ours == panel);
+        let Some(votes) = self.voter.votes.get(usize::from(range)) else {
+            return;
+        };
+        if ours.is_none() {
+            // It asks for what is over.
+            return self.refuse(from.peer, 0, 0);
+        }
+        let mut runs: Vec<StoredVote> = Vec::new();
+        let mut next = Some((range.saturating_add(1), 0));
+        if self.voter.seat.version > 0 {
+            for (lo, hi, vote) in votes.over(lo, votes.end()) {
+                if runs.len() >= PAGE {
+                    next = Some((range, lo));
+                    break;
+                }
+                runs.push(StoredVote { lo, hi, vote: *vote });
+            }
+        } else {
+            next = None;
+        }
+        let next = next.filter(|&(range, _)| usize::from(range) < self.voter.votes.len());
+        let state =
+            SeatState { version: panel.version, life, seat: self.voter.seat.clone(), range, from: lo, runs, next };
+        self.send_durably(from.peer, Body::SeatState(state));
+    }
+
+    /// A page of another voter's state.
+    pub(crate) fn on_seat_state(&mut self, from: Sender, state: &SeatState) {
+        let Some(panel) = self.panel.clone() else {
+            return;
+        };
+        let place = self.voter.cursors.get(&from.peer).copied().unwrap_or((0, 0));
+        let asked = state.life == self.me.life && state.version == panel.version && (state.range, state.from) == place;
+        if !asked || !self.is_learning_to_vote() || self.voter.heard.contains_key(&from.peer) {
+            return;
+        }
+        let theirs = state.seat.version;
+        let useful = theirs == panel.version || theirs.saturating_add(1) == panel.version;
+        if useful {
+            for run in &state.runs {
+                self.vote(usize::from(state.range), run.lo, run.hi, |vote| *vote = vote.join(run.vote));
+            }
+        }
+        match state.next.filter(|_| useful) {
+            Some(next) if next > place => {
+                self.voter.cursors.insert(from.peer, next);
+                self.read_seat(from.peer);
+            }
+            Some(_) => {}
+            None => {
+                if theirs == panel.version {
+                    self.voter.learned.join(&state.seat);
+                }
+                self.voter.heard.insert(from.peer, theirs);
+                self.finish_reading();
+            }
+        }
+    }
+
+    /// Begins to answer once enough was heard.
+    fn finish_reading(&mut self) {
+        let Some(panel) = self.panel.clone() else {
+            return;
+        };
+        if !self.is_learning_to_vote() {
+            return;
+        }
+        self.voter.sole_until = self.voter.sole_until.filter(|&until| self.now < until);
+        let (me, voter) = (self.me.peer, &self.voter);
+        let version = panel.version;
+        let at = |wanted: u64, of: &[Id]| of.iter().filter(|peer| voter.heard.get(peer) == Some(&wanted)).count();
+        let sealed = at(version - 1, &panel.before);
+        let handed_over = !panel.before.is_empty() && sealed >= crate::founding::majority(panel.before.len());
+        let gone = panel.voters.iter().filter(|voter| **voter != me && self.is_gone(voter)).count();
+        let others = panel.voters.iter().filter(|peer| **peer != me && voter.heard.contains_key(peer)).count();
+        let needed = panel.others_to_hear().min(panel.voters.len() - 1 - gone);
+        let seated = voter.seat.version == version;
+        let sole = panel.voters.len() == 1;
+        let known = seated || version == 1 || at(version, &panel.voters) > 0;
+        let recovered = match sole {
+            false => known && others >= needed,
+            true if seated => voter.sole_until.is_none(),
+            // Its disk is gone, and with it what it alone knew: what the members know must do.
+            true => !self.peers.is_empty() && self.now >= self.joined_at + SOLE_WAIT,
+        };
+        if !handed_over && !recovered {
+            return;
+        }
+        if !seated {
+            if version == 1 || sole {
+                self.vote_for_what_is_known(sole);
+            }
+            self.voter.seat = Seat { version, ..Seat::default() };
+        }
+        let learned = core::mem::take(&mut self.voter.learned);
+        self.voter.seat.join(&learned);
+        self.voter.ready = true;
+        self.voter.sole_until = None;
+        self.journal.put(store::put(Key::Seat, &self.voter.seat));
+    }
+
+    /// What the network was founded with is known to all; what was heard since need not have been
+    /// settled, and counts only where no other voter knows more.
+    fn vote_for_what_is_known(&mut self, heard: bool) {
+        let mut known =
+            self.network.as_ref().map(|network| network.first_registers(&self.universe)).unwrap_or_default();
+        for (index, area) in self.areas.iter().enumerate().filter(|_| heard) {
+            known.extend(area.ring.regs(0, area.ring.blocks()).map(|run| WireRun::new(index, run)));
+        }
+        for run in known {
+            let (index, run) = run.parts();
+            self.vote(index, run.lo, run.hi, |vote| vote.reg = vote.reg.join(run.reg));
+        }
+    }
+
+    /// Makes this peer the only voter, with what it knows: for when most voters are gone for good.
+    pub(crate) fn vote_alone(&mut self) {
+        let Some(panel) = &self.panel else {
+            return;
+        };
+        let mut panel = panel.next(vec![self.me.peer]);
+        panel.before.clear();
+        self.vote_for_what_is_known(true);
+        self.journal.put(store::put(Key::Panel, &panel));
+        self.voter.begin_reading(self.now);
+        self.voter.seat = Seat { version: panel.version, ..Seat::default() };
+        self.voter.ready = true;
+        self.journal.put(store::put(Key::Seat, &self.voter.seat));
+        self.panel = Some(panel.clone());
+        self.restart_takes();
+        self.restart_witnesses();
+        self.broadcast_durably(Body::Panel(panel));
+    }
+
+    /// Proposes a better panel if there is one.
+    fn look_at_panel(&mut self) {
+        let Some(panel) = self.panel.clone() else {
+            return;
+        };
+        if self.voter.change.as_ref().is_some_and(|&(_, until)| self.now >= until) {
+            self.voter.change = None;
+        }
+        if self.now < self.voter.next_look || self.voter.change.is_some() || !self.may_change_panel(panel.version) {
+            return;
+        }
+        let pause = PERIOD + self.jitter(PERIOD);
+        self.voter.next_look = self.now + pause;
+        let now = self.now;
+        let proven = |peer: &Id| self.voter.members.get(peer).is_some_and(|&since| since + PROVEN <= now);
+        let mut reachable: BTreeSet<Id> = self.peers.keys().copied().filter(proven).collect();
+        reachable.insert(self.me.peer);
+        let voters = wished(&panel, |peer| self.is_gone(peer), &reachable);
+        if voters.is_empty() || (voters == panel.voters && self.voter.seat.accepted.is_none()) {
+            return;
+        }
+        let promised = self.voter.seat.promised.map_or(0, |ballot| ballot.round);
+        self.voter.round = self.voter.round.max(promised).saturating_add(1);
+        let ballot = Ballot { round: self.voter.round, proposer: self.me.peer, life: self.me.life };
+        let change = PanelChange::new(ballot, panel.next(voters));
+        self.voter.change = Some((change, self.now + PERIOD));
+        for voter in panel.voters {
+            self.send(voter, Body::PanelPrepare { version: panel.version, ballot });
+        }
+    }
+
+    /// Phase 1 for the next panel.
+    pub(crate) fn on_panel_prepare(&mut self, from: Sender, version: u64, ballot: Ballot) {
+        if self.may_change_panel(version) && self.voter.seat.prepare(ballot) {
+            self.journal.put(store::put(Key::Seat, &self.voter.seat));
+            let accepted = self.voter.seat.accepted.clone();
+            self.send_durably(from.peer, Body::PanelPromise { version, ballot, accepted });
+        }
+    }
+
+    /// A promise at the proposer.
+    pub(crate) fn on_panel_promise(&mut self, from: Sender, version: u64, ballot: Ballot, accepted: Option<NextPanel>) {
+        let Some(panel) = self.panel.clone().filter(|panel| panel.version == version) else {
+            return;
+        };
+        let Some((change, _)) = self.voter.change.as_mut().filter(|(change, _)| change.ballot == ballot) else {
+            return;
+        };
+        if let Some(next) = change.promised(&panel, from.peer, accepted) {
+            for voter in panel.voters {
+                self.send(voter, Body::PanelAccept { version, next: next.clone() });
+            }
+        }
+    }
+
+    /// Phase 2 for the next panel.
+    pub(crate) fn on_panel_accept(&mut self, from: Sender, version: u64, next: NextPanel) {
+        let ballot = next.ballot;
+        let fits = next.panel.is_sound() && next.panel.version == version.saturating_add(1);
+        if fits && self.may_change_panel(version) && self.voter.seat.accept(next) {
+            self.journal.put(store::put(Key::Seat, &self.voter.seat));
+            self.send_durably(from.peer, Body::PanelAccepted { version, ballot });
+        }
+    }
+
+    /// An acceptance at the proposer.
+    pub(crate) fn on_panel_accepted(&mut self, from: Sender, version: u64, ballot: Ballot) {
+        let Some(panel) = self.panel.clone().filter(|panel| panel.version == version) else {
+            return;
+        };
+        let Some((change, _)) = self.voter.change.as_mut().filter(|(change, _)| change.ballot == ballot) else {
+            return;
+        };
+        if let Some(decided) = change.accepted(&panel, from.peer) {
+            self.learn_panel(decided.clone());
+            self.broadcast_durably(Body::Panel(decided));
+        }
+    }
+
+    /// A random number that is not 0, which stands for nobody's.
+    pub(crate) fn draw(&mut self) -> u64 {
+        self.rng.next_u64().max(1)
+    }
+}
