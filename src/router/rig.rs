@@ -268,6 +268,7 @@ mod tests {
             assert_eq!(rig.handle.lookup(owner).await, Ok(vec![]), "what was freed last stays free");
         }
         assert_eq!(rig.handle.lookup("test:a").await, Ok(vec![address]));
+        rig.handle.survey(vec![("test:a".to_owned(), address.addr())]).await.expect("it runs");
         let other = rig.handle.allocate("test:b", range).await.expect("it runs").expect("an address");
         assert_ne!(other, address);
         rig.stop().await;
