@@ -204,6 +204,7 @@ mod tests {
             since: String::new(),
             targets: Vec::new(),
             peers: vec![peer],
+            offloads: crate::control::api::types::Offloads::default(),
             counters: Counters {
                 frames_in: 7,
                 replayed: 5,

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use data_net::*;
+use mesh_proto::data::parts::Parts;
+use mesh_proto::data::virtio::{Gso, VirtioHeader};
 use mesh_proto::data::{Hop, Sink};
 
 thread_local! {
@@ -53,7 +55,30 @@ impl Sink for Fixed {
     fn frame(&mut self, _bytes: &[u8]) {
         self.frames += 1;
     }
+    fn super_frame(&mut self, header: &VirtioHeader, bytes: Parts<'_>) {
+        self.frames += (bytes.len() as u64).div_ceil(u64::from(header.gso_size).max(1 << 16));
+    }
     fn quic(&mut self, _from: Hop, _bytes: &[u8]) {}
+}
+
+/// A TCP super-frame from one container to another, with 1300 bytes of payload in each segment.
+fn super_frame(to: [u8; 6], from: [u8; 6], payload: usize) -> (VirtioHeader, Vec<u8>) {
+    let mut frame = [&to[..], &from, &[8, 0]].concat();
+    frame.extend([0x45, 0]);
+    frame.extend((40 + payload as u16).to_be_bytes());
+    frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 1, 1, 0, 0, 0, 0]);
+    frame.resize(54 + payload, 7);
+    let header = VirtioHeader {
+        open_checksum: true,
+        gso: Gso::Tcp4,
+        ecn: false,
+        headers: 54,
+        gso_size: 1300,
+        csum_start: 34,
+        csum_offset: 16,
+    };
+    (header, frame)
 }
 
 /// One frame from host `from` all the way, over as many hosts as it takes. Frames that came out.
@@ -114,6 +139,34 @@ fn no_frame_costs_an_allocation_once_all_is_warm() {
             assert_eq!(came, *copies, "{name} {n}");
         }
         assert_eq!(COUNT.with(Cell::get) - before, 0, "allocations for 1000 × {name}");
+    }
+}
+
+#[test]
+fn no_super_frame_costs_an_allocation() {
+    let mut net = Net::new(2);
+    net.ready(&[(0, 1)]);
+    net.send(1, &frame(EVERYBODY, mac(1, 1), 60, 1));
+    net.run(ms(500));
+    let fixed = || Fixed { datagrams: Vec::with_capacity(1024), bytes: Vec::with_capacity(1 << 20), frames: 0 };
+    let (mut wire, mut tap) = (fixed(), fixed());
+    let (header, mut bytes) = super_frame(mac(1, 1), mac(0, 1), 60_000);
+    for n in 0..1000 {
+        let before = COUNT.with(Cell::get);
+        net.now += Duration::from_micros(10);
+        net.nodes[0].handle_super_frame(&header, &mut bytes, net.now, &mut wire);
+        net.nodes[0].flush(net.now, &mut wire);
+        let mut at = 0;
+        for &(_, length) in &wire.datagrams {
+            let place = at..at + length;
+            at = place.end;
+            net.nodes[1].handle_received(addr(0), &mut wire.bytes, place, net.now, &mut tap);
+        }
+        net.nodes[1].settle(&wire.bytes, &mut tap);
+        assert_eq!((wire.datagrams.len(), tap.frames), (47, n + 1));
+        wire.datagrams.clear();
+        wire.bytes.clear();
+        assert_eq!(COUNT.with(Cell::get) - before, 0, "allocations for super-frame {n}");
     }
 }
 

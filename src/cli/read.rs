@@ -103,6 +103,9 @@ fn status_text(status: &Status) -> String {
     for (name, value) in lines {
         text.push_str(&format!("{:<15}{}\n", format!("{name}:"), clean(&value)));
     }
+    for missing in &status.offloads.missing {
+        text.push_str(&format!("{:<15}{}\n", "slower:", clean(missing)));
+    }
     if !status.peers.is_empty() {
         text.push('\n');
         text.push_str(&peers_text(&status.peers));

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!                 ┌──────────────── thread `weft-data` ────────────────┐
-//!  TAP ──read───► │ handle_frame ─┐                                    │
-//!  TAP ◄──write── │               ├─ Forwarder ─► send batch ─sendmmsg─┼─► UDP
-//!  UDP ─recvmmsg► │ handle_datagram                                    │
+//!  TAP ──read───► │ handle_super_frame ─┐                              │
+//!  TAP ◄──writev─ │                     ├─ Forwarder ──sendmsg, GSO────┼─► UDP
+//!  UDP ─recvmmsg► │ handle_received ────┘    (GRO)                     │
 //!                 └──▲─────────────────────┬──────────────┬────────────┘
 //!  DataHandle:       │ command 1024         │ events 1024  │ quic 1024
 //!    command, relay_quic, report, stop     ▼              ▼
@@ -29,7 +29,6 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use mesh_proto::data::Hop;
@@ -39,7 +38,7 @@ use mesh_proto::id::PeerId;
 use tokio::sync::mpsc;
 
 pub use report::{IoCounters, Report};
-pub use tap::{open_tap, renew_tap};
+pub use tap::{Offloads, Tap, open_tap, renew_tap};
 pub use udp::bind_udp;
 pub(crate) use udp::send_one;
 
@@ -49,7 +48,7 @@ use crate::clock::Clock;
 #[derive(Debug)]
 pub struct DataConfig {
     /// The TAP, opened by [`open_tap`].
-    pub tap: OwnedFd,
+    pub tap: Tap,
     /// The shared UDP socket, made by [`bind_udp`].
     pub socket: Arc<UdpSocket>,
     /// For the forwarder.

@@ -1,5 +1,6 @@
 //! What the data thread tells about itself.
 
+use super::Offloads;
 use mesh_proto::data::counters::Counters;
 use mesh_proto::data::report::PathReport;
 
@@ -27,6 +28,10 @@ pub struct IoCounters {
     pub udp_sent: u64,
     /// Their payload bytes.
     pub udp_sent_bytes: u64,
+    /// System calls that sent them.
+    pub udp_sends: u64,
+    /// Messages received: datagrams that the kernel put together count once.
+    pub udp_messages: u64,
     /// Datagrams longer than the receive buffer: dropped.
     pub udp_truncated: u64,
     /// Receive calls that failed.
@@ -48,6 +53,8 @@ pub struct Report {
     pub io: IoCounters,
     /// What became of frames and datagrams.
     pub forwarder: Counters,
+    /// What is in use of the kernel's offloads.
+    pub offloads: Offloads,
     /// How each peer is reached, with round trip, loss and path MTU.
     pub paths: Vec<PathReport>,
     /// MAC addresses that are known.

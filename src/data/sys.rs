@@ -6,8 +6,18 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 
+use mesh_proto::data::parts::PLACES;
+
 /// `ioctl(TUNSETIFF)`: makes `tun` the end of the interface `name`, with `IFF_*` `flags`.
 pub(super) fn tun_set_interface(tun: impl AsFd, name: &str, flags: libc::c_short) -> io::Result<()> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_flags = flags;
+    // SAFETY: the descriptor is open for the call and TUNSETIFF reads and writes one ifreq.
+    let result = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain old data; all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(|b| b == 0) {
@@ -16,10 +26,7 @@ pub(super) fn tun_set_interface(tun: impl AsFd, name: &str, flags: libc::c_short
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_flags = flags;
-    // SAFETY: the descriptor is open for the call and TUNSETIFF reads and writes one ifreq.
-    let result = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    Ok(request)
 }
 
 /// `setsockopt` with an `int`.
@@ -36,16 +43,121 @@ pub(super) fn set_option(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Where one datagram lies in a buffer.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Span {
-    /// First byte.
-    pub(super) start: usize,
-    /// Length in bytes.
-    pub(super) len: usize,
+/// `ioctl(TUNSETOFFLOAD)`: the kernel may give super-frames of these `TUN_F_*` kinds.
+pub(super) fn tun_set_offload(tun: impl AsFd, kinds: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call, and TUNSETOFFLOAD takes a number.
+    let result = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(kinds)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The arrays that `recvmmsg` and `sendmmsg` work on, made once for batches of a fixed size.
+/// `ioctl(SIOCSIFTXQLEN)`: frames that may wait in the interface `name`.
+pub(super) fn set_queue_length(socket: impl AsFd, name: &str, frames: libc::c_int) -> io::Result<()> {
+    let mut request = interface_request(name)?;
+    // The kernel's name for this field of the union is ifr_qlen, of the same type.
+    request.ifr_ifru.ifru_metric = frames;
+    // SAFETY: the descriptor is open for the call and SIOCSIFTXQLEN reads one ifreq.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFTXQLEN, &raw const request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Room for one control message with an `int`, as `CMSG_SPACE` counts it, aligned as `cmsghdr`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Control {
+    header: libc::cmsghdr,
+    value: [u8; CONTROL_VALUE],
+}
+
+const CONTROL_VALUE: usize = 8;
+
+/// Parts of one message: the headers, and as many places as the forwarder joins.
+const VECTORS: usize = PLACES + 2;
+
+/// What one `sendmsg` or `writev` works on, made once.
+///
+/// The pointers are set before each call and never followed after it.
+pub(super) struct Gather {
+    vectors: [libc::iovec; VECTORS],
+    count: usize,
+}
+
+// SAFETY: the pointers are set at the start of each call and not followed after it, so the value
+// may change threads between calls.
+unsafe impl Send for Gather {}
+
+impl Gather {
+    pub(super) const fn new() -> Self {
+        Self { vectors: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; VECTORS], count: 0 }
+    }
+
+    /// False if there are too many parts.
+    fn set<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.count = 0;
+        for part in parts {
+            let Some(vector) = self.vectors.get_mut(self.count) else { return false };
+            *vector = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+            self.count += 1;
+        }
+        true
+    }
+
+    /// Writes the parts as one frame.
+    pub(super) fn write<'a>(&mut self, to: impl AsFd, parts: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+        if !self.set(parts) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let count = libc::c_int::try_from(self.count).unwrap_or(0);
+        // SAFETY: the first `count` vectors point into slices that live as long as `parts`; the
+        // kernel only reads them.
+        let result = unsafe { libc::writev(to.as_fd().as_raw_fd(), self.vectors.as_ptr(), count) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends the parts without waiting: as one datagram, or, if `size` is given, cut into
+    /// datagrams of that many bytes by the kernel.
+    pub(super) fn send<'a>(
+        &mut self,
+        socket: impl AsFd,
+        to: SocketAddr,
+        parts: impl Iterator<Item = &'a [u8]>,
+        size: Option<u16>,
+    ) -> io::Result<()> {
+        if !self.set(parts) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: plain old data; all zeroes is a valid value of each.
+        let (mut header, mut address, mut control): (libc::msghdr, libc::sockaddr_storage, Control) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
+        encode(&mut address, to);
+        header.msg_name = (&raw mut address).cast();
+        header.msg_namelen = address_length(&address);
+        header.msg_iov = self.vectors.as_mut_ptr();
+        header.msg_iovlen = self.count as _;
+        if let Some(size) = size {
+            control.header.cmsg_level = libc::SOL_UDP;
+            control.header.cmsg_type = libc::UDP_SEGMENT;
+            control.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u16>()) as _;
+            control.value[..2].copy_from_slice(&size.to_ne_bytes());
+            header.msg_control = (&raw mut control).cast();
+            header.msg_controllen = size_of::<Control>() as _;
+        }
+        // SAFETY: the header points at an address, vectors and a control message that live on
+        // this stack, the vectors into slices that live as long as `parts`; the kernel only reads.
+        let result = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT as _) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// What a received message is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Received {
+    pub(super) from: SocketAddr,
+    pub(super) len: usize,
+    /// Bytes of each datagram in it but the last: the kernel may have put several together.
+    pub(super) size: usize,
+}
+
+/// The arrays that `recvmmsg` works on, made once for batches of a fixed size.
 ///
 /// The pointers in them are set before each call and are never followed after it, so they need
 /// not stay valid in between.
@@ -53,6 +165,7 @@ pub(super) struct Messages {
     headers: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     addresses: Box<[libc::sockaddr_storage]>,
+    controls: Box<[Control]>,
 }
 
 // SAFETY: the pointers are set at the start of each call and not followed after it, so the value
@@ -62,31 +175,36 @@ unsafe impl Send for Messages {}
 impl Messages {
     /// Room for `capacity` messages a call.
     pub(super) fn new(capacity: usize) -> Self {
-        // SAFETY: the three are plain old data; all zeroes is a valid value of each.
-        let (header, vector, address) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
+        // SAFETY: all are plain old data; all zeroes is a valid value of each.
+        let (header, vector, address, control) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
         Self {
             headers: vec![header; capacity].into(),
             vectors: vec![vector; capacity].into(),
             addresses: vec![address; capacity].into(),
+            controls: vec![control; capacity].into(),
         }
     }
 
-    /// Messages a call.
-    pub(super) fn capacity(&self) -> usize {
-        self.headers.len()
-    }
-
-    /// Receives up to [`Self::capacity`] datagrams without waiting, the n-th into the n-th `slot`
-    /// bytes of `buffer`. Returns how many.
+    /// Receives messages without waiting, the n-th into the n-th `slot` bytes of `buffer`, as
+    /// many as it has and this value has room for. Returns how many.
     pub(super) fn receive(&mut self, socket: impl AsFd, buffer: &mut [u8], slot: usize) -> io::Result<usize> {
         let mut count = 0;
         for bytes in buffer.chunks_exact_mut(slot.max(1)).take(self.headers.len()) {
             self.vectors[count] = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+            let header = &mut self.headers[count].msg_hdr;
+            header.msg_name = (&raw mut self.addresses[count]).cast();
+            header.msg_namelen = STORAGE_LENGTH;
+            header.msg_iov = &raw mut self.vectors[count];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut self.controls[count]).cast();
+            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_flags = 0;
             count += 1;
         }
-        self.link(0, count);
-        // SAFETY: the first `count` headers point at one iovec and one sockaddr_storage each, and
-        // the iovecs at disjoint parts of `buffer`; all of them are borrowed mutably by this call.
+        // SAFETY: the first `count` headers point at one iovec, one sockaddr_storage and one
+        // control message each, and the iovecs at disjoint parts of `buffer`; all of them are
+        // borrowed mutably by this call.
         let result = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -99,57 +217,21 @@ impl Messages {
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Of the last [`Self::receive`]: the n-th datagram's sender and length; `None` if it was
-    /// longer than its slot or its sender is no IP address.
-    pub(super) fn received(&self, n: usize) -> Option<(SocketAddr, usize)> {
+    /// The n-th message of the last [`Self::receive`]; `None` if it was longer than its slot or
+    /// its sender is no IP address.
+    pub(super) fn received(&self, n: usize) -> Option<Received> {
         let header = self.headers.get(n)?;
         if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
             return None;
         }
-        Some((decode(self.addresses.get(n)?)?, usize::try_from(header.msg_len).ok()?))
-    }
-
-    /// Sets where the n-th message of the next [`Self::send`] goes.
-    pub(super) fn set_target(&mut self, n: usize, to: SocketAddr) {
-        encode(&mut self.addresses[n], to);
-    }
-
-    /// Sends the messages `first..` whose bytes are the spans of `buffer`, without waiting.
-    /// Returns how many the kernel took: fewer than asked if it refused the next one.
-    pub(super) fn send(&mut self, socket: impl AsFd, buffer: &[u8], spans: &[Span], first: usize) -> io::Result<usize> {
-        let end = spans.len().min(self.headers.len());
-        for n in first..end {
-            let bytes = &buffer[spans[n].start..][..spans[n].len];
-            self.vectors[n] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        }
-        self.link(first, end);
-        for n in first..end {
-            self.headers[n].msg_hdr.msg_namelen = address_length(&self.addresses[n]);
-        }
-        let headers = &mut self.headers[first..end];
-        // SAFETY: each of the headers points at one iovec and one sockaddr_storage of this value,
-        // each iovec into `buffer`; the kernel only reads what they point at and writes msg_len.
-        let result = unsafe {
-            libc::sendmmsg(
-                socket.as_fd().as_raw_fd(),
-                headers.as_mut_ptr(),
-                libc::c_uint::try_from(headers.len()).unwrap_or(0),
-                libc::MSG_DONTWAIT as _,
-            )
-        };
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// Points the headers `first..end` at their iovec and address.
-    fn link(&mut self, first: usize, end: usize) {
-        for n in first..end {
-            let header = &mut self.headers[n].msg_hdr;
-            header.msg_name = (&raw mut self.addresses[n]).cast();
-            header.msg_namelen = STORAGE_LENGTH;
-            header.msg_iov = &raw mut self.vectors[n];
-            header.msg_iovlen = 1;
-            header.msg_flags = 0;
-        }
+        let len = usize::try_from(header.msg_len).ok()?;
+        let control = self.controls.get(n)?;
+        let told = header.msg_hdr.msg_controllen >= (size_of::<libc::cmsghdr>() + size_of::<u16>()) as _
+            && (control.header.cmsg_level, control.header.cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO);
+        let [a, b, c, d, ..] = control.value;
+        let size = usize::try_from(libc::c_int::from_ne_bytes([a, b, c, d])).unwrap_or(0);
+        let size = if told && size > 0 { size } else { len.max(1) };
+        Some(Received { from: decode(self.addresses.get(n)?)?, len, size })
     }
 }
 

@@ -4,7 +4,7 @@
 //!  loop {  wait (epoll: TAP, socket, eventfd; until the forwarder's next timer)
 //!          eventfd?  commands, relayed QUIC datagrams, reports
 //!          timer?    handle_timeout
-//!          TAP?      up to FRAMES frames
+//!          TAP?      up to FRAMES frames or TAP_BYTES
 //!          socket?   up to a batch of datagrams
 //!          flush, events }
 //! ```
@@ -20,24 +20,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_proto::data::forwarder::Forwarder;
+use mesh_proto::data::virtio::{VIRTIO_HEADER, VirtioHeader};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-use super::batch::{BATCH, Receiver};
+use super::batch::Receiver;
 use super::events::Events;
 use super::handle::{Inbox, Shared};
 use super::outbox::Outbox;
 use super::quiet::Quiet;
+use super::tap::Tap;
 use super::{DataConfig, DataOutputs, Report};
 use crate::clock::Clock;
 
 /// Frames read from the TAP in one turn.
-const FRAMES: usize = BATCH;
-/// Longest frame that a TAP gives: 64 KiB of payload and its headers.
-const FRAME_MAX: usize = 65_536 + 64;
+const FRAMES: usize = 64;
+/// Bytes after which no more is read in one turn: four super-frames, so that what comes from
+/// peers does not wait for long.
+const TAP_BYTES: usize = 256 * 1024;
+/// Longest that a TAP gives: a super-frame and its virtio header.
+const READ_MAX: usize = VIRTIO_HEADER + 65_536 + 64;
 /// Inputs of control handled in one turn, of each kind.
 const INPUTS: usize = 256;
 /// Bound of both queues to control.
@@ -63,7 +68,6 @@ pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)
     epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
     let outbox = Outbox::new(tap.clone(), config.socket.clone(), quic)?;
     let now = config.clock.now();
-    let receiver = Receiver::new(usize::from(config.forwarder.payload_max));
     let thread = Thread {
         tap: Source::new(tap, TAP),
         socket: Source::new(config.socket, SOCKET),
@@ -72,10 +76,10 @@ pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)
         epoll,
         wake,
         inbox,
-        receiver,
+        receiver: Receiver::new(),
         outbox,
         events: Events::new(events),
-        frame: vec![0; FRAME_MAX].into(),
+        frame: vec![0; READ_MAX].into(),
         more_inputs: false,
         events_kept: false,
         tap_lost: false,
@@ -138,7 +142,7 @@ struct Thread {
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Inbox,
-    tap: Source<OwnedFd>,
+    tap: Source<Tap>,
     socket: Source<UdpSocket>,
     forwarder: Forwarder,
     receiver: Receiver,
@@ -160,6 +164,7 @@ impl Thread {
             // A bug in the forwarder costs the batch that triggered it, not the host's network.
             if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
                 self.panics += 1;
+                self.forwarder.recover();
                 if let Some(kept_quiet) = self.quiet.may_speak() {
                     error!(kept_quiet, "bug in the data path (see the panic above): a batch was lost, going on");
                 }
@@ -182,7 +187,6 @@ impl Thread {
             self.read_socket(now);
         }
         self.forwarder.flush(now, &mut self.outbox);
-        self.outbox.flush();
         while let Some((to, size)) = self.outbox.next_too_large() {
             self.forwarder.note_too_large(to, size, now);
         }
@@ -265,6 +269,7 @@ impl Thread {
                 forwarder: *self.forwarder.counters(),
                 paths: self.forwarder.paths(now).collect(),
                 macs: self.forwarder.macs_known(),
+                offloads: self.outbox.offloads(),
                 tap_lost: self.tap_lost,
                 turns: self.turns,
                 commands: self.commands,
@@ -276,15 +281,18 @@ impl Thread {
     }
 
     fn read_tap(&mut self, now: Duration) {
+        let mut bytes = 0;
         for _ in 0..FRAMES {
             match rustix::io::read(&self.tap.fd, &mut *self.frame) {
                 Ok(0) => return self.lose_tap("closed", now),
                 Ok(len) => {
                     self.outbox.counters.tap_read_frames += 1;
                     self.outbox.counters.tap_read_bytes += len as u64;
-                    #[cfg(test)]
-                    assert_ne!(&self.frame[..len], tests::BUG, "as the test wants");
-                    self.forwarder.handle_frame(&self.frame[..len], now, &mut self.outbox);
+                    self.take_frame(len, now);
+                    bytes += len;
+                    if bytes >= TAP_BYTES {
+                        return;
+                    }
                 }
                 Err(Errno::AGAIN) => {
                     self.tap_lost = false;
@@ -301,6 +309,22 @@ impl Thread {
         }
     }
 
+    /// Hands over what was read: `len` bytes.
+    fn take_frame(&mut self, len: usize, now: Duration) {
+        let Some(bytes) = self.frame.get_mut(..len) else { return };
+        #[cfg(test)]
+        assert!(!bytes.ends_with(tests::BUG), "as the test wants");
+        if !self.tap.fd.has_header() {
+            return self.forwarder.handle_frame(bytes, now, &mut self.outbox);
+        }
+        match bytes.split_first_chunk_mut().map(|(header, frame)| (VirtioHeader::parse(header), frame)) {
+            Some((Some(header), frame)) => {
+                self.forwarder.handle_super_frame(&header, frame, now, &mut self.outbox);
+            }
+            _ => self.outbox.counters.tap_read_failed += 1,
+        }
+    }
+
     #[cold]
     fn lose_tap(&mut self, how: &str, now: Duration) {
         self.tap.mute(&self.epoll, now);
@@ -311,19 +335,22 @@ impl Thread {
     }
 
     fn read_socket(&mut self, now: Duration) {
-        let count = match self.receiver.receive(&self.socket.fd) {
-            Ok(count) => count,
-            Err(error) => return self.receive_failed(&error, now),
-        };
-        for n in 0..count {
-            let Some((from, bytes)) = self.receiver.datagram(n) else {
+        if let Err(error) = self.receiver.receive(&self.socket.fd) {
+            return self.receive_failed(&error, now);
+        }
+        let counters = &mut self.outbox.counters;
+        counters.udp_messages += self.receiver.messages();
+        let (datagrams, arena) = self.receiver.datagrams();
+        for datagram in datagrams {
+            let Some((from, at)) = datagram else {
                 self.outbox.counters.udp_truncated += 1;
                 continue;
             };
             self.outbox.counters.udp_received += 1;
-            self.outbox.counters.udp_received_bytes += bytes.len() as u64;
-            self.forwarder.handle_datagram(from, bytes, now, &mut self.outbox);
+            self.outbox.counters.udp_received_bytes += at.len() as u64;
+            self.forwarder.handle_received(from, arena, at, now, &mut self.outbox);
         }
+        self.forwarder.settle(arena, &mut self.outbox);
     }
 
     #[cold]

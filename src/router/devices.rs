@@ -1,13 +1,12 @@
 //! Bridge and TAP: made or adopted, put right again, removed.
 
 use std::fmt::Write as _;
-use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
 
 use crate::config::Settings;
 use crate::control::firewall::Firewall;
-use crate::data::{open_tap, renew_tap};
+use crate::data::{Tap, open_tap, renew_tap};
 use crate::netlink::{Link, Mac, Netlink};
 
 /// How the hardware address of every bridge of a router begins.
@@ -28,7 +27,7 @@ pub(super) struct Made {
     devices: Devices,
     mac: Mac,
     /// The data thread's end of the TAP.
-    end: OwnedFd,
+    end: Tap,
 }
 
 /// What was put right.
@@ -60,7 +59,7 @@ impl Devices {
     }
 
     /// Makes or adopts the bridge and puts a new TAP into it. The second is for the data thread.
-    pub(super) async fn make(&self, id: [u8; 16]) -> anyhow::Result<(Made, OwnedFd)> {
+    pub(super) async fn make(&self, id: [u8; 16]) -> anyhow::Result<(Made, Tap)> {
         // A function of the peer, so that the host keeps its address across restarts.
         let [a, b] = OURS;
         let mac = [a, b, id[0], id[1], id[2], id[3]];

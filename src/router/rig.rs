@@ -69,7 +69,8 @@ impl Rig {
         let forwarder =
             ForwarderConfig { sealed, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max: 1472 };
         let (data, outputs) =
-            DataHandle::start(DataConfig { tap, socket: socket.clone(), forwarder, seed: 1, clock }).expect("a thread");
+            DataHandle::start(DataConfig { tap: tap.into(), socket: socket.clone(), forwarder, seed: 1, clock })
+                .expect("a thread");
         let (quic, quic_events) = Quic::start(QuicConfig {
             seed: state.sign_seed.clone(),
             socket,

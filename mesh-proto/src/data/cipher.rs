@@ -1,12 +1,13 @@
 //! Sealing and opening of datagrams, and the types that make "unsealed" impossible.
 //!
 //! ```text
-//!  buffer  │ room for RELAY │ SLEEVE header │ records ………… │ room for tag │
-//!          └── 28 ──────────┴── 16 ─────────┴──────────────┴── 16 ────────┘
-//!                  SealKey::seal ─► Sealed ─► Sealed::send ─► Sink::datagram
+//!  datagram  │ RELAY, if relayed │ SLEEVE header │ records ………… │ tag │
+//!            └── 28 ─────────────┴── 16 ─────────┴──────────────┴ 16 ─┘
+//!      SealKey::seal ─► Sealed ─┬─► Sealed::send ─► Sink::datagram
+//!                               └─► Train ────────► Sink::datagrams
 //! ```
 //!
-//! A [`Sealed`] is made nowhere else, and user records reach [`Sink::datagram`] nowhere else
+//! A [`Sealed`] is made nowhere else, and user records reach the [`Sink`] nowhere else
 //! (sleeve S5). [`Keys::new`] makes no plain key where the network has a secret.
 //!
 //! Nonces: the 12 bytes of AES-256-GCM and ChaCha20-Poly1305 are four zeros and the counter; the
@@ -23,8 +24,10 @@ use super::Sink;
 use crate::handover::{SessionKey, SessionKeys, Suite};
 use crate::wire::datagram::{RELAY_HEADER, RelayHeader, SLEEVE_HEADER, SleeveHeader, TAG};
 
-/// Where the records start in a buffer that is to be sealed.
-pub(crate) const RECORDS_AT: usize = RELAY_HEADER + SLEEVE_HEADER;
+/// Where the records start in a datagram that is to be sealed.
+pub(crate) const fn records_at(relayed: bool) -> usize {
+    SLEEVE_HEADER + if relayed { RELAY_HEADER } else { 0 }
+}
 /// Datagrams that one key may protect. AES-GCM's bounds hold far beyond it with margin.
 pub(crate) const DATAGRAMS_MAX: u64 = 1 << 32;
 
@@ -129,6 +132,11 @@ impl Sealed<'_> {
     pub(crate) fn send(self, to: SocketAddr, sink: &mut impl Sink) {
         sink.datagram(to, self.0);
     }
+
+    /// Its bytes.
+    pub(crate) const fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// One key with what it needs for sending.
@@ -146,11 +154,11 @@ impl SealKey {
         self.counter
     }
 
-    /// Seals the `records` bytes at [`RECORDS_AT`] in place. `None` if the key has protected all
+    /// Seals the `records` bytes at [`records_at`] in place. `None` if the key has protected all
     /// that it may.
     pub(crate) fn seal<'a>(
         &mut self,
-        buffer: &'a mut [u8],
+        datagram: &'a mut [u8],
         records: usize,
         relay: Option<&RelayHeader>,
     ) -> Option<Sealed<'a>> {
@@ -160,19 +168,19 @@ impl SealKey {
         let header = SleeveHeader { receiver: self.receiver, counter: self.counter };
         // Before the seal: whatever happens below, this number is never used again.
         self.counter += 1;
-        let mut end = RECORDS_AT + records;
-        let body = buffer.get_mut(RECORDS_AT..end)?;
+        let start = records_at(relay.is_some());
+        let mut end = start + records;
+        let body = datagram.get_mut(start..end)?;
         if !self.plain {
             let tag = self.aead.seal(&header, body)?;
-            buffer.get_mut(end..end + TAG)?.copy_from_slice(&tag);
+            datagram.get_mut(end..end + TAG)?.copy_from_slice(&tag);
             end += TAG;
         }
-        buffer[RELAY_HEADER..RECORDS_AT].copy_from_slice(&header.bytes());
-        let Some(relay) = relay else {
-            return Some(Sealed(&buffer[RELAY_HEADER..end]));
-        };
-        buffer[..RELAY_HEADER].copy_from_slice(&relay.bytes());
-        Some(Sealed(&buffer[..end]))
+        datagram[start - SLEEVE_HEADER..start].copy_from_slice(&header.bytes());
+        if let Some(relay) = relay {
+            datagram[..RELAY_HEADER].copy_from_slice(&relay.bytes());
+        }
+        Some(Sealed(&datagram[..end]))
     }
 }
 
@@ -233,8 +241,9 @@ mod tests {
     }
 
     fn sealed(keys: &mut Keys, text: &[u8]) -> Vec<u8> {
-        let mut buffer = vec![0; RECORDS_AT + text.len() + TAG];
-        buffer[RECORDS_AT..RECORDS_AT + text.len()].copy_from_slice(text);
+        let at = records_at(false);
+        let mut buffer = vec![0; at + text.len() + TAG];
+        buffer[at..at + text.len()].copy_from_slice(text);
         let sealed = keys.seal.seal(&mut buffer, text.len(), None).unwrap();
         sealed.0.to_vec()
     }
@@ -285,7 +294,7 @@ mod tests {
     fn a_relay_header_goes_in_front_and_outside_of_the_seal() {
         let mut keys = keys(Suite::Aes256Gcm, Policy::Sealed).unwrap();
         let relay = RelayHeader { hops: 16, destination: ShortId([1; 12]), source: ShortId([2; 12]) };
-        let mut buffer = vec![0; RECORDS_AT + 5 + TAG];
+        let mut buffer = vec![0; records_at(true) + 5 + TAG];
         let datagram = keys.seal.seal(&mut buffer, 5, Some(&relay)).unwrap().0;
         assert_eq!(Datagram::parse(datagram), Ok(Datagram::Relay(relay)));
         assert!(open(&keys, &datagram[RELAY_HEADER..]).is_some());
@@ -295,7 +304,7 @@ mod tests {
     fn a_key_that_has_protected_enough_seals_no_more() {
         let mut keys = keys(Suite::Aes256Gcm, Policy::Sealed).unwrap();
         keys.seal.counter = DATAGRAMS_MAX - 1;
-        let mut buffer = vec![0; RECORDS_AT + TAG];
+        let mut buffer = vec![0; records_at(false) + TAG];
         assert!(keys.seal.seal(&mut buffer, 0, None).is_some());
         assert!(keys.seal.seal(&mut buffer, 0, None).is_none());
     }

@@ -46,11 +46,13 @@ pub enum DropReason {
     Incomplete,
     /// A session that does not fit the network: unsealed where there is a secret.
     Policy,
+    /// A frame of this host whose description contradicts it, or asks for what is not known.
+    BadOffload,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::UnknownSession,
         Self::BadSeal,
@@ -72,6 +74,7 @@ impl DropReason {
         Self::BadFragment,
         Self::Incomplete,
         Self::Policy,
+        Self::BadOffload,
     ];
 
     /// The name in metrics and in `status -o json`.
@@ -99,6 +102,7 @@ impl DropReason {
             Self::BadFragment => "bad_fragment",
             Self::Incomplete => "incomplete",
             Self::Policy => "policy",
+            Self::BadOffload => "bad_offload",
         }
     }
 }
@@ -134,6 +138,10 @@ pub struct Counters {
     pub fragments_in: u64,
     /// Records made whole again from fragments.
     pub reassembled: u64,
+    /// Super-frames that were sent in pieces.
+    pub super_frames_out: u64,
+    /// Pieces that were joined to those before them.
+    pub joined: u64,
     /// Probes sent.
     pub probes: u64,
     /// Echoes that came back.

@@ -3,8 +3,9 @@
 //! ```text
 //!  commands.rs   tables, keys                     ─┐
 //!  switch.rs     frames: learn, unicast, flood     ├─► send.rs: route, fill, cut, seal ─► Sink
-//!  receive.rs    datagrams: relay, open, records  ─┘
-//!  timers.rs     probes, path MTU, rekey
+//!  receive.rs    datagrams: relay, open, records  ─┤
+//!  timers.rs     probes, path MTU, rekey          ─┘
+//!  super_frame.rs   super-frames: cut at segments, or made whole frames of
 //! ```
 //!
 //! One thread owns it; nothing in it is shared, and after warm-up nothing is allocated for a
@@ -14,11 +15,13 @@ mod commands;
 mod receive;
 mod report;
 mod send;
+mod super_frame;
 mod switch;
 mod timers;
 
 use core::cmp::Reverse;
 use core::net::SocketAddr;
+use core::ops::Range;
 use core::time::Duration;
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -26,12 +29,14 @@ use super::Sink;
 use super::cipher::Policy;
 use super::counters::Counters;
 use super::fragment::Assembler;
+use super::joiner::Joiner;
 use super::limits::{EVENTS_MAX, PAYLOAD_BASE};
 use super::macs::Macs;
 use super::peer::Peer;
 use super::stage::{Stages, Waiting, buffer};
 use super::table::Table;
 use super::too_big::TooBig;
+use super::virtio::VirtioHeader;
 use crate::address::canonical;
 use crate::handover::{Command, DataEvent};
 use crate::id::{Incarnation, PeerId};
@@ -42,6 +47,9 @@ use crate::wire::datagram::ShortId;
 const PAYLOAD_JUMBO: u16 = 8972;
 /// Largest UDP payload that IP can carry, less what a relay adds.
 const PAYLOAD_CAP: u16 = 65_000;
+
+/// Longest super-frame, in bytes: what IP can say of its length, behind Ethernet and its tags.
+pub const SUPER_FRAME_MAX: usize = 65_535 + 22;
 
 /// What a [`Forwarder`] needs to know for its whole life.
 #[derive(Debug, Clone)]
@@ -81,8 +89,11 @@ pub struct Forwarder {
     stages: Stages,
     waiting: Waiting,
     assembler: Assembler,
+    joiner: Joiner,
     /// Where datagrams are made that do not wait for company.
     scratch: Box<[u8]>,
+    /// Where single frames are made out of super-frames.
+    segment: Box<[u8]>,
     too_big: TooBig,
     timers: BinaryHeap<Reverse<(Duration, u32)>>,
     events: VecDeque<DataEvent>,
@@ -114,7 +125,9 @@ impl Forwarder {
             stages: Stages::new(payload_cap.into()),
             waiting: Waiting::default(),
             assembler: Assembler::new(),
+            joiner: Joiner::new(),
             scratch: buffer(payload_cap.into()),
+            segment: vec![0; SUPER_FRAME_MAX].into(),
             too_big: TooBig::new(seed),
             timers: BinaryHeap::with_capacity(256),
             events: VecDeque::with_capacity(256),
@@ -140,9 +153,49 @@ impl Forwarder {
         self.switch_local(frame, now, sink);
     }
 
+    /// A frame or super-frame from a TAP that puts a header before it. An open checksum may be
+    /// completed in place.
+    pub fn handle_super_frame(&mut self, header: &VirtioHeader, frame: &mut [u8], now: Duration, sink: &mut impl Sink) {
+        self.switch_super_frame(header, frame, now, sink);
+    }
+
     /// A datagram from the underlay. It is opened in place.
     pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &mut [u8], now: Duration, sink: &mut impl Sink) {
-        self.receive(canonical(from), bytes, now, sink);
+        self.handle_received(from, bytes, 0..bytes.len(), now, sink);
+        self.settle(bytes, sink);
+    }
+
+    /// One datagram of a batch that was received into `arena`. It is opened in place. What it
+    /// carries may be held back to be joined with what the next ones carry: after the last one
+    /// call [`Self::settle`] with the same arena, whose other bytes must be left alone until then.
+    ///
+    /// # Panics
+    /// If `at` is not inside of `arena`.
+    pub fn handle_received(
+        &mut self,
+        from: SocketAddr,
+        arena: &mut [u8],
+        at: Range<usize>,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        self.receive(canonical(from), arena, at, now, sink);
+    }
+
+    /// Hands over what was held back of a batch.
+    pub fn settle(&mut self, arena: &[u8], sink: &mut impl Sink) {
+        self.joiner.settle(arena, sink);
+    }
+
+    /// Makes good what a panic in the middle of a batch may have left behind; the batch is lost.
+    pub fn recover(&mut self) {
+        self.joiner.clear();
+        if self.scratch.is_empty() {
+            self.scratch = buffer(self.payload_cap.into());
+        }
+        if self.segment.is_empty() {
+            self.segment = vec![0; SUPER_FRAME_MAX].into();
+        }
     }
 
     /// A QUIC datagram for a peer that is reached through relays only.

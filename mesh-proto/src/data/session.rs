@@ -272,10 +272,10 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::cipher::RECORDS_AT;
+    use crate::data::cipher::records_at;
     use crate::handover::SessionKey;
     use crate::id::PeerId;
-    use crate::wire::datagram::{Datagram, RELAY_HEADER, SLEEVE_HEADER, TAG};
+    use crate::wire::datagram::{Datagram, SLEEVE_HEADER, TAG};
     use zeroize::Zeroizing;
 
     const NOW: Duration = Duration::from_secs(9);
@@ -300,10 +300,10 @@ mod tests {
     }
 
     fn send(from: &mut Sessions) -> Option<Vec<u8>> {
-        let mut buffer = vec![0; RECORDS_AT + 4 + TAG];
+        let mut buffer = vec![0; records_at(false) + 4 + TAG];
         let session = from.sender()?;
         session.keys.seal.seal(&mut buffer, 4, None)?;
-        Some(buffer[RELAY_HEADER..].to_vec())
+        Some(buffer)
     }
 
     fn receive(to: &mut Sessions, datagram: &[u8]) -> Result<Opened, OpenError> {

@@ -1,7 +1,7 @@
 //! Datagrams that are being filled, and records that wait for a session.
 //!
 //! ```text
-//!  stage    │ room for headers │ record │ record │ …free… │ room for tag │    one a peer, 32 in all
+//!  stage    │ sealed │ sealed │ record │ record │ …free…                        one a peer, 32 in all
 //!  queue    │ record │ record │ …                                             one a peer, 64 in all
 //! ```
 //!
@@ -10,10 +10,12 @@
 use core::net::SocketAddr;
 use core::time::Duration;
 
-use super::cipher::RECORDS_AT;
+use super::cipher::records_at;
 use super::limits::{STAGES, WAITING_AGE, WAITING_BYTES, WAITING_PEERS, WAITING_RECORDS};
+use super::offload::Layout;
+use super::train::Train;
 use crate::wire::datagram::TAG;
-use crate::wire::record::RECORD_MAX;
+use crate::wire::record::{GROUP_HEADER, RECORD_MAX, Segments};
 
 /// How a datagram goes to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,26 +35,97 @@ impl Route {
     }
 }
 
-/// A datagram that is being filled.
+/// The UDP super-frame at the end of the open datagram, which may grow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Group {
+    /// Where its record begins among the records.
+    pub(crate) at: usize,
+    pub(crate) layout: Layout,
+}
+
+/// What is on its way to a peer: sealed datagrams, and one that is being filled.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) peer: u32,
     pub(crate) route: Route,
-    /// Bytes of records in it; none if the stage is free.
+    /// Bytes of records in the open datagram.
     pub(crate) len: usize,
     /// Bytes of records that may be in it.
     pub(crate) room: usize,
-    pub(crate) buffer: Box<[u8]>,
+    pub(crate) group: Option<Group>,
+    pub(crate) train: Train,
 }
 
 impl Stage {
+    /// Whether nothing is in it.
+    pub(crate) const fn is_free(&self) -> bool {
+        self.len == 0 && self.train.is_empty()
+    }
+
+    /// Forgets all that is in it.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        self.group = None;
+        self.train.clear();
+    }
+
     /// Appends the parts of one record. The caller saw to the room.
     pub(crate) fn push(&mut self, parts: [&[u8]; 3]) {
+        self.group = None;
         for part in parts {
-            let at = RECORDS_AT + self.len;
-            self.buffer[at..at + part.len()].copy_from_slice(part);
+            let at = self.len;
             self.len += part.len();
+            let len = self.len;
+            self.records()[at..len].copy_from_slice(part);
         }
+    }
+
+    /// Where the records of the open datagram are.
+    pub(crate) fn records(&mut self) -> &mut [u8] {
+        self.train.records(matches!(self.route, Route::Relay { .. }))
+    }
+
+    /// Adds a datagram to the UDP super-frame at the end, if it is one of its flow and fits.
+    pub(crate) fn grow(&mut self, layout: &Layout, frame: &[u8], room: usize) -> bool {
+        let Some(Group { at, layout: group }) = self.group else {
+            return false;
+        };
+        let payload = frame.len() - layout.headers;
+        let shape = |l: &Layout| (l.ip, l.l4, l.headers, l.v6, l.udp, l.gso);
+        let old = group.segments * group.gso;
+        let fits = self.len + payload <= self.room.min(room) && group.segments < u8::MAX.into() && payload > 0;
+        if !fits || layout.segments != 1 || shape(layout) != shape(&group) {
+            return false;
+        }
+        let (from, end) = (at + GROUP_HEADER, self.len);
+        let records = self.records();
+        let head = &mut records[from..from + layout.headers];
+        let follows = |id: Option<u16>| id.map(|id| id.wrapping_add(group.segments as u16));
+        let numbered = group.atomic(head) || follows(group.identification(head)) == layout.identification(frame);
+        if !numbered || !group.same_flow(head, frame) {
+            return false;
+        }
+        group.set_payload(head, old, old + payload);
+        records[end..end + payload].copy_from_slice(&frame[layout.headers..]);
+        let grown = Layout { segments: group.segments + 1, ..group };
+        let length = end + payload - from;
+        records[at..from].copy_from_slice(&segments(&grown, false, false).group_header(length));
+        self.len += payload;
+        self.group = Some(Group { at, layout: grown });
+        true
+    }
+}
+
+/// The record for segments with that layout, but for its frame.
+pub(crate) const fn segments(layout: &Layout, continues: bool, more: bool) -> Segments<'static> {
+    Segments {
+        count: layout.segments as u8,
+        udp: layout.udp,
+        ecn: layout.ecn,
+        continues,
+        more,
+        l4: layout.l4 as u8,
+        frame: &[],
     }
 }
 
@@ -67,14 +140,14 @@ pub(crate) struct Stages {
 
 impl Stages {
     pub(crate) fn new(payload_max: usize) -> Self {
-        let nowhere = SocketAddr::from(([0; 4], 0));
-        let stage = || Stage { peer: 0, route: Route::Direct(nowhere), len: 0, room: 0, buffer: buffer(payload_max) };
+        let route = Route::Direct(SocketAddr::from(([0; 4], 0)));
+        let stage = || Stage { peer: 0, route, len: 0, room: 0, group: None, train: Train::new(payload_max) };
         Self { all: core::iter::repeat_with(stage).take(STAGES).collect(), victim: 0, since: None }
     }
 
     /// A stage to begin with: a free one, or, if there is none, one that must be sent first.
     pub(crate) fn pick(&mut self) -> usize {
-        let free = self.all.iter().position(|stage| stage.len == 0);
+        let free = self.all.iter().position(Stage::is_free);
         free.unwrap_or_else(|| {
             self.victim = (self.victim + 1) % self.all.len();
             self.victim
@@ -84,7 +157,7 @@ impl Stages {
 
 /// A buffer with room for any datagram of that payload, relayed and sealed.
 pub(crate) fn buffer(payload_max: usize) -> Box<[u8]> {
-    vec![0; RECORDS_AT + payload_max + TAG].into_boxed_slice()
+    vec![0; records_at(true) + payload_max + TAG].into_boxed_slice()
 }
 
 /// Records that wait for a session with one peer.

@@ -9,11 +9,17 @@
 //! 3 PROBE        │ id (u32) │ size of the UDP payload it came in (u16) │ padding
 //! 4 ECHO         │ id (u32) │ size (u16), both as they came
 //! 5 FRAGMENT     │ id (u32) │ total (u24) │ offset (u24) │ bytes of a record, its header included
-//! 6 SEGMENT      │ kept free: super-frame (u32) │ index (u8) │ count (u8) │ virtio header (10) │ bytes
+//! 7 GROUP        │ segments (u8) │ flags (u8) │ where TCP or UDP begins (u8) │ a frame
+//!
+//!                ┌──────┬───────────────┬────────────┬──────────────────────────────┐
+//! 6 SEGMENT      │ kind │ segments (u8) │ flags (u8) │ where TCP or UDP begins (u8) │ a frame, to the end
+//!                └──────┴───────────────┴────────────┴──────────────────────────────┘
+//! flags          0x01 UDP, not TCP │ 0x02 ECN │ 0x04 continues the datagram before │ 0x08 goes on in the next
 //! ```
 //!
 //! Numbers are big-endian. The length has 24 bits so that a FLOOD of the largest frame is still
-//! one record. A kind that is not known is skipped and counted (sleeve S8–S14).
+//! one record. SEGMENT has none: it is the last record of its datagram, and as small as a FRAME,
+//! so that a segment that goes whole as one goes whole as the other. A kind that is not known is skipped and counted (sleeve S8–S14).
 
 use crate::id::{Incarnation, PEER_ID_LEN, PeerId};
 
@@ -42,8 +48,60 @@ pub mod kind {
     pub const ECHO: u8 = 4;
     /// A piece of a record that does not fit the path.
     pub const FRAGMENT: u8 = 5;
-    /// A piece of a super-frame. The number is taken, the record not yet in use.
+    /// A part of a super-frame, to the end of the datagram.
     pub const SEGMENT: u8 = 6;
+    /// A small super-frame, or a frame with an open checksum.
+    pub const GROUP: u8 = 7;
+}
+
+const UDP: u8 = 0x01;
+const ECN: u8 = 0x02;
+const CONTINUES: u8 = 0x04;
+const MORE: u8 = 0x08;
+
+/// Bytes of a SEGMENT record before its frame.
+pub const SEGMENT_HEADER: usize = RECORD_HEADER;
+/// Bytes of a GROUP record before its frame.
+pub const GROUP_HEADER: usize = RECORD_HEADER + 3;
+
+/// TCP or UDP segments behind one copy of their headers. All have the same length; the checksum
+/// is open: it holds the sum of the pseudo header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments<'a> {
+    /// How many.
+    pub count: u8,
+    /// UDP, not TCP.
+    pub udp: bool,
+    /// The first segment alone announces a reduced congestion window.
+    pub ecn: bool,
+    /// They follow the last ones of the datagram with the number before.
+    pub continues: bool,
+    /// Those in the datagram with the next number follow them.
+    pub more: bool,
+    /// Where the TCP or UDP header begins.
+    pub l4: u8,
+    /// Headers and payloads.
+    pub frame: &'a [u8],
+}
+
+impl Segments<'_> {
+    /// What goes before the frame to make it the last record of its datagram.
+    #[must_use]
+    pub fn segment_header(&self) -> [u8; SEGMENT_HEADER] {
+        [kind::SEGMENT, self.count, self.flags(), self.l4]
+    }
+
+    /// What goes before a frame of `length` bytes to make it a record as any other.
+    #[must_use]
+    pub fn group_header(&self, length: usize) -> [u8; GROUP_HEADER] {
+        let [k, a, b, c] = header(kind::GROUP, GROUP_HEADER - RECORD_HEADER + length);
+        [k, a, b, c, self.count, self.flags(), self.l4]
+    }
+
+    fn flags(&self) -> u8 {
+        let flag = |on: bool, bit: u8| if on { bit } else { 0 };
+        flag(self.udp, UDP) | flag(self.ecn, ECN) | flag(self.continues, CONTINUES) | flag(self.more, MORE)
+    }
 }
 
 /// A frame for everybody, on its way along the tree of its origin.
@@ -96,6 +154,8 @@ pub enum Record<'a> {
     Echo(Probe),
     /// A piece.
     Fragment(Fragment<'a>),
+    /// A part of a super-frame.
+    Segments(Segments<'a>),
     /// Of a later version: to be skipped.
     Unknown(u8),
 }
@@ -125,8 +185,18 @@ impl<'a> Records<'a> {
         Self { rest: bytes }
     }
 
+    /// Bytes that were not read yet: the last record ends where they begin.
+    #[must_use]
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     fn take(&mut self) -> Result<Record<'a>, RecordError> {
         let (head, rest) = self.rest.split_first_chunk::<RECORD_HEADER>().ok_or(RecordError::Short)?;
+        if let [kind::SEGMENT, about @ ..] = *head {
+            self.rest = &[];
+            return parse_segments(about, rest).ok_or(RecordError::Body(kind::SEGMENT));
+        }
         let length = u24(&head[1..]);
         let (body, rest) = rest.split_at_checked(length).ok_or(RecordError::Short)?;
         self.rest = rest;
@@ -156,6 +226,10 @@ fn parse_body(kind: u8, body: &[u8]) -> Option<Record<'_>> {
         kind::PROBE => Record::Probe(parse_probe(body)?),
         kind::ECHO => Record::Echo(parse_probe(body)?),
         kind::FRAGMENT => Record::Fragment(parse_fragment(body)?),
+        kind::GROUP => {
+            let (about, frame) = body.split_first_chunk::<3>()?;
+            parse_segments(*about, frame)?
+        }
         other => Record::Unknown(other),
     })
 }
@@ -182,6 +256,16 @@ fn parse_probe(body: &[u8]) -> Option<Probe> {
     let (id, body) = body.split_first_chunk::<4>()?;
     let (size, _padding) = body.split_first_chunk::<2>()?;
     Some(Probe { id: u32::from_be_bytes(*id), size: u16::from_be_bytes(*size) })
+}
+
+fn parse_segments(about: [u8; 3], bytes: &[u8]) -> Option<Record<'_>> {
+    let [count, flags, l4] = about;
+    if count == 0 || flags & !(UDP | ECN | CONTINUES | MORE) != 0 {
+        return None;
+    }
+    let is = |bit: u8| flags & bit != 0;
+    let (udp, ecn, continues, more) = (is(UDP), is(ECN), is(CONTINUES), is(MORE));
+    Some(Record::Segments(Segments { count, udp, ecn, continues, more, l4, frame: frame(bytes)? }))
 }
 
 fn parse_fragment(body: &[u8]) -> Option<Fragment<'_>> {
@@ -321,6 +405,20 @@ mod tests {
         }
 
         #[test]
+        fn segments_read_back_in_both_forms(count in 1u8.., bits: [bool; 4], l4: u8,
+                                            frame in prop::collection::vec(any::<u8>(), 14..2000)) {
+            let [udp, ecn, continues, more] = bits;
+            let segments = Segments { count, udp, ecn, continues, more, l4, frame: &frame };
+            let bytes = join(&segments.segment_header(), &frame);
+            prop_assert_eq!(only(&bytes), Record::Segments(segments));
+            let mut bytes = join(&segments.group_header(frame.len()), &frame);
+            prop_assert_eq!(only(&bytes), Record::Segments(segments));
+            let probe = Probe { id: 1, size: 2 };
+            bytes.extend(probe.echo());
+            prop_assert_eq!(Records::new(&bytes).nth(1), Some(Ok(Record::Echo(probe))));
+        }
+
+        #[test]
         fn any_bytes_are_read_without_panic_and_to_an_end(bytes: Vec<u8>) {
             prop_assert!(Records::new(&bytes).count() <= bytes.len());
         }
@@ -335,12 +433,12 @@ mod tests {
 
     #[test]
     fn a_kind_of_a_later_version_is_skipped_and_the_next_record_read() {
-        let mut bytes = header(kind::SEGMENT, 3).to_vec();
+        let mut bytes = header(99, 3).to_vec();
         bytes.extend([9; 3]);
         bytes.extend(Probe { id: 7, size: 8 }.echo());
         let records: Vec<_> = Records::new(&bytes).map(Result::unwrap).collect();
         let echo = Record::Echo(Probe { id: 7, size: 8 });
-        assert_eq!(records, [Record::Unknown(kind::SEGMENT), echo]);
+        assert_eq!(records, [Record::Unknown(99), echo]);
     }
 
     #[test]

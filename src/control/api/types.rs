@@ -41,8 +41,26 @@ pub struct Status {
     pub targets: Vec<Target>,
     /// The other peers.
     pub peers: Vec<Peer>,
+    /// What is in use of the kernel's offloads.
+    #[serde(default)]
+    pub offloads: Offloads,
     /// What went through this router since it started.
     pub counters: Counters,
+}
+
+/// What the kernel does for the data thread at once that it would else do packet by packet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offloads {
+    /// Frames pass the TAP with open checksums.
+    pub checksum: bool,
+    /// TCP super-frames pass the TAP.
+    pub tcp: bool,
+    /// UDP super-frames pass the TAP.
+    pub udp: bool,
+    /// Many datagrams are sent with one call.
+    pub udp_segmentation: bool,
+    /// What is not in use, and why: a line each.
+    pub missing: Vec<String>,
 }
 
 /// `POST /v1/reload`: what came of the configuration file.

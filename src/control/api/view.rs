@@ -10,7 +10,7 @@ use mesh_proto::data::report::{Carried, PathReport};
 use mesh_proto::handover::Suite;
 use mesh_proto::id::PeerId;
 
-use super::types::{Allocation, Counters, Ipam, IpamPeer, Me, Peer, Status, Target};
+use super::types::{Allocation, Counters, Ipam, IpamPeer, Me, Offloads, Peer, Status, Target};
 use crate::clock::Clock;
 use crate::data::Report;
 use crate::logging::rfc3339;
@@ -102,7 +102,18 @@ pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Stat
             })
             .collect(),
         peers,
+        offloads: report.map(|report| offloads(&report.offloads)).unwrap_or_default(),
         counters: counters(snapshot, report),
+    }
+}
+
+fn offloads(found: &crate::data::Offloads) -> Offloads {
+    Offloads {
+        checksum: found.checksum,
+        tcp: found.tcp,
+        udp: found.udp,
+        udp_segmentation: found.udp_segmentation,
+        missing: found.missing.clone(),
     }
 }
 

@@ -32,7 +32,7 @@ fn start() -> Host {
     let socket = Arc::new(bind_udp("127.0.0.1:0".parse().unwrap()).unwrap());
     let forwarder =
         ForwarderConfig { sealed: true, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max: 1472 };
-    let config = DataConfig { tap, socket: socket.clone(), forwarder, seed: 1, clock: Clock::start() };
+    let config = DataConfig { tap: tap.into(), socket: socket.clone(), forwarder, seed: 1, clock: Clock::start() };
     let (handle, outputs) = DataHandle::start(config).unwrap();
     Host { handle, outputs, bridge, socket }
 }
@@ -203,7 +203,7 @@ fn frame(to: u8, from: u8, len: usize) -> Vec<u8> {
 
 async fn next_frame(host: &Host) -> Vec<u8> {
     let began = Instant::now();
-    let mut buffer = vec![0; FRAME_MAX];
+    let mut buffer = vec![0; READ_MAX];
     loop {
         match rustix::io::read(&host.bridge, &mut *buffer) {
             Ok(len) => return buffer[..len].to_vec(),

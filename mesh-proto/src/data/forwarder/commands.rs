@@ -190,7 +190,7 @@ impl Forwarder {
         }
         let peer = &mut self.peers[slot as usize];
         if let Some(stage) = peer.stage.take() {
-            self.stages.all[stage].len = 0;
+            self.stages.all[stage].clear();
         }
         if let Some(mut link) = peer.link.take() {
             self.end_indices(link.sessions.end());

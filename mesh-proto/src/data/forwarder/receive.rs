@@ -1,11 +1,13 @@
 //! From datagrams to frames: relay, open, take the records.
 
 use core::net::SocketAddr;
+use core::ops::Range;
 use core::time::Duration;
 
 use super::Forwarder;
 use crate::data::counters::DropReason;
 use crate::data::fragment::Outcome;
+use crate::data::joiner::Piece;
 use crate::data::limits::MOVED_EVERY;
 use crate::data::session::{OpenError, Opened};
 use crate::data::stage::Route;
@@ -25,17 +27,24 @@ pub(super) enum Arrival {
 }
 
 impl Forwarder {
-    pub(super) fn receive(&mut self, from: SocketAddr, bytes: &mut [u8], now: Duration, sink: &mut impl Sink) {
-        match Datagram::parse(bytes) {
-            Ok(Datagram::Quic) => sink.quic(Hop::Direct(from), bytes),
+    pub(super) fn receive(
+        &mut self,
+        from: SocketAddr,
+        arena: &mut [u8],
+        at: Range<usize>,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        match Datagram::parse(&arena[at.clone()]) {
+            Ok(Datagram::Quic) => sink.quic(Hop::Direct(from), &arena[at]),
             Ok(Datagram::Sleeve(header)) => {
                 self.counters.datagrams_in += 1;
-                let body = &mut bytes[SLEEVE_HEADER..];
-                self.open(&header, body, Arrival::Direct(from), now, sink);
+                let body = at.start + SLEEVE_HEADER..at.end;
+                self.open(&header, arena, body, Arrival::Direct(from), now, sink);
             }
             Ok(Datagram::Relay(header)) => {
                 self.counters.datagrams_in += 1;
-                self.receive_relay(from, &header, bytes, now, sink);
+                self.receive_relay(from, &header, arena, at, now, sink);
             }
             Err(_) => {
                 self.counters.datagrams_in += 1;
@@ -49,18 +58,19 @@ impl Forwarder {
         &mut self,
         from: SocketAddr,
         header: &RelayHeader,
-        bytes: &mut [u8],
+        arena: &mut [u8],
+        at: Range<usize>,
         now: Duration,
         sink: &mut impl Sink,
     ) {
         if header.destination != ShortId::from(self.me) {
-            return self.pass(from, header, bytes, sink);
+            return self.pass(from, header, arena, at, sink);
         }
-        let inner = &mut bytes[RELAY_HEADER..];
+        let inner = &arena[at.start + RELAY_HEADER..at.end];
         match Datagram::parse(inner) {
             Ok(Datagram::Sleeve(header)) => {
-                let body = &mut inner[SLEEVE_HEADER..];
-                self.open(&header, body, Arrival::Relayed, now, sink);
+                let body = at.start + RELAY_HEADER + SLEEVE_HEADER..at.end;
+                self.open(&header, arena, body, Arrival::Relayed, now, sink);
             }
             Ok(Datagram::Quic) => {
                 // Nothing but the neighbour that it came from speaks for it.
@@ -76,7 +86,14 @@ impl Forwarder {
         }
     }
 
-    fn pass(&mut self, from: SocketAddr, header: &RelayHeader, bytes: &mut [u8], sink: &mut impl Sink) {
+    fn pass(
+        &mut self,
+        from: SocketAddr,
+        header: &RelayHeader,
+        arena: &mut [u8],
+        at: Range<usize>,
+        sink: &mut impl Sink,
+    ) {
         let Some(neighbour) = self.by_addr.get(&from) else {
             return self.counters.drop(DropReason::RelayFromStranger);
         };
@@ -100,22 +117,30 @@ impl Forwarder {
             return self.counters.drop(reason);
         };
         let onward = RelayHeader { hops: header.hops - 1, ..*header };
-        bytes[..RELAY_HEADER].copy_from_slice(&onward.bytes());
+        arena[at.start..at.start + RELAY_HEADER].copy_from_slice(&onward.bytes());
         self.counters.relayed += 1;
         self.counters.datagrams_out += 1;
         // Somebody else's datagram, as it came: it was never open here.
-        sink.datagram(route.addr(), bytes);
+        self.joiner.relay(route.addr(), at.start, at.len(), arena, sink);
     }
 
-    fn open(&mut self, header: &SleeveHeader, body: &mut [u8], arrival: Arrival, now: Duration, sink: &mut impl Sink) {
+    fn open(
+        &mut self,
+        header: &SleeveHeader,
+        arena: &mut [u8],
+        body: Range<usize>,
+        arrival: Arrival,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
         let Some(slot) = self.by_index.get(&header.receiver) else {
             return self.counters.drop(DropReason::UnknownSession);
         };
         let Some(link) = self.peers[slot as usize].link.as_mut() else {
             return self.counters.drop(DropReason::UnknownSession);
         };
-        let (records, opened) = match link.sessions.open(header, body, now) {
-            Ok(ok) => ok,
+        let (records, opened) = match link.sessions.open(header, &mut arena[body.clone()], now) {
+            Ok((records, opened)) => (body.start..body.start + records.len(), opened),
             Err(OpenError::Unknown) => return self.counters.drop(DropReason::UnknownSession),
             Err(OpenError::Seal) => return self.counters.drop(DropReason::BadSeal),
             Err(OpenError::Replayed) => {
@@ -124,9 +149,19 @@ impl Forwarder {
             }
         };
         self.note_opened(slot, &opened, arrival, now, sink);
-        for record in Records::new(records) {
+        let end = records.end;
+        let mut records = Records::new(&arena[records]);
+        while let Some(record) = records.next() {
             match record {
-                Ok(record) => self.take(slot, &opened, record, arrival, now, sink),
+                Ok(Record::Segments(segments)) => {
+                    let at = end - records.rest().len() - segments.frame.len();
+                    let piece = Piece::new(slot, header, at, &segments);
+                    self.take_segments(opened.incarnation, piece, arena, now, sink);
+                }
+                Ok(record) => {
+                    self.joiner.deliver_of(slot, arena, sink);
+                    self.take(slot, &opened, record, arrival, now, sink);
+                }
                 Err(_) => self.counters.drop(DropReason::BadRecord),
             }
         }
@@ -188,6 +223,8 @@ impl Forwarder {
             Record::Fragment(piece) => {
                 self.take_fragment(slot, opened.incarnation, &piece, now, sink);
             }
+            // Taken where it can be joined; in fragments it does not come.
+            Record::Segments(_) => self.counters.drop(DropReason::BadRecord),
             Record::Unknown(_) => self.counters.drop(DropReason::UnknownRecord),
         }
     }

@@ -151,14 +151,31 @@ impl Forwarder {
         }
     }
 
-    /// Puts a record that fits into the peer's datagram; sends that first if it is too full.
+    /// Puts a record that fits into the peer's datagram; begins another if that is too full.
     fn stage(&mut self, slot: u32, route: Route, room: usize, parts: [&[u8]; 3], now: Duration, sink: &mut impl Sink) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
+        let at = self.stage_of(slot, route, room, now, sink);
+        if self.stages.all[at].len + length > self.stages.all[at].room {
+            self.close(at, now, sink);
+        }
+        self.stages.all[at].push(parts);
+    }
+
+    /// The peer's stage, for that route and with at most that room in a datagram.
+    pub(super) fn stage_of(
+        &mut self,
+        slot: u32,
+        route: Route,
+        room: usize,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) -> usize {
         let at = match self.peers[slot as usize].stage {
             Some(at) => {
-                let stage = &self.stages.all[at];
-                if stage.route != route || stage.len + length > stage.room.min(room) {
+                if self.stages.all[at].route != route {
                     self.flush_stage(at, now, sink);
+                } else if self.stages.all[at].len > room {
+                    self.close(at, now, sink);
                 }
                 at
             }
@@ -170,11 +187,9 @@ impl Forwarder {
         };
         self.peers[slot as usize].stage = Some(at);
         let stage = &mut self.stages.all[at];
-        if stage.len == 0 {
-            (stage.peer, stage.route, stage.room) = (slot, route, room);
-        }
-        stage.push(parts);
+        (stage.peer, stage.route, stage.room) = (slot, route, room);
         self.stages.since.get_or_insert(now);
+        at
     }
 
     pub(super) fn flush_stages(&mut self, now: Duration, sink: &mut impl Sink) {
@@ -185,20 +200,57 @@ impl Forwarder {
         }
     }
 
+    /// Sends all that is in a stage, and frees it.
     fn flush_stage(&mut self, at: usize, now: Duration, sink: &mut impl Sink) {
+        self.close(at, now, sink);
         let stage = &mut self.stages.all[at];
-        if stage.len == 0 {
-            return;
+        stage.train.send(stage.route.addr(), sink);
+        let owner = &mut self.peers[stage.peer as usize].stage;
+        if *owner == Some(at) {
+            *owner = None;
         }
-        let (slot, route, length) = (stage.peer, stage.route, stage.len);
-        stage.len = 0;
-        let mut buffer = core::mem::take(&mut stage.buffer);
-        self.peers[slot as usize].stage = None;
-        self.transmit(slot, &mut buffer, length, route, now, sink);
-        self.stages.all[at].buffer = buffer;
     }
 
-    /// Seals and sends. Nothing else in the crate gives records to the socket (sleeve S5).
+    /// Seals the open datagram of a stage.
+    pub(super) fn close(&mut self, at: usize, now: Duration, sink: &mut impl Sink) {
+        let stage = &mut self.stages.all[at];
+        let records = core::mem::take(&mut stage.len);
+        stage.group = None;
+        if records > 0 {
+            self.seal_datagrams(at, core::iter::once(|_: &mut [u8]| records), now, sink);
+        }
+    }
+
+    /// Seals datagrams of a stage one behind the other, each after its records were written.
+    pub(super) fn seal_datagrams<W: FnOnce(&mut [u8]) -> usize>(
+        &mut self,
+        at: usize,
+        datagrams: impl Iterator<Item = W>,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) {
+        let stage = &mut self.stages.all[at];
+        let peer = &mut self.peers[stage.peer as usize];
+        let id = peer.id;
+        let Some(session) = peer.link.as_mut().and_then(|link| link.sessions.sender()) else {
+            return self.counters.drop(DropReason::NoSession);
+        };
+        let header = RelayHeader { hops: HOPS, destination: id.into(), source: self.me.into() };
+        let relay = matches!(stage.route, Route::Relay { .. }).then_some(&header);
+        for write in datagrams {
+            let records = write(stage.records());
+            if stage.train.seal(&mut session.keys.seal, records, relay, stage.route.addr(), sink) {
+                self.counters.datagrams_out += 1;
+            } else {
+                self.counters.drop(DropReason::KeyExhausted);
+            }
+        }
+        if session.ask_rekey(now) {
+            self.event(DataEvent::RekeyDue { peer: id });
+        }
+    }
+
+    /// Seals one datagram and sends it at once.
     pub(super) fn transmit(
         &mut self,
         slot: u32,

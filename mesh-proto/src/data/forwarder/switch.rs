@@ -19,33 +19,52 @@ fn addresses(frame: &[u8]) -> Option<(Mac, Mac)> {
     (rest.len() >= 2).then_some((Mac(*to), Mac(*from)))
 }
 
+/// What becomes of a frame of this host.
+pub(super) enum Fate {
+    /// It goes to the peer in this slot.
+    Unicast(u32),
+    /// It goes to everybody.
+    Flood,
+    /// It goes nowhere.
+    Drop(DropReason),
+}
+
 impl Forwarder {
     /// A frame of this host (sleeve S15).
     pub(super) fn switch_local(&mut self, frame: &[u8], now: Duration, sink: &mut impl Sink) {
         self.counters.frames_in += 1;
         self.counters.bytes_in += frame.len() as u64;
-        let Some((to, from)) = addresses(frame) else {
-            return self.counters.drop(DropReason::Runt);
-        };
         if frame.len() > FRAME_MAX {
             return self.counters.drop(DropReason::Giant);
         }
+        match self.fate(frame, now) {
+            Fate::Unicast(slot) => self.unicast(slot, frame, now, sink),
+            Fate::Flood => self.flood(frame, now, sink),
+            Fate::Drop(reason) => self.counters.drop(reason),
+        }
+    }
+
+    /// Learns where a frame of this host comes from, and tells where it goes.
+    pub(super) fn fate(&mut self, frame: &[u8], now: Duration) -> Fate {
+        let Some((to, from)) = addresses(frame) else {
+            return Fate::Drop(DropReason::Runt);
+        };
         if to.is_link_local() {
-            return self.counters.drop(DropReason::LinkLocal);
+            return Fate::Drop(DropReason::LinkLocal);
         }
         self.learn(from, Owner::Local, self.incarnation, now);
         if to.is_group() {
-            return self.flood(frame, now, sink);
+            return Fate::Flood;
         }
         match self.macs.lookup(to, now) {
-            Some(Owner::Local) => self.counters.drop(DropReason::Local),
-            Some(Owner::Peer(slot)) => self.unicast(slot, frame, now, sink),
-            None => self.flood(frame, now, sink),
+            Some(Owner::Local) => Fate::Drop(DropReason::Local),
+            Some(Owner::Peer(slot)) => Fate::Unicast(slot),
+            None => Fate::Flood,
         }
     }
 
     /// Sends a frame of this host to one peer.
-    fn unicast(&mut self, slot: u32, frame: &[u8], now: Duration, sink: &mut impl Sink) {
+    pub(super) fn unicast(&mut self, slot: u32, frame: &[u8], now: Duration, sink: &mut impl Sink) {
         let header = frame_header(frame.len());
         let room = self.send_record(slot, &header, frame, now, sink);
         // Only the word of a search that is over: senders remember it for minutes.
@@ -59,7 +78,7 @@ impl Forwarder {
     }
 
     /// Sends a frame of this host to everybody (sleeve S16).
-    fn flood(&mut self, frame: &[u8], now: Duration, sink: &mut impl Sink) {
+    pub(super) fn flood(&mut self, frame: &[u8], now: Duration, sink: &mut impl Sink) {
         self.counters.floods += 1;
         let flood =
             Flood { origin: self.me, incarnation: self.incarnation, sequence: self.sequence, hops: FLOOD_HOPS, frame };
@@ -120,16 +139,25 @@ impl Forwarder {
     }
 
     fn deliver(&mut self, frame: &[u8], owner: Owner, life: Incarnation, now: Duration, sink: &mut impl Sink) {
+        if self.welcome(frame, owner, life, now) {
+            self.counters.frames_out += 1;
+            self.counters.bytes_out += frame.len() as u64;
+            sink.frame(frame);
+        }
+    }
+
+    /// Learns where a frame of another host comes from, and tells whether it is to be delivered.
+    pub(super) fn welcome(&mut self, frame: &[u8], owner: Owner, life: Incarnation, now: Duration) -> bool {
         let Some((to, from)) = addresses(frame) else {
-            return self.counters.drop(DropReason::Runt);
+            self.counters.drop(DropReason::Runt);
+            return false;
         };
         if to.is_link_local() {
-            return self.counters.drop(DropReason::LinkLocal);
+            self.counters.drop(DropReason::LinkLocal);
+            return false;
         }
         self.learn(from, owner, life, now);
-        self.counters.frames_out += 1;
-        self.counters.bytes_out += frame.len() as u64;
-        sink.frame(frame);
+        true
     }
 
     fn learn(&mut self, from: Mac, owner: Owner, life: Incarnation, now: Duration) {

@@ -10,7 +10,7 @@ use core::time::Duration;
 use super::Forwarder;
 use super::receive::Arrival;
 use crate::data::Sink;
-use crate::data::cipher::RECORDS_AT;
+use crate::data::cipher::records_at;
 use crate::data::counters::DropReason;
 use crate::data::limits::{PAYLOAD_BASE, SESSION_WANTED_EVERY};
 use crate::data::mtu::Burst;
@@ -186,9 +186,9 @@ impl Forwarder {
         self.counters.probes += 1;
         let probe = Probe { id, size };
         let mut buffer = core::mem::take(&mut self.scratch);
-        let end = RECORDS_AT + PROBE_LEN + padding;
-        buffer[RECORDS_AT..RECORDS_AT + PROBE_LEN].copy_from_slice(&probe.probe(padding));
-        buffer[RECORDS_AT + PROBE_LEN..end].fill(0);
+        let at = records_at(way == Way::Relayed);
+        buffer[at..at + PROBE_LEN].copy_from_slice(&probe.probe(padding));
+        buffer[at + PROBE_LEN..at + PROBE_LEN + padding].fill(0);
         self.transmit(slot, &mut buffer, PROBE_LEN + padding, route, now, sink);
         self.scratch = buffer;
     }
@@ -203,7 +203,8 @@ impl Forwarder {
             return self.counters.drop(DropReason::NoRoute);
         };
         let mut buffer = core::mem::take(&mut self.scratch);
-        buffer[RECORDS_AT..RECORDS_AT + PROBE_LEN].copy_from_slice(&probe.echo());
+        let at = records_at(matches!(route, Route::Relay { .. }));
+        buffer[at..at + PROBE_LEN].copy_from_slice(&probe.echo());
         self.transmit(slot, &mut buffer, PROBE_LEN, route, now, sink);
         self.scratch = buffer;
     }
