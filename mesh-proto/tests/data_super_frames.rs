@@ -356,6 +356,20 @@ fn small_datagrams_of_one_flow_travel_and_arrive_together() {
 }
 
 #[test]
+fn datagrams_that_grow_one_after_the_other_leave_in_time() {
+    let mut net = pair(true, 1472);
+    let mut calls = Calls::default();
+    for n in 0..700 {
+        net.nodes[0].handle_frame(&frame(mac(1, 1), mac(0, 1), 720 + n, 0), net.now, &mut calls);
+    }
+    net.nodes[0].flush(net.now, &mut calls);
+    let datagrams: Vec<_> = calls.out.datagrams.iter().map(|d| d.1.clone()).collect();
+    let got = receive(&mut net, &datagrams);
+    assert_eq!(got.out.frames.len(), 700);
+    assert!(got.out.frames.is_sorted_by_key(Vec::len));
+}
+
+#[test]
 fn datagrams_of_other_flows_or_sizes_keep_their_own_headers() {
     let mut net = pair(true, 1472);
     let udp = Flow { udp: true, ..flow() };

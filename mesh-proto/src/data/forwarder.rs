@@ -33,7 +33,7 @@ use super::joiner::Joiner;
 use super::limits::{EVENTS_MAX, PAYLOAD_BASE};
 use super::macs::Macs;
 use super::peer::Peer;
-use super::stage::{Stages, Waiting, buffer};
+use super::stage::{Stage, Stages, Waiting, buffer};
 use super::table::Table;
 use super::too_big::TooBig;
 use super::virtio::VirtioHeader;
@@ -190,6 +190,7 @@ impl Forwarder {
     /// Makes good what a panic in the middle of a batch may have left behind; the batch is lost.
     pub fn recover(&mut self) {
         self.joiner.clear();
+        self.stages.all.iter_mut().for_each(Stage::clear);
         if self.scratch.is_empty() {
             self.scratch = buffer(self.payload_cap.into());
         }

@@ -70,7 +70,8 @@ impl Train {
         }
         self.end += length;
         let bytes = self.end - self.begin;
-        if last || bytes + self.size > BYTES || bytes >= DATAGRAMS * self.size {
+        // By its place, too: what was sent before longer datagrams is behind `begin`.
+        if last || self.end + self.size > BYTES || bytes >= DATAGRAMS * self.size {
             self.send(to, sink);
         }
         true
