@@ -258,6 +258,47 @@ mod tests {
         }
     }
 
+    /// Arguments that any text may be for the parser. The configuration or the router looks at
+    /// them, and each has its own test there.
+    const TEXTS: &[&str] = &["config", "socket", "target", "addresses", "peers", "peer"];
+
+    /// Tries what each command cannot take.
+    fn refuses(command: &clap::Command, line: &str) {
+        let line = format!("{line} {}", command.get_name());
+        let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
+        for below in &below {
+            refuses(below, &line);
+        }
+        let refused = |rest: &str, named: &str| {
+            let line = format!("{line} {rest}");
+            let error = parse(line.trim_start()).expect_err(&line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(named), "{line}: {named:?} is not in {error}");
+        };
+        refused("--frobnicate", "--frobnicate");
+        if below.is_empty() && command.get_positionals().all(|argument| argument.get_num_args().is_none()) {
+            refused("too many words for it", "'");
+        }
+        for argument in command.get_arguments() {
+            let key = KEYS.iter().any(|key| Some(key.name) == argument.get_long());
+            let named = argument.get_long().map(|long| format!("--{long}"));
+            match (named, argument.get_action().takes_values()) {
+                (Some(flag), false) => refused(&format!("{flag}=yes"), &flag),
+                (Some(flag), true) if !key && !TEXTS.contains(&argument.get_id().as_str()) => {
+                    refused(&format!("{flag}=nonsense"), &flag);
+                    refused(&format!("{flag}=-1"), &flag);
+                }
+                (None, true) if argument.is_required_set() && below.is_empty() => refused("", "required"),
+                _ => assert!(key || TEXTS.contains(&argument.get_id().as_str()), "{line}: {argument:?} is not tried"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_refuses_what_it_cannot_take_and_names_it() {
+        refuses(&Cli::command(), "");
+    }
+
     #[test]
     fn wrong_usage_exits_with_two() {
         for line in [

@@ -47,16 +47,23 @@ pub enum SecretError {
     /// The variable holds nothing.
     #[error("{VARIABLE} is set but empty; give a secret, or unset it to run without encryption")]
     EmptyVariable,
+    /// The variable holds lines.
+    #[error("{VARIABLE} has more than one line; a secret is one")]
+    LongVariable,
 }
 
 impl Secret {
     /// Takes a secret from the environment, as [`take_variable`] found it.
     ///
     /// # Errors
-    /// If it is empty.
+    /// If it is empty, or more than one line.
     pub fn from_variable(mut value: Zeroizing<Vec<u8>>) -> Result<Self, SecretError> {
         trim(&mut value);
-        if value.is_empty() { Err(SecretError::EmptyVariable) } else { Ok(Self(value)) }
+        match value.contains(&b'\n') {
+            true => Err(SecretError::LongVariable),
+            false if value.is_empty() => Err(SecretError::EmptyVariable),
+            false => Ok(Self(value)),
+        }
     }
 
     /// Reads a secret from a file.
@@ -80,6 +87,9 @@ impl Secret {
             return Err(wrong(
                 "is empty; write the secret into it, or leave --secret-file out to run without encryption".to_owned(),
             ));
+        }
+        if value.contains(&b'\n') {
+            return Err(wrong("has more than one line; a secret is one: is it the right file?".to_owned()));
         }
         let others = meta.mode() & 0o077 != 0 && meta.is_file();
         let warning = others.then(|| {
@@ -180,15 +190,17 @@ mod tests {
     }
 
     #[test]
-    fn empty_missing_and_huge_files_are_refused_by_name() {
-        for content in [&b" \n"[..], &[b'a'; 5000]] {
+    fn empty_missing_huge_and_long_files_are_refused_by_name() {
+        for content in [&b" \n"[..], b"one\ntwo\n", &[b'a'; 5000]] {
             let file = file(content, 0o600);
             let error = Secret::from_file(file.path()).expect_err("refused").to_string();
             assert!(error.contains(&file.path().display().to_string()), "{error}");
         }
         assert!(Secret::from_file(Path::new("/nonexistent/secret")).is_err());
         assert!(Secret::from_file(Path::new("/")).is_err());
-        assert!(Secret::from_variable(Zeroizing::new(b"\t\n".to_vec())).is_err());
+        for variable in ["\t\n", "one\ntwo"] {
+            assert!(Secret::from_variable(Zeroizing::new(variable.into())).is_err());
+        }
     }
 
     #[test]

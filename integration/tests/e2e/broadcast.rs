@@ -1,4 +1,4 @@
-//! Broadcast: to everyone, once.
+//! What is for everyone, or for nobody known: to everyone, once.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft::{lab::raw::RawSocket, netlink::container::INTERFACE};
+use weft::{
+    lab::{raw::RawSocket, wait_until},
+    netlink::{Mac, container::INTERFACE},
+};
 
 use crate::{
     Case,
@@ -16,32 +19,49 @@ use crate::{
 pub(crate) const CASES: &[Case] = &[
     ("a_thousand_broadcasts_reach_every_container_exactly_once", 90, partial_mesh),
     ("a_thousand_broadcasts_reach_every_container_in_a_full_mesh_exactly_once", 90, full_mesh),
+    ("from_its_first_frame_on_a_host_that_joins_misses_none", 60, joins),
+    ("a_thousand_frames_to_a_group_and_to_nobody_known_reach_every_container_exactly_once", 120, groups_and_unknown),
 ];
 
 /// An EtherType for local experiments (IEEE 802).
 const LOCAL: [u8; 2] = [0x88, 0xb5];
 const COUNT: u32 = 1000;
 
-fn partial_mesh() {
+const EVERYBODY: Mac = [0xff; 6];
+
+fn partial() -> MeshConfig {
     let edges = [(0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (4, 5), (2, 5)];
-    exactly_once(&MeshConfig::graph(6, &edges));
+    MeshConfig::graph(6, &edges)
+}
+
+fn partial_mesh() {
+    exactly_once(&partial(), &[EVERYBODY]);
 }
 
 fn full_mesh() {
-    exactly_once(&MeshConfig::star(4));
+    exactly_once(&MeshConfig::star(4), &[EVERYBODY]);
 }
 
-fn exactly_once(config: &MeshConfig) {
+fn groups_and_unknown() {
+    let group = [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03];
+    let group6 = [0x33, 0x33, 0, 0, 0x12, 0x34];
+    let nobody = [0x02, 0xaa, 0xbb, 0xcc, 0xdd, 0xee];
+    exactly_once(&partial(), &[group, group6, nobody]);
+}
+
+fn exactly_once(config: &MeshConfig, destinations: &[Mac]) {
     let mesh = Mesh::start(config);
     mesh.wait_established(PATIENCE);
     let all: Vec<usize> = (0..mesh.containers.len()).collect();
     mesh.all_reach(&all, PROMISED_GAP);
-    for &sender in &[0, mesh.containers.len() - 1] {
-        broadcast_from(&mesh, sender);
+    for &destination in destinations {
+        for &sender in &[0, mesh.containers.len() - 1] {
+            flood_from(&mesh, sender, destination);
+        }
     }
 }
 
-fn broadcast_from(mesh: &Mesh, sender: usize) {
+fn flood_from(mesh: &Mesh, sender: usize, destination: Mac) {
     let open = |container| RawSocket::open(container, INTERFACE).must("open a packet socket");
     let mut sockets: Vec<RawSocket> = mesh.containers.iter().map(open).collect();
     let link = mesh.containers[sender].link(INTERFACE).must("look").must("the interface");
@@ -59,7 +79,7 @@ fn broadcast_from(mesh: &Mesh, sender: usize) {
             })
             .collect();
         for number in 0..COUNT {
-            let mut frame = [&[0xff; 6], &mac[..], &LOCAL, &number.to_be_bytes()].concat();
+            let mut frame = [&destination[..], &mac, &LOCAL, &number.to_be_bytes()].concat();
             frame.resize(100, 0x5a);
             out.send(&frame).must("send");
             thread::sleep(Duration::from_millis(2));
@@ -78,8 +98,67 @@ fn broadcast_from(mesh: &Mesh, sender: usize) {
         let more: Vec<_> = times.iter().filter(|&(_, &count)| count != 1).take(5).collect();
         assert!(
             frames.len() == expected as usize && more.is_empty(),
-            "container {container} got {} of {expected} from {sender}; not once: {more:?}",
+            "container {container} got {} of {expected} from {sender} to {destination:02x?}; not once: {more:?}",
             frames.len()
         );
     }
+}
+
+/// Numbered broadcasts from both ends while the second host joins: once the first of them has come
+/// through, all that follow do, in both directions.
+fn joins() {
+    let mut config = MeshConfig::star(2);
+    config.args = vec!["--no-discovery".into()];
+    let mesh = Mesh::start(&config);
+    mesh.wait_established(PATIENCE);
+    let first = mesh.lab.host(0).v4().to_string();
+    for _ in 0..3 {
+        mesh.routers[1].command(["forget", &first]).must("forget");
+        for (router, other) in [(0, "host2"), (1, "host1")] {
+            let apart = || mesh.peer(router, other).is_none_or(|peer| peer["state"] != "established");
+            assert!(wait_until(PATIENCE, apart), "{}", mesh.status(router));
+        }
+        for (from, numbers) in numbered_while(&mesh, || {
+            thread::sleep(Duration::from_millis(300));
+            mesh.routers[1].command(["connect", &first]).must("connect");
+        }) {
+            let first = *numbers.first().must("a frame");
+            let missing: Vec<u32> = (first..).take(numbers.len()).filter(|n| !numbers.contains(n)).collect();
+            assert!(numbers.len() > 200 && missing.is_empty(), "from {from}, from {first} on: {missing:?}");
+        }
+    }
+}
+
+/// Two containers send numbered broadcasts for three seconds while something happens: by sender,
+/// those that the other received.
+fn numbered_while(mesh: &Mesh, during: impl FnOnce()) -> [(usize, Vec<u32>); 2] {
+    thread::scope(|scope| {
+        let end = Instant::now() + Duration::from_secs(3);
+        let ways = [(0, 1), (1, 0)].map(|(from, to)| {
+            let open = |container: usize| RawSocket::open(&mesh.containers[container], INTERFACE).must("open");
+            let (out, mut inn) = (open(from), open(to));
+            let mac = mesh.containers[from].link(INTERFACE).must("look").must("weft0").mac.must("a MAC");
+            let reader = scope.spawn(move || {
+                let ours = |frame: &[u8]| frame[6..14] == [&mac[..], &LOCAL].concat();
+                inn.collect(end + Duration::from_millis(300), usize::MAX, ours).must("receive")
+            });
+            scope.spawn(move || {
+                for number in 0_u32.. {
+                    let frame = [&EVERYBODY[..], &mac, &LOCAL, &number.to_be_bytes(), &[0; 42]].concat();
+                    out.send(&frame).must("send");
+                    thread::sleep(Duration::from_millis(5));
+                    if Instant::now() > end {
+                        break;
+                    }
+                }
+            });
+            (from, reader)
+        });
+        during();
+        ways.map(|(from, reader)| {
+            let frames = reader.join().expect("no panic");
+            let number = |frame: &Vec<u8>| u32::from_be_bytes(frame[14..18].try_into().expect("four bytes"));
+            (from, frames.iter().map(number).collect())
+        })
+    })
 }

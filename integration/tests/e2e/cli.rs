@@ -15,12 +15,11 @@ use weft::lab::{Container, router::Router, traffic::udp_echo, wait_until};
 
 use crate::{
     Case, ROUTER,
-    mesh::{self, Mesh, MeshConfig, Must as _, PATIENCE, new_lab, router_config},
+    mesh::{self, Mesh, MeshConfig, Must as _, PATIENCE, router_config},
 };
 
 pub(crate) const CASES: &[Case] = &[
     ("wrong_usage_names_what_and_where_and_exits_with_2", 30, wrong_usage),
-    ("start_up_checks_say_what_to_do", 60, start_up_checks),
     ("wrong_commands_are_refused_and_nothing_stops", 60, wrong_commands),
     ("attach_detach_expose_hide_and_ps_tell_the_same_story", 60, life_of_a_container),
     ("status_has_the_fields_of_the_contract", 60, status_fields),
@@ -72,36 +71,6 @@ fn wrong_usage() {
     refused(&output, 1, &["/nonexistent/weft.sock"]);
 }
 
-fn start_up_checks() {
-    let config = MeshConfig::star(1);
-    let lab = new_lab(&config);
-    let host = lab.host(0);
-    let wanted = || router_config(&lab, &config, 0, config.secret);
-    // Somebody has the port.
-    let taken = host.namespace().run(|| UdpSocket::bind("[::]:6783")).must("enter").must("bind");
-    let error = Router::start(&lab, host, wanted()).expect_err("the port is taken").to_string();
-    assert!(error.contains("6783"), "{error}");
-    drop(taken);
-    // The range is in use on this host.
-    let overlapping = wanted().with(["--range", "10.99.0.0/16"]);
-    let error = Router::start(&lab, host, overlapping).map(drop);
-    if let Err(error) = error {
-        assert!(error.to_string().contains("10.99.0.0/16"), "{error}");
-    }
-    // Two routers on one data directory.
-    let mut first = Router::start(&lab, host, wanted()).must("start");
-    let second = weft([
-        OsStr::new("up"),
-        OsStr::new("--data-dir"),
-        first.data_dir().as_os_str(),
-        OsStr::new("--socket"),
-        lab.dir().join("second.sock").as_os_str(),
-    ]);
-    assert!(!second.status.success(), "{}", said(&second));
-    assert!(said(&second).contains("data"), "{}", said(&second));
-    assert!(first.exited().must("ask").is_none(), "the first one runs on");
-}
-
 fn wrong_commands() {
     let mut mesh = Mesh::start(&MeshConfig::star(2));
     let target = mesh.containers[0].target();
@@ -149,6 +118,18 @@ fn life_of_a_container() {
     let target = container.target();
     router.command([OsStr::new("detach"), target.as_os_str()]).must("detach");
     assert!(!addresses.iter().any(listed));
+    assert!(container.link("weft0").must("look").is_none());
+    // By process id it is the same.
+    let mut sleeper = container.run(|| Command::new("sleep").arg("60").spawn()).must("start a process");
+    let pid = sleeper.id().to_string();
+    let attached = router.command(["attach", &pid]).must("attach by pid");
+    let by_pid: Vec<IpNet> = attached.lines().map(|line| line.trim().parse().must(line)).collect();
+    assert!(by_pid.iter().all(listed) && by_pid.len() == 2, "{attached}");
+    assert_eq!(router.attach(&container).must("attach by path"), by_pid, "one namespace, one attachment");
+    udp_echo(&container, mesh.v4(1), b"by pid", Duration::from_secs(3)).must("UDP");
+    router.command(["detach", &pid]).must("detach by pid");
+    sleeper.kill().must("end the process");
+    sleeper.wait().must("its end");
     assert!(container.link("weft0").must("look").is_none());
     // An address of one's own choice, and another container that wants it, too.
     let chosen = OsStr::new("10.33.44.55");

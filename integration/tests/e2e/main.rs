@@ -26,6 +26,7 @@ mod mtu;
 mod netlink;
 mod restart;
 mod secrets;
+mod start;
 mod underlay;
 
 use std::{process::ExitCode, time::Duration};
@@ -55,9 +56,10 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 13] = [
+    let groups: [(&str, &[Case]); 14] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
+        ("start", start::CASES),
         ("cli", cli::CASES),
         ("connect", connect::CASES),
         ("underlay", underlay::CASES),

@@ -11,11 +11,14 @@ use std::{
 
 use ipnet::IpNet;
 use serde_json::Value;
-use weft::lab::{
-    Container, Lab, LabConfig,
-    router::{Router, RouterConfig, write_secret},
-    traffic::{Echo, GapReport, GapStream, tcp_echo, udp_echo},
-    wait_until,
+use weft::{
+    lab::{
+        Container, Host, Lab, LabConfig,
+        router::{Router, RouterConfig, write_secret},
+        traffic::{Echo, GapReport, GapStream, tcp_echo, udp_echo},
+        wait_until,
+    },
+    netlink::Netlink,
 };
 
 use crate::ROUTER;
@@ -62,7 +65,7 @@ pub(crate) struct MeshConfig {
     pub(crate) told: Vec<(usize, usize)>,
     /// The network secret; `None`: none is set.
     pub(crate) secret: Option<&'static str>,
-    /// Tell them by IPv6 addresses.
+    /// The hosts have IPv6 addresses only.
     pub(crate) v6_underlay: bool,
     /// Further arguments of all routers.
     pub(crate) args: Vec<OsString>,
@@ -119,6 +122,9 @@ pub(crate) fn router_config(lab: &Lab, config: &MeshConfig, host: usize, secret:
 /// A lab in which only those hosts reach each other that shall.
 pub(crate) fn new_lab(config: &MeshConfig) -> Lab {
     let lab = Lab::new(&config.lab).must("make the lab");
+    if config.v6_underlay {
+        lab.hosts().iter().for_each(without_v4);
+    }
     if let Some(edges) = &config.reachable {
         for a in 0..config.lab.hosts {
             for b in a + 1..config.lab.hosts {
@@ -129,6 +135,13 @@ pub(crate) fn new_lab(config: &MeshConfig) -> Lab {
         }
     }
     lab
+}
+
+/// Takes its IPv4 address from a host's interface to the underlay.
+fn without_v4(host: &Host) {
+    let v4 = IpNet::new_assert(host.v4().into(), 16);
+    let work = async |netlink: Netlink| netlink.del_address(&netlink.need_link("eth0").await?, v4).await;
+    Netlink::block_on_in(host.namespace(), work).must("take the address away");
 }
 
 impl Mesh {

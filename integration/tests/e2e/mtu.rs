@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft::lab::{traffic::tcp_transfer, wire::Impairment};
+use weft::{
+    lab::{raw::RawSocket, traffic::tcp_transfer, wire::Impairment},
+    netlink::container::INTERFACE,
+};
 
 use crate::{
     Case,
@@ -19,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     ("tcp_does_not_stall_when_a_hosts_own_interface_shrinks", 90, interface_shrinks),
     ("interfaces_that_grow_are_used_to_the_full_without_a_restart", 60, interfaces_grow),
     ("a_path_that_grows_again_is_used_to_the_full", 120, grows_again),
+    ("senders_are_told_what_goes_whole_by_icmp_and_icmpv6", 60, senders_are_told),
 ];
 
 const STALL: Duration = Duration::from_secs(3);
@@ -142,4 +146,46 @@ fn grows_again() {
     let grown = weft::lab::wait_until(Duration::from_secs(70), || mtu(&mesh) == full);
     assert!(grown, "still {} of {full}", mtu(&mesh));
     no_gaps(streams);
+}
+
+/// The MTU that a frame tells its receiver of: ICMP type 3 code 4, or ICMPv6 type 2.
+fn too_big(frame: &[u8]) -> Option<(bool, u32)> {
+    let number = |at: usize| Some(u32::from(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?)));
+    match (frame.get(12..14)?, *frame.get(23)?, *frame.get(20)?) {
+        ([0x08, 0x00], 1, _) if frame.get(34..36)? == [3, 4] => Some((false, number(40)?)),
+        ([0x86, 0xdd], _, 58) if *frame.get(54)? == 2 => Some((true, number(60)?)),
+        _ => None,
+    }
+}
+
+fn senders_are_told() {
+    let mesh = mesh_with(1500);
+    mesh.all_reach(&[0, 1], STALL);
+    mesh.lab.wire().impair(0, 1, Impairment::path_mtu(1400, false));
+    let mut socket = RawSocket::open(&mesh.containers[0], INTERFACE).must("open");
+    let told = thread::scope(|scope| {
+        let lasting = Duration::from_secs(5);
+        let (mesh, socket) = (&mesh, &mut socket);
+        let listener = scope.spawn(move || {
+            let end = Instant::now() + lasting + Duration::from_secs(1);
+            socket.collect(end, usize::MAX, |frame| too_big(frame).is_some()).must("receive")
+        });
+        let transfers: Vec<_> = mesh
+            .ips(1)
+            .into_iter()
+            .map(|ip| scope.spawn(move || tcp_transfer(&mesh.containers[0], ip, u64::MAX, lasting, STALL * 3)))
+            .collect();
+        for transfer in transfers {
+            let done = transfer.join().expect("no panic").must("transfer");
+            assert!(done.longest_stall <= STALL && done.bytes > 1 << 20, "{done:?}");
+        }
+        listener.join().expect("no panic")
+    });
+    let told: Vec<(bool, u32)> = told.iter().filter_map(|frame| too_big(frame)).collect();
+    for v6 in [false, true] {
+        // 1400 less IP, UDP, the headers of sleeve, its tag, and the inner Ethernet header.
+        let right = told.iter().any(|&(of, mtu)| of == v6 && mtu == 1400 - 78);
+        assert!(right, "{} was told {told:?}", if v6 { "IPv6" } else { "IPv4" });
+    }
+    assert!(told.len() <= 14, "once a second for a pair of addresses: {told:?}");
 }

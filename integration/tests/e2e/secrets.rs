@@ -67,9 +67,17 @@ fn talk(mesh: &Mesh, from: usize, to: usize, times: usize) {
 }
 
 fn capture(mesh: &Mesh, during: impl FnOnce()) -> Vec<Captured> {
-    mesh.lab.wire().start_capture(256 << 20);
+    begin_capture(&mesh.lab);
     during();
-    let (frames, overwritten) = mesh.lab.wire().take_capture();
+    captured(&mesh.lab)
+}
+
+fn begin_capture(lab: &Lab) {
+    lab.wire().start_capture(256 << 20);
+}
+
+fn captured(lab: &Lab) -> Vec<Captured> {
+    let (frames, overwritten) = lab.wire().take_capture();
     assert_eq!(overwritten, 0, "the capture is whole");
     frames
 }
@@ -85,15 +93,27 @@ fn needles(mesh: &Mesh) -> Vec<Vec<u8>> {
 }
 
 fn nothing_to_read() {
-    // From the first datagram on: a join is a part of it. And a relay, which sees more.
+    // From the first datagram on: a join is a part of it, and so are a restart and a link that
+    // comes back. And a relay, which sees more.
     let config = MeshConfig::graph(3, &[(0, 1), (1, 2)]);
-    let mesh = Mesh::start(&config);
-    mesh.wait_established(PATIENCE);
-    let frames = capture(&mesh, || {
-        talk(&mesh, 0, 2, 20);
-        talk(&mesh, 2, 1, 20);
-    });
-    assert!(frames.len() > 200, "only {} frames", frames.len());
+    let lab = new_lab(&config);
+    begin_capture(&lab);
+    let mut mesh = Mesh::start_in(lab, &config);
+    let talk_all = |mesh: &Mesh| {
+        mesh.wait_established(PATIENCE);
+        talk(mesh, 0, 2, 20);
+        talk(mesh, 2, 1, 20);
+    };
+    talk_all(&mesh);
+    mesh.lab.wire().cut(0, 1);
+    assert!(wait_until(PATIENCE, || mesh.peer(0, "host2").is_some_and(|peer| peer["state"] != "established")));
+    let _ = udp_echo(&mesh.containers[0], mesh.v4(2), &MARKER, Duration::from_millis(300));
+    mesh.lab.wire().heal(0, 1);
+    mesh.routers[2].kill().must("kill");
+    mesh.routers[2].restart().must("restart");
+    talk_all(&mesh);
+    let frames = captured(&mesh.lab);
+    assert!(frames.len() > 400, "only {} frames", frames.len());
     for needle in needles(&mesh) {
         for captured in &frames {
             assert!(!contains(&captured.frame, &needle), "{needle:02x?} in {captured:02x?}");

@@ -106,6 +106,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             ApiError::new(status, why)
         })?;
         let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
+        // A list of the fields' values would do for the parser, and an empty one for `down`.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::bad("the body is not what is expected: it is no JSON object, such as {}"));
+        }
         match serde_json::from_slice(text) {
             Ok(value) => Ok(Self(value)),
             Err(error) => Err(ApiError::bad(format!("the body is not what is expected: {error}"))),

@@ -175,6 +175,69 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
     rig.stop().await;
 }
 
+/// What a route cannot take by its description: what is no object, each field of every other type,
+/// each required one missing, and one that nobody knows. With a word that the answer must have.
+fn wrong_bodies(description: &Value, path: &str) -> Vec<(String, String)> {
+    let bodies =
+        ["[]", "[\"x\"]", "[[\"x\"]]", "null", "7", "true", "\"x\"", "{", "{]", "{} {}", "{\"\": \"\\ud800\"}"];
+    let deep = "{\"x\":".repeat(200);
+    let mut wrong: Vec<(String, String)> =
+        bodies.iter().chain([&deep.as_str()]).map(|body| ((*body).to_owned(), "the body is not".to_owned())).collect();
+    wrong.push((json!({"nobody-knows": 1}).to_string(), "nobody-knows".to_owned()));
+    let content = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"].clone();
+    let schema = schema::resolve(description, content["$ref"].as_str().expect("a reference")).clone();
+    let none = serde_json::Map::new();
+    let fields = schema["properties"].as_object().unwrap_or(&none);
+    let value = |field: &Value| match field["type"].as_str() {
+        Some("string") => json!("x"),
+        Some("array") => json!(["x"]),
+        other => panic!("{path}: a field of type {other:?}"),
+    };
+    let whole: serde_json::Map<String, Value> =
+        fields.iter().map(|(name, field)| (name.clone(), value(field))).collect();
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (name, field) in fields {
+        for other in [json!(null), json!(7), json!(true), json!({"x": 1}), json!("x"), json!(["x"]), json!([7])] {
+            let mut body = whole.clone();
+            let fits = other == value(field);
+            let found = body.insert(name.clone(), other);
+            assert!(found.is_some());
+            if !fits {
+                wrong.push((Value::Object(body).to_string(), "line 1 column".to_owned()));
+            }
+        }
+        let mut body = whole.clone();
+        body.remove(name);
+        if required.contains(&name.as_str()) {
+            wrong.push((Value::Object(body).to_string(), format!("missing field `{name}`")));
+        }
+        let twice = format!("{{\"{name}\":{0},\"{name}\":{0}}}", value(field));
+        wrong.push((twice, format!("duplicate field `{name}`")));
+    }
+    wrong
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_body_that_does_not_fit_its_description_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rig = rig(dir.path());
+    let description = description();
+    let mut tried = 0;
+    for (_, path) in ROUTES.iter().filter(|(method, _)| *method == "post") {
+        for (body, word) in wrong_bodies(&description, path) {
+            let (status, answer) = call(&rig, Method::POST, path, &body).await;
+            let text = answer["error"].as_str().expect("an error");
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {body:.80}: {text}");
+            assert!(text.contains(&word), "{path} {body:.80}: {word:?} is not in {text}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 150, "{tried}");
+    let (status, answer) = call(&rig, Method::GET, "/v1/status", "").await;
+    assert_eq!((status, &answer["targets"]), (StatusCode::OK, &json!([])), "{answer}");
+    rig.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_is_given_back_when_the_kernel_refuses() {
     let dir = tempfile::tempdir().expect("a directory");
