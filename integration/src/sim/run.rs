@@ -16,10 +16,12 @@ use super::world::World;
 /// All routers agree on the mesh at most this long after the last fault has ended.
 pub const CONVERGE: core::time::Duration = core::time::Duration::from_secs(15);
 /// Bytes that a peer without traffic sends per second and link, with UDP and IP headers: echoes
-/// of both ends, keep-alives of the connections, gossip digests.
-pub const IDLE_PER_LINK: u64 = 800;
-/// Bytes that a peer without traffic sends per second to addresses where nobody answers.
-pub const IDLE_DIALS: u64 = 6000;
+/// of both ends, keep-alives of the connections, gossip digests, and in a mesh of up to 33 peers
+/// its relayed connections.
+pub const IDLE_PER_LINK: u64 = 350;
+/// Bytes that a peer without traffic sends per second to addresses where nobody answers, in the
+/// second minute after the last change.
+pub const IDLE_DIALS: u64 = 600;
 
 /// How long a mesh is left alone before it is called idle: what was tried in vain is tried less
 /// and less often.

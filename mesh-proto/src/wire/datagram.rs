@@ -34,10 +34,11 @@ pub const SLEEVE_HEADER: usize = 16;
 pub const RELAY_HEADER: usize = 28;
 /// Bytes of the tag that every suite but the plain one appends.
 pub const TAG: usize = 16;
-/// Hops that a new RELAY datagram may take. Peers link with whomever they reach, so a way has one
-/// or two relays, and with random links of degree 8 thousands of peers are five apart; more
-/// would only feed the loops of peers whose tables disagree for a moment.
-pub const HOPS: u8 = 8;
+/// Hops that a new RELAY datagram may take, as many as a flood may. Links of few peers each, and
+/// routes by round trip, make ways of nine hops among a hundred peers; a chain of sites makes
+/// longer ones. What it bounds are the loops of three and more peers whose tables disagree for a
+/// moment; two never send a datagram back and forth (sleeve S4).
+pub const HOPS: u8 = 32;
 
 /// The first 12 bytes of a [`PeerId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
