@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipam::allocator::{Allocator, Config, PeerKey};
+use mesh_proto::control::fastpath::{FastPath, FastPathConfig};
 use mesh_proto::control::node::Node;
 use mesh_proto::control::{ConnId, Connected, DialId, Identity, NodeConfig, Output, TrustConfig};
 use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
@@ -99,6 +100,33 @@ fn feed(forwarder: &mut Forwarder, mut bytes: &[u8]) -> usize {
         while forwarder.poll_event().is_some() {}
     }
     sink.frames
+}
+
+/// Messages of a member's fast path, and frames that a container or a peer could send in the place
+/// of probes: the input is cut by length bytes, whose highest bit says which it is.
+///
+/// # Panics
+/// If it asks to be called again at once.
+pub fn fast_path(mut bytes: &[u8]) {
+    let mut fast = FastPath::new(FastPathConfig { me: ME, port: 6784, mtu: 1402 }, [7; 32], NOW);
+    let path = PeerPath { incarnation: Incarnation(1), direct: Some(peer_address()), relays: Vec::new() };
+    let peers = BTreeMap::from([(PEER, path)]);
+    let tables = Tables { me: ME, incarnation: Incarnation(1), peers, trees: BTreeMap::new() };
+    fast.set_tables(&tables, |_| true, NOW);
+    let mut now = NOW;
+    while let Some((&length, rest)) = bytes.split_first() {
+        let (input, rest) = rest.split_at(usize::from(length & 0x7f).min(rest.len()));
+        bytes = rest;
+        now += Duration::from_millis(10);
+        if length & 0x80 == 0 {
+            fast.handle_message(PEER, input, now);
+        } else {
+            fast.handle_probe(input, now);
+        }
+        fast.handle_timeout(now);
+        while fast.poll_output().is_some() {}
+        assert!(fast.poll_timeout().is_some_and(|(at, _)| at > now), "it asks to be called again and again");
+    }
 }
 
 /// A datagram as the sealing peer would number it, for the corpus.
@@ -332,4 +360,5 @@ pub const WAYS_IN: &[WayIn] = &[
     ("members_messages", members_messages),
     ("trust_messages", trust_messages),
     ("address_messages", address_messages),
+    ("fast_path", fast_path),
 ];

@@ -30,6 +30,17 @@ fn made(target: &str) -> Vec<Vec<u8>> {
     let fragment = record(5, &[0, 0, 0, 1, 0, 0, 22, 0, 0, 0, 1, 0, 0, 18, 0xff, 0xff]);
     let flood = record(2, &[[2u8; 16].as_slice(), &[0; 16], &[3], &[0xff; 14]].concat());
     match target {
+        "fast_path" => {
+            use mesh_proto::id::PeerId;
+            use mesh_proto::wire::fastpath::{Message, Ping, ProbeFrame, ProbeKind, Table};
+            let table = Table { port: 6784, willing: true, number: 1, macs: vec![2; 12] };
+            let (from, to) = (PeerId([2; 16]), PeerId([1; 16]));
+            let probe = ProbeFrame { kind: ProbeKind::Probe, from, to, nonce: 1 }.encode(0);
+            let input = |kind: u8, bytes: Vec<u8>| [&[kind | bytes.len() as u8][..], &bytes].concat();
+            let table = input(0, Message::Table(table).encode());
+            let ping = input(0, Message::Ping(Ping { nonce: 1 }).encode());
+            vec![[table.clone(), ping].concat(), [table, input(0x80, probe)].concat()]
+        }
         "records" => vec![frame, probe, fragment, flood],
         "plain_datagrams" | "sealed_datagrams" => [frame, probe, fragment, flood]
             .iter()

@@ -17,10 +17,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::plan::Wanted;
+use super::plan::{Hold, Wanted};
 use super::{FastConfig, Seen, Shared, is_v6, sys};
 use crate::netlink::fdb::{Fdb, FdbEdit};
-use crate::netlink::nft::{Cuts, Guard};
+use crate::netlink::nft::{Cuts, Guard, Owned};
 use crate::netlink::{FdbChange, Link, Monitor, Netlink, NetlinkError, Notice, Result, Topic, Vxlan};
 
 /// How long what an earlier run left may stay undecided (fastpath F14).
@@ -63,9 +63,13 @@ pub(super) struct Keeper {
     devices: [Option<u32>; 2],
     /// What is pinned to the devices, as far as we know.
     installed: BTreeMap<Mac, Remote>,
+    /// Those of them that are left to whoever is heard with the address.
+    loose: BTreeSet<Mac>,
     /// Local addresses, with their ports.
     local: BTreeMap<Mac, u32>,
     admitted: BTreeSet<IpAddr>,
+    /// What the guard knows of owners.
+    owned: BTreeMap<Mac, Owned>,
     inherit_until: Option<Instant>,
     check_at: Option<Instant>,
     retry_at: Option<Instant>,
@@ -119,8 +123,10 @@ impl Keeper {
             tap: None,
             devices: [None; 2],
             installed: BTreeMap::new(),
+            loose: BTreeSet::new(),
             local: BTreeMap::new(),
             admitted: BTreeSet::new(),
+            owned: BTreeMap::new(),
             inherit_until: Some(now + INHERIT),
             check_at: None,
             retry_at: None,
@@ -129,10 +135,16 @@ impl Keeper {
         };
         keeper.inherit().await?;
         // Before there is a device that anything could be sent to.
-        let admitted: Vec<_> = keeper.admitted.iter().copied().collect();
-        keeper.guard.install(&admitted).map_err(failed("set up the guard of the VXLAN port (nftables)"))?;
+        keeper.install_guard()?;
         keeper.ensure_devices().await?;
         Ok(keeper)
+    }
+
+    fn install_guard(&self) -> Result<()> {
+        let admitted: Vec<_> = self.admitted.iter().copied().collect();
+        let owned: Vec<_> = self.owned.values().copied().collect();
+        let installed = self.guard.install(&admitted).and_then(|()| self.guard.own(&[], &owned));
+        installed.map_err(|error| problem(&self.config.bridge, "set up the guard of the VXLAN port (nftables)", error))
     }
 
     /// Takes over what an earlier run left: its flows go on.
@@ -220,10 +232,9 @@ impl Keeper {
             })
             .map(|(mac, _)| *mac)
             .collect();
-        for mac in &missing {
-            self.installed.remove(mac);
+        for mac in missing {
+            self.put_back(mac);
         }
-        self.shared.plan().mark(missing);
         let gone: Vec<Mac> = self.local.keys().filter(|mac| !local.contains_key(mac)).copied().collect();
         for mac in gone {
             self.set_local(mac, None).await;
@@ -245,6 +256,7 @@ impl Keeper {
             None => self.local.remove(&mac),
         };
         if before.is_some() != port.is_some() {
+            self.shared.plan().mark([mac]);
             // Fails only when the router's loop has ended.
             let _ = self.seen.send(Seen::Local(mac, port.is_some())).await;
         }
@@ -337,7 +349,13 @@ impl Keeper {
             return;
         }
         if device.is_some_and(|device| change.gone == (device == change.port)) {
-            self.put_back(mac);
+            if self.loose.contains(&mac) && !change.gone {
+                // Its owner is away and somebody here, or heard by sleeve, has the address now.
+                self.installed.remove(&mac);
+                self.loose.remove(&mac);
+            } else {
+                self.put_back(mac);
+            }
         }
         if change.permanent {
             if change.gone && mac == probe_mac(self.config.me) {
@@ -351,7 +369,10 @@ impl Keeper {
     }
 
     fn put_back(&mut self, mac: Mac) {
-        self.installed.remove(&mac);
+        // One that is loose is put back only because it is known to have been there.
+        if !self.loose.contains(&mac) {
+            self.installed.remove(&mac);
+        }
         self.shared.plan().mark([mac]);
     }
 
@@ -378,14 +399,10 @@ impl Keeper {
 
     /// Looks whether everything stands, and mends what does not.
     async fn check(&mut self) -> Result<()> {
-        let failed = |operation| {
-            let name = self.config.bridge.clone();
-            move |error| problem(&name, operation, error)
-        };
-        if !self.guard.stands(&self.admitted).map_err(failed("look at the guard"))? {
-            let admitted: Vec<_> = self.admitted.iter().copied().collect();
-            self.guard.install(&admitted).map_err(failed("set up the guard of the VXLAN port (nftables)"))?;
-            tracing::warn!("somebody took the guard of the VXLAN port away: it was put back");
+        let stands = self.guard.stands(&self.admitted, self.owned.len());
+        if !stands.map_err(|error| problem(&self.config.bridge, "look at the guard", error))? {
+            self.install_guard()?;
+            tracing::warn!("the guard of the VXLAN port was not whole: it was put back");
         }
         let names = FastConfig::devices(&self.config.bridge);
         let mut stand = true;
@@ -426,6 +443,7 @@ impl Keeper {
             }
             self.admitted = wanted;
         }
+        self.own(&dirty)?;
         let mut changes = Vec::new();
         for &(mac, wanted) in &dirty {
             self.change(mac, wanted, &mut changes);
@@ -447,16 +465,50 @@ impl Keeper {
         Ok(())
     }
 
+    /// Tells the guard whose the addresses are.
+    fn own(&mut self, dirty: &[(Mac, Wanted)]) -> Result<()> {
+        let (mut old, mut new) = (Vec::<Owned>::new(), Vec::<Owned>::new());
+        {
+            let plan = self.shared.plan();
+            for &(mac, _) in dirty {
+                let (before, now) = (self.owned.get(&mac), plan.owner(mac, self.local.contains_key(&mac)));
+                if before != now.as_ref() {
+                    old.extend(before);
+                    new.extend(now);
+                }
+            }
+        }
+        for owned in &old {
+            self.owned.remove(&Mac(owned.mac));
+        }
+        self.owned.extend(new.iter().map(|owned| (Mac(owned.mac), *owned)));
+        self.guard.own(&old, &new).map_err(|error| {
+            // It may be half done: a look finds out and sets it up anew.
+            self.check_at = Some(Instant::now());
+            self.fail(dirty);
+            problem(&self.config.bridge, "tell the guard whose the addresses are", error)
+        })
+    }
+
     /// What has to be changed for one address.
     fn change(&mut self, mac: Mac, wanted: Wanted, changes: &mut Vec<FdbEdit>) {
         let installed = self.installed.get(&mac).copied();
         let inheriting = self.inherit_until.is_some();
         let device = |devices: &[Option<u32>; 2], remote: Remote| devices[usize::from(is_v6(remote.ip))];
         match wanted {
-            Wanted::Fast(remote) => {
+            Wanted::Fast(remote, hold) => {
                 let Some(new) = device(&self.devices, remote) else { return };
+                if hold == Hold::Loose {
+                    // What was heard meanwhile stays.
+                    if installed.is_none() {
+                        return;
+                    }
+                    self.loose.insert(mac);
+                } else {
+                    self.loose.remove(&mac);
+                }
                 changes.push(FdbEdit::Remote { device: new, mac: mac.0, ip: remote.ip, port: remote.port });
-                changes.push(FdbEdit::Pin { port: new, mac: mac.0 });
+                changes.push(FdbEdit::Pin { port: new, mac: mac.0, firm: hold == Hold::Firm });
                 let old = installed.and_then(|old| device(&self.devices, old));
                 changes.extend(old.filter(|old| *old != new).map(|old| FdbEdit::NoRemote { device: old, mac: mac.0 }));
                 self.installed.insert(mac, remote);

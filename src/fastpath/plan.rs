@@ -8,11 +8,22 @@ use mesh_proto::data::macs::Mac;
 use mesh_proto::id::PeerId;
 use mesh_proto::wire::fastpath::probe_mac;
 
+use crate::netlink::nft::Owned;
+
+/// How an entry is held against what the bridge hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Its owner lives.
+    Firm,
+    /// Its owner cannot be reached: who is heard with the address has it.
+    Loose,
+}
+
 /// Where frames for an address shall go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// By the fast path to that device.
-    Fast(Remote),
+    /// By the fast path to that device. Firmly, or until somebody else is heard with the address.
+    Fast(Remote, Hold),
     /// By sleeve. Until the fast path to that device is decided on, what is there may stay.
     Sleeve {
         /// Where the peer's device is, if that is undecided.
@@ -36,6 +47,7 @@ pub(super) struct Plan {
     owners: BTreeMap<Mac, PeerId>,
     owned: BTreeMap<PeerId, BTreeSet<Mac>>,
     probes: BTreeMap<Mac, PeerId>,
+    unreachable: BTreeSet<PeerId>,
     dirty: BTreeSet<Mac>,
     addresses_changed: bool,
 }
@@ -59,6 +71,14 @@ impl Plan {
             Kernel::Carrier(peer, fast) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
                     peer.fast = Some(fast);
+                }
+                self.touch(peer);
+            }
+            Kernel::Live(peer, live) => {
+                if live {
+                    self.unreachable.remove(&peer);
+                } else {
+                    self.unreachable.insert(peer);
                 }
                 self.touch(peer);
             }
@@ -86,13 +106,16 @@ impl Plan {
     /// Where frames for an address shall go.
     pub(super) fn wanted(&self, mac: Mac) -> Wanted {
         if let Some(peer) = self.probes.get(&mac).and_then(|peer| self.peers.get(peer)) {
-            return Wanted::Fast(peer.remote);
+            return Wanted::Fast(peer.remote, Hold::Firm);
         }
         let Some(owner) = self.owners.get(&mac) else {
             return Wanted::Nowhere;
         };
         match self.peers.get(owner) {
-            Some(Peer { remote, fast: Some(true) }) => Wanted::Fast(*remote),
+            Some(Peer { remote, fast: Some(true) }) => {
+                let hold = if self.unreachable.contains(owner) { Hold::Loose } else { Hold::Firm };
+                Wanted::Fast(*remote, hold)
+            }
             Some(Peer { remote, fast: None }) => Wanted::Sleeve { undecided: Some(*remote) },
             Some(Peer { fast: Some(false), .. }) | None => Wanted::Sleeve { undecided: None },
         }
@@ -124,7 +147,14 @@ impl Plan {
         self.peers.values().map(|peer| peer.remote.ip).collect()
     }
 
-    /// The peer that announced an address.
+    /// Who may send frames from an address, if it has an owner. `local` says whether it is here.
+    pub(super) fn owner(&self, mac: Mac, local: bool) -> Option<Owned> {
+        let owner = self.owners.get(&mac);
+        let from = owner.and_then(|owner| self.peers.get(owner)).map(|peer| peer.remote.ip);
+        (owner.is_some() || local).then_some(Owned { mac: mac.0, from })
+    }
+
+    /// Whether a peer announced an address.
     pub(super) fn has_owner(&self, mac: Mac) -> bool {
         self.owners.contains_key(&mac)
     }
@@ -149,10 +179,14 @@ mod tests {
         assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: None });
         plan.apply(Kernel::Peer(A, Some(remote(1))));
         assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: Some(remote(1)) });
-        assert_eq!(plan.wanted(probe_mac(A)), Wanted::Fast(remote(1)), "probes always take the fast path");
+        assert_eq!(plan.wanted(probe_mac(A)), Wanted::Fast(remote(1), Hold::Firm), "probes always take the fast path");
         plan.take_dirty();
         plan.apply(Kernel::Carrier(A, true));
-        assert_eq!(plan.wanted(MAC), Wanted::Fast(remote(1)));
+        assert_eq!(plan.wanted(MAC), Wanted::Fast(remote(1), Hold::Firm));
+        plan.apply(Kernel::Live(A, false));
+        assert_eq!(plan.wanted(MAC), Wanted::Fast(remote(1), Hold::Loose));
+        plan.apply(Kernel::Live(A, true));
+        assert_eq!(plan.wanted(MAC), Wanted::Fast(remote(1), Hold::Firm));
         assert!(plan.take_dirty().contains(&MAC));
         plan.apply(Kernel::Carrier(A, false));
         assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: None });
@@ -163,6 +197,18 @@ mod tests {
         plan.apply(Kernel::Peer(A, None));
         assert_eq!(plan.wanted(probe_mac(A)), Wanted::Nowhere);
         assert!(plan.take_dirty().contains(&probe_mac(A)));
+    }
+
+    #[test]
+    fn an_address_is_sent_by_its_owner_only() {
+        let mut plan = Plan::default();
+        let owned = |from| Some(Owned { mac: MAC.0, from });
+        assert_eq!(plan.owner(MAC, false), None);
+        assert_eq!(plan.owner(MAC, true), owned(None), "it is here: no peer may send it");
+        plan.apply(Kernel::Owner(MAC, Some(A)));
+        assert_eq!(plan.owner(MAC, false), owned(None));
+        plan.apply(Kernel::Peer(A, Some(remote(1))));
+        assert_eq!(plan.owner(MAC, true), owned(Some(remote(1).ip)), "the first to claim it has it");
     }
 
     #[test]

@@ -29,13 +29,14 @@ const CHUNK: usize = 8 * 1024;
 /// A change of forwarding entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FdbEdit {
-    /// The bridge sends frames for the address to that port. Nothing that the bridge hears
-    /// changes it.
+    /// The bridge sends frames for the address to that port, for good.
     Pin {
         /// Index of the port.
         port: u32,
         /// The address.
         mac: Mac,
+        /// Whether it holds even when the address is heard at another port.
+        firm: bool,
     },
     /// The bridge sends frames for the address to that port until it hears otherwise.
     Hint {
@@ -198,7 +199,9 @@ fn judge(changes: &[FdbEdit], (at, error): Refusal) -> Option<(FdbEdit, io::Erro
 fn write(batch: &mut Batch, change: &FdbEdit) {
     let set = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
     let (add, index, mac, state, flags) = match *change {
-        FdbEdit::Pin { port, mac } => (true, port, mac, NUD_NOARP, NTF_MASTER | NTF_STICKY),
+        FdbEdit::Pin { port, mac, firm } => {
+            (true, port, mac, NUD_NOARP, NTF_MASTER | if firm { NTF_STICKY } else { 0 })
+        }
         FdbEdit::Hint { port, mac } => (true, port, mac, NUD_REACHABLE, NTF_MASTER),
         FdbEdit::Local { bridge, mac } => (true, bridge, mac, NUD_PERMANENT, NTF_SELF),
         FdbEdit::Unpin { port, mac } => (false, port, mac, 0, NTF_MASTER),

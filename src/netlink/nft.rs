@@ -3,9 +3,13 @@
 //! ```text
 //!  table inet weft-guard
 //!    set peers4, peers6        addresses of the peers that VXLAN is taken from
+//!    set owned                 MAC addresses that have an owner, here or at a peer
+//!    set pairs4, pairs6        the owning peer's address, with the MAC address
 //!    chain arriving            prerouting, before everything that could change the packet
 //!      from the bridge, to the port             count `inside`, drop
-//!      to the port, source not in the set       count `strangers`, drop
+//!      to the port, source not in peers         count `strangers`, drop
+//!      to the port, inner source in owned and (source, inner source) not in pairs
+//!                                               count `spoofed`, drop
 //!    chain passing             forward
 //!      to the port                              count `inside`, drop
 //! ```
@@ -20,6 +24,7 @@ use std::net::IpAddr;
 use rtnetlink::sys::protocols;
 use tokio::io::unix::AsyncFd;
 
+use super::Mac;
 use super::raw::{ACK, Batch, Body, Message, Socket, attribute, attributes, messages};
 
 /// Group of notifications about nftables (NFNLGRP_NFTABLES).
@@ -65,9 +70,62 @@ const UDP: u8 = 17;
 
 const STRANGERS: &str = "strangers";
 const INSIDE: &str = "inside";
+const SPOOFED: &str = "spoofed";
 const ARRIVING: &str = "arriving";
 const PASSING: &str = "passing";
-const RULES: usize = 4;
+const RULES: usize = 6;
+/// The sets of peers, with what a rule needs: family, and where the source is in the IP header.
+const FAMILIES: [Family; 2] = [
+    Family { peers: "peers4", pairs: "pairs4", family: 2, offset: 12, length: 4, key_type: 7 },
+    Family { peers: "peers6", pairs: "pairs6", family: 10, offset: 8, length: 16, key_type: 8 },
+];
+const OWNED: &str = "owned";
+/// How `nft list` shows MAC addresses (ether_addr).
+const ETHER_TYPE: u32 = 9;
+/// Where the inner source is, behind the headers of UDP and VXLAN and the inner destination.
+const INNER_SOURCE: u32 = 8 + 8 + 6;
+/// The first of the registers of four bytes.
+const REGISTER_SMALL: u32 = 8;
+
+struct Family {
+    peers: &'static str,
+    pairs: &'static str,
+    family: u8,
+    offset: u32,
+    length: u32,
+    key_type: u32,
+}
+
+/// The family of an address.
+const fn family(ip: IpAddr) -> &'static Family {
+    match ip {
+        IpAddr::V4(_) => &FAMILIES[0],
+        IpAddr::V6(_) => &FAMILIES[1],
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// A MAC address in a key that it ends: filled up to whole registers.
+fn padded(mac: Mac) -> [u8; 8] {
+    let [a, b, c, d, e, f] = mac;
+    [a, b, c, d, e, f, 0, 0]
+}
+
+/// A MAC address that has an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owned {
+    /// The address.
+    pub mac: Mac,
+    /// The peer that may send it; none if nobody may, for it is here or its owner is not a peer
+    /// that VXLAN is taken from.
+    pub from: Option<IpAddr>,
+}
 /// Elements in one transaction: well under the least send buffer.
 const ELEMENTS: usize = 1000;
 
@@ -86,6 +144,8 @@ pub struct Dropped {
     pub strangers: u64,
     /// VXLAN that containers sent, to this host or past it.
     pub inside: u64,
+    /// VXLAN with an inner source that belongs to somebody else.
+    pub spoofed: u64,
 }
 
 /// Tells when something is taken out of a guard, by whomever.
@@ -156,9 +216,13 @@ impl Guard {
             self.message(batch, NEW_TABLE, libc::NLM_F_CREATE, |body| body.text(1, &self.table));
             self.message(batch, DEL_TABLE, 0, |body| body.text(1, &self.table));
             self.message(batch, NEW_TABLE, libc::NLM_F_CREATE, |body| body.text(1, &self.table));
-            self.set(batch, "peers4", 1, 4, 7);
-            self.set(batch, "peers6", 2, 16, 8);
-            for name in [STRANGERS, INSIDE] {
+            for (id, Family { peers, pairs, length, key_type, .. }) in (1..).step_by(2).zip(&FAMILIES) {
+                self.set(batch, peers, id, *length, *key_type);
+                // Types of concatenated keys are written one behind the other, six bits each.
+                self.set(batch, pairs, id + 1, length + 8, key_type << 6 | ETHER_TYPE);
+            }
+            self.set(batch, OWNED, 9, 6, ETHER_TYPE);
+            for name in [STRANGERS, INSIDE, SPOOFED] {
                 self.message(batch, NEW_OBJECT, libc::NLM_F_CREATE, |body| {
                     body.text(1, &self.table);
                     body.text(2, name);
@@ -173,20 +237,32 @@ impl Guard {
                 rule.is_for_port(self.port);
                 rule.count_and_drop(INSIDE);
             });
-            for (set, family, offset, length) in [("peers4", 2, 12, 4), ("peers6", 10, 8, 16)] {
+            for Family { peers, family, offset, length, .. } in &FAMILIES {
                 self.rule(batch, ARRIVING, |rule| {
                     rule.is_for_port(self.port);
-                    rule.meta(META_FAMILY, &[family]);
-                    rule.payload(BASE_NETWORK, offset, length);
-                    rule.is_not_in(set);
+                    rule.meta(META_FAMILY, &[*family]);
+                    rule.payload(REGISTER, BASE_NETWORK, *offset, *length);
+                    rule.is_in(peers, REGISTER, false);
                     rule.count_and_drop(STRANGERS);
+                });
+            }
+            for Family { pairs, family, offset, length, .. } in &FAMILIES {
+                self.rule(batch, ARRIVING, |rule| {
+                    rule.is_for_port(self.port);
+                    rule.meta(META_FAMILY, &[*family]);
+                    rule.payload(REGISTER, BASE_TRANSPORT, INNER_SOURCE, 6);
+                    rule.is_in(OWNED, REGISTER, true);
+                    rule.payload(REGISTER_SMALL, BASE_NETWORK, *offset, *length);
+                    rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 6);
+                    rule.is_in(pairs, REGISTER_SMALL, false);
+                    rule.count_and_drop(SPOOFED);
                 });
             }
             self.rule(batch, PASSING, |rule| {
                 rule.is_for_port(self.port);
                 rule.count_and_drop(INSIDE);
             });
-            self.elements(batch, NEW_ELEMENT, &peers[..first]);
+            self.peers(batch, NEW_ELEMENT, &peers[..first]);
         })?;
         self.admit(&peers[first..])
     }
@@ -196,7 +272,7 @@ impl Guard {
     /// # Errors
     /// If the guard is not there, or the kernel refuses.
     pub fn admit(&self, peers: &[IpAddr]) -> io::Result<()> {
-        peers.chunks(ELEMENTS).try_for_each(|peers| self.transact(|batch| self.elements(batch, NEW_ELEMENT, peers)))
+        peers.chunks(ELEMENTS).try_for_each(|peers| self.transact(|batch| self.peers(batch, NEW_ELEMENT, peers)))
     }
 
     /// Lets VXLAN from this address pass no more. That it did not pass before is fine.
@@ -204,10 +280,21 @@ impl Guard {
     /// # Errors
     /// If the guard is not there, or the kernel refuses.
     pub fn refuse(&self, peer: IpAddr) -> io::Result<()> {
-        match self.transact(|batch| self.elements(batch, DEL_ELEMENT, &[peer])) {
+        match self.transact(|batch| self.peers(batch, DEL_ELEMENT, &[peer])) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             result => result,
         }
+    }
+
+    /// Changes owners: the first are no longer as given, the second are from now on. What was
+    /// given for an address before must be taken back before, or with, what is given anew.
+    ///
+    /// # Errors
+    /// If the guard is not there, or not as it is said to be; then nothing of at most
+    /// a thousand changes was made.
+    pub fn own(&self, old: &[Owned], new: &[Owned]) -> io::Result<()> {
+        old.chunks(ELEMENTS).try_for_each(|old| self.transact(|batch| self.owners(batch, DEL_ELEMENT, old)))?;
+        new.chunks(ELEMENTS).try_for_each(|new| self.transact(|batch| self.owners(batch, NEW_ELEMENT, new)))
     }
 
     /// Takes the guard away; fine if there is none.
@@ -221,11 +308,12 @@ impl Guard {
         }
     }
 
-    /// Whether the guard is there, whole, and lets exactly these addresses pass.
+    /// Whether the guard is there, whole, lets exactly these addresses pass, and knows so many
+    /// MAC addresses' owners.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub fn stands(&self, peers: &BTreeSet<IpAddr>) -> io::Result<bool> {
+    pub fn stands(&self, peers: &BTreeSet<IpAddr>, owned: usize) -> io::Result<bool> {
         let mut rules = 0;
         self.dump(
             GET_RULE,
@@ -235,14 +323,20 @@ impl Guard {
             },
         )?;
         let mut found = BTreeSet::new();
-        for set in ["peers4", "peers6"] {
-            let ask = |body: &mut Body<'_>| {
-                body.text(1, &self.table);
-                body.text(2, set);
-            };
-            self.dump(GET_ELEMENT, ask, |message| found.extend(elements(message)))?;
+        for Family { peers, .. } in &FAMILIES {
+            self.list(peers, |key| found.extend(address(key)))?;
         }
-        Ok(rules == RULES && found == *peers)
+        let mut count = 0;
+        self.list(OWNED, |_| count += 1)?;
+        Ok(rules == RULES && found == *peers && count == owned)
+    }
+
+    fn list(&self, set: &str, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        let ask = |body: &mut Body<'_>| {
+            body.text(1, &self.table);
+            body.text(2, set);
+        };
+        self.dump(GET_ELEMENT, ask, |message| keys(message).for_each(&mut take))
     }
 
     fn dump(&self, kind: u16, ask: impl FnOnce(&mut Body<'_>), take: impl FnMut(Message<'_>)) -> io::Result<()> {
@@ -259,7 +353,7 @@ impl Guard {
     /// # Errors
     /// If the guard is not there.
     pub fn dropped(&self) -> io::Result<Dropped> {
-        Ok(Dropped { strangers: self.count(STRANGERS)?, inside: self.count(INSIDE)? })
+        Ok(Dropped { strangers: self.count(STRANGERS)?, inside: self.count(INSIDE)?, spoofed: self.count(SPOOFED)? })
     }
 
     fn count(&self, name: &str) -> io::Result<u64> {
@@ -330,28 +424,38 @@ impl Guard {
         });
     }
 
-    fn elements(&self, batch: &mut Batch, kind: u16, peers: &[IpAddr]) {
-        for (set, v6) in [("peers4", false), ("peers6", true)] {
-            let mut of_family = peers.iter().filter(|ip| ip.is_ipv6() == v6).peekable();
-            if of_family.peek().is_none() {
-                continue;
-            }
-            let flags = if kind == NEW_ELEMENT { libc::NLM_F_CREATE } else { 0 };
-            self.message(batch, kind, flags, |body| {
-                body.text(1, &self.table);
-                body.text(2, set);
-                body.nest(3, |body| {
-                    for ip in of_family {
-                        body.nest(1, |body| {
-                            body.nest(1, |body| match ip {
-                                IpAddr::V4(ip) => body.put(1, &ip.octets()),
-                                IpAddr::V6(ip) => body.put(1, &ip.octets()),
-                            });
-                        });
-                    }
-                });
-            });
+    fn peers(&self, batch: &mut Batch, kind: u16, peers: &[IpAddr]) {
+        for Family { peers: set, family: wanted, .. } in &FAMILIES {
+            let keys = peers.iter().filter(|ip| family(**ip).family == *wanted).map(|ip| octets(*ip));
+            self.elements(batch, kind, set, keys.collect());
         }
+    }
+
+    fn owners(&self, batch: &mut Batch, kind: u16, owned: &[Owned]) {
+        self.elements(batch, kind, OWNED, owned.iter().map(|owned| owned.mac.to_vec()).collect());
+        for Family { pairs, family: wanted, .. } in &FAMILIES {
+            let pair = |owned: &Owned| {
+                let ip = owned.from.filter(|ip| family(*ip).family == *wanted)?;
+                Some([&octets(ip)[..], &padded(owned.mac)].concat())
+            };
+            self.elements(batch, kind, pairs, owned.iter().filter_map(pair).collect());
+        }
+    }
+
+    fn elements(&self, batch: &mut Batch, kind: u16, set: &str, keys: Vec<Vec<u8>>) {
+        if keys.is_empty() {
+            return;
+        }
+        let flags = if kind == NEW_ELEMENT { libc::NLM_F_CREATE } else { 0 };
+        self.message(batch, kind, flags, |body| {
+            body.text(1, &self.table);
+            body.text(2, set);
+            body.nest(3, |body| {
+                for key in keys {
+                    body.nest(1, |body| body.nest(1, |body| body.put(1, &key)));
+                }
+            });
+        });
     }
 }
 
@@ -382,9 +486,9 @@ impl Rule<'_, '_> {
         self.compare(value);
     }
 
-    fn payload(&mut self, base: u32, offset: u32, length: u32) {
+    fn payload(&mut self, register: u32, base: u32, offset: u32, length: u32) {
         self.expression("payload", |body| {
-            body.number(1, REGISTER);
+            body.number(1, register);
             body.number(2, base);
             body.number(3, offset);
             body.number(4, length);
@@ -401,15 +505,18 @@ impl Rule<'_, '_> {
 
     fn is_for_port(&mut self, port: u16) {
         self.meta(META_PROTOCOL, &[UDP]);
-        self.payload(BASE_TRANSPORT, 2, 2);
+        self.payload(REGISTER, BASE_TRANSPORT, 2, 2);
         self.compare(&port.to_be_bytes());
     }
 
-    fn is_not_in(&mut self, set: &str) {
+    /// Goes on only if the register is in the set, or only if it is not.
+    fn is_in(&mut self, set: &str, register: u32, wanted: bool) {
         self.expression("lookup", |body| {
             body.text(1, set);
-            body.number(2, REGISTER);
-            body.number(5, INVERT);
+            body.number(2, register);
+            if !wanted {
+                body.number(5, INVERT);
+            }
         });
     }
 
@@ -425,19 +532,18 @@ impl Rule<'_, '_> {
     }
 }
 
-/// The addresses in a part of a set.
-fn elements(message: Message<'_>) -> Vec<IpAddr> {
-    if message.kind != SUBSYSTEM << 8 | NEW_ELEMENT {
-        return Vec::new();
+/// The keys in a part of a set.
+fn keys(message: Message<'_>) -> impl Iterator<Item = &[u8]> {
+    let is_part = message.kind == SUBSYSTEM << 8 | NEW_ELEMENT;
+    let list = attribute(message.body, FIXED, 3).filter(|_| is_part).unwrap_or_default();
+    attributes(list, 0).filter_map(|(_, element)| attribute(attribute(element, 0, 1)?, 0, 1))
+}
+
+fn address(key: &[u8]) -> Option<IpAddr> {
+    match key.len() {
+        4 => <[u8; 4]>::try_from(key).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(key).ok().map(IpAddr::from),
     }
-    let list = attribute(message.body, FIXED, 3).unwrap_or_default();
-    attributes(list, 0)
-        .filter_map(|(_, element)| attribute(attribute(element, 0, 1)?, 0, 1))
-        .filter_map(|key| match key.len() {
-            4 => <[u8; 4]>::try_from(key).ok().map(IpAddr::from),
-            _ => <[u8; 16]>::try_from(key).ok().map(IpAddr::from),
-        })
-        .collect()
 }
 
 /// The packets of a counter.

@@ -1,8 +1,13 @@
 //! The fast path: the kernel's VXLAN carries what it can, and nobody notices when it cannot.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use weft::lab::{traffic::GapStream, wire::Impairment};
+use weft::lab::{
+    traffic::{GapStream, tcp_transfer},
+    wire::Impairment,
+};
 
 use crate::{
     Case,
@@ -11,23 +16,24 @@ use crate::{
 
 pub(crate) const CASES: &[Case] = &[
     ("two_hosts_without_a_secret_are_promoted_and_the_kernel_carries_their_frames", 60, promoted),
-    ("a_blocked_port_moves_frames_to_sleeve_and_back", 120, blocked),
+    ("a_blocked_port_moves_frames_to_sleeve_and_back", 900, blocked),
+    ("a_path_that_shrinks_moves_frames_to_sleeve_and_back", 60, shrunk),
 ];
 
 /// Port of VXLAN: the one after the router's.
-const VXLAN: u16 = 6784;
+pub(crate) const VXLAN: u16 = 6784;
 /// How long a promotion may take: the promise.
 const PROMOTION: Duration = Duration::from_secs(10);
 /// How long a path that failed may be used: the promise, and what the network itself takes.
 const DEMOTION: Duration = Duration::from_millis(2500);
 
-fn open_mesh(hosts: usize) -> MeshConfig {
+pub(crate) fn open_mesh(hosts: usize) -> MeshConfig {
     MeshConfig { secret: None, ..MeshConfig::star(hosts) }
 }
 
 /// Waits until two routers send to each other by that carrier.
 #[track_caller]
-fn wait_for_carrier(mesh: &Mesh, a: usize, b: usize, carrier: &str, limit: Duration) {
+pub(crate) fn wait_for_carrier(mesh: &Mesh, a: usize, b: usize, carrier: &str, limit: Duration) {
     for (from, to) in [(a, b), (b, a)] {
         mesh.wait_for_peer(from, to, limit, |peer| peer["carrier"] == carrier);
     }
@@ -47,7 +53,7 @@ fn promoted() {
         let before = [frames(&mesh, 0), frames(&mesh, 1)];
         for ip in mesh.ips(1) {
             let stream = GapStream::start(&mesh.containers[0], ip, Duration::from_millis(1)).must("start");
-            std::thread::sleep(Duration::from_secs(1));
+            thread::sleep(Duration::from_secs(1));
             let report = stream.finish().must("end");
             assert!(report.received + 5 >= report.sent && report.sent > 300, "{report:?}");
         }
@@ -61,22 +67,62 @@ fn promoted() {
     }
 }
 
+/// How often the port is blocked: `WEFT_E2E_BLOCKS`, or this.
+const BLOCKS: u32 = 3;
+
 fn blocked() {
+    let blocks = std::env::var("WEFT_E2E_BLOCKS").map_or(BLOCKS, |text| text.parse().must("WEFT_E2E_BLOCKS"));
     let mesh = Mesh::start(&open_mesh(2));
     wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
     mesh.all_reach(&[0, 1], Duration::from_secs(2));
-    let streams = mesh.streams(&[(0, 1), (1, 0)]);
-    mesh.lab.wire().impair(0, 1, Impairment::blocked(VXLAN));
-    let start = Instant::now();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Digests are compared at the end of each, and each lasts over more than one change.
+        let transfers = scope.spawn(|| {
+            let mut bytes = 0;
+            while !stop.load(Ordering::Acquire) {
+                let lasting = Duration::from_secs(20);
+                let transfer = tcp_transfer(&mesh.containers[0], mesh.v4(1), u64::MAX, lasting, Duration::from_secs(8));
+                bytes += transfer.must("a transfer over changes of carrier").bytes;
+            }
+            bytes
+        });
+        let mut slowest = (Duration::ZERO, Duration::ZERO);
+        for round in 0..blocks {
+            let streams = mesh.streams(&[(0, 1), (1, 0)]);
+            thread::sleep(Duration::from_millis(200));
+            // In both directions, in one, in the other.
+            match round % 3 {
+                0 => mesh.lab.wire().impair(0, 1, Impairment::blocked(VXLAN)),
+                1 => mesh.lab.wire().impair_one_way(0, 1, Impairment::blocked(VXLAN)),
+                _ => mesh.lab.wire().impair_one_way(1, 0, Impairment::blocked(VXLAN)),
+            }
+            let start = Instant::now();
+            wait_for_carrier(&mesh, 0, 1, "sleeve", PATIENCE);
+            slowest.0 = slowest.0.max(start.elapsed());
+            mesh.lab.wire().heal_all();
+            let start = Instant::now();
+            wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(2));
+            slowest.1 = slowest.1.max(start.elapsed());
+            for (from, to, stream) in streams {
+                let report = stream.finish().must("end a stream");
+                assert!(report.longest_gap <= DEMOTION, "round {round}, from {from} to {to}: {report:?}");
+            }
+        }
+        stop.store(true, Ordering::Release);
+        let bytes = transfers.join().expect("the transfers went well");
+        eprintln!("{blocks} blocks: down in {:?}, up in {:?}, {bytes} bytes whole", slowest.0, slowest.1);
+    });
+}
+
+fn shrunk() {
+    let mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.lab.wire().impair(0, 1, Impairment::path_mtu(1300, false));
     wait_for_carrier(&mesh, 0, 1, "sleeve", DEMOTION + Duration::from_secs(1));
-    let took = start.elapsed();
-    mesh.reaches(0, 1, Duration::from_secs(1));
+    let peer = mesh.peer(0, "host2").must("the peer");
+    assert!(peer["reason"].as_str().must("a reason").contains("full size"), "{peer}");
+    mesh.all_reach(&[0, 1], Duration::from_secs(3));
     mesh.lab.wire().heal_all();
     wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(2));
-    mesh.reaches(0, 1, Duration::from_secs(1));
-    for (from, to, stream) in streams {
-        let report = stream.finish().must("end a stream");
-        eprintln!("demoted after {took:?}; between {from} and {to}: {report:?}");
-        assert!(report.longest_gap <= DEMOTION, "between {from} and {to}: {report:?}");
-    }
 }

@@ -15,6 +15,8 @@ mod broadcast;
 mod cli;
 mod connect;
 mod fastpath;
+mod fastpath_guard;
+mod fastpath_life;
 mod firewall;
 mod frames;
 #[path = "../harness/mod.rs"]
@@ -56,7 +58,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 14] = [
+    let groups: [(&str, &[Case]); 16] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -71,6 +73,8 @@ fn main() -> ExitCode {
         ("host", host::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),
+        ("fastpath", fastpath_guard::CASES),
+        ("fastpath", fastpath_life::CASES),
     ];
     let trials = groups.iter().flat_map(|(group, cases)| {
         cases.iter().map(move |&(name, seconds, body)| {

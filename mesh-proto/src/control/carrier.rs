@@ -44,8 +44,9 @@ const GOOD_MAX: u32 = 20;
 const MEMORY: Duration = Duration::from_secs(60);
 /// Between two questions to the other router on another way.
 const PING_EVERY: Duration = ms(300);
-/// Probes that are remembered.
+/// Probes that are remembered, and questions.
 const OUTSTANDING: usize = 64;
+const ASKED: usize = 16;
 
 /// What a probe is to prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +161,7 @@ pub(crate) struct Carrier {
     rtt: Option<Duration>,
     /// The newest time at which something was sent that the other router has answered.
     alive: Option<Duration>,
-    ping: Option<(u64, Duration)>,
+    pings: VecDeque<(u64, Duration)>,
     /// Demotions of the last minute.
     falls: VecDeque<Duration>,
 }
@@ -175,7 +176,7 @@ impl Carrier {
             outstanding: VecDeque::new(),
             rtt: None,
             alive: None,
-            ping: None,
+            pings: VecDeque::new(),
             falls: VecDeque::new(),
         }
     }
@@ -222,7 +223,7 @@ impl Carrier {
         };
         let sample = now.saturating_sub(sent);
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
-        self.heard(sent, now);
+        self.heard(sent, true, now);
         let probing = match lane {
             Lane::Small => &mut self.small,
             Lane::Full => &mut self.full,
@@ -231,22 +232,21 @@ impl Carrier {
         true
     }
 
-    /// The other router answered a question on another way.
-    pub(crate) fn pong(&mut self, nonce: u64, now: Duration) {
-        if let Some((asked, at)) = self.ping
-            && asked == nonce
-        {
-            self.ping = None;
-            self.heard(at, now);
+    /// The other router answered a question on another way. `linked` says whether there is a
+    /// direct link to it.
+    pub(crate) fn pong(&mut self, nonce: u64, linked: bool, now: Duration) {
+        if let Some(&(_, at)) = self.pings.iter().find(|(asked, _)| *asked == nonce) {
+            self.heard(at, linked, now);
         }
     }
 
     /// The other router has answered what was sent at `sent`, on whatever way.
-    fn heard(&mut self, sent: Duration, now: Duration) {
+    fn heard(&mut self, sent: Duration, linked: bool, now: Duration) {
         for probing in [&mut self.small, &mut self.full] {
             // It was silent on every way for long: it was stopped, or this one was. What went
-            // unanswered then is nothing that the path is to blame for.
-            if probing.waiting_since.is_some_and(|since| self.alive < Some(since) && now >= since + SILENT) {
+            // unanswered then is nothing that the path is to blame for. Without a link it is: the
+            // answer came through relays, where the direct path is dead for sleeve, too.
+            if linked && probing.waiting_since.is_some_and(|since| self.alive < Some(since) && now >= since + SILENT) {
                 (probing.waiting_since, probing.unanswered, probing.next) = (Some(now), 0, now);
             }
         }
@@ -284,8 +284,11 @@ impl Carrier {
             return Some(Wish::Switch(false));
         }
         let missing = now >= waiting + self.missing() && !proof(waiting);
-        if missing && self.ping.is_none_or(|(_, at)| now >= at + PING_EVERY) {
-            self.ping = Some((nonce, now));
+        if missing && self.pings.back().is_none_or(|(_, at)| now >= *at + PING_EVERY) {
+            if self.pings.len() == ASKED {
+                self.pings.pop_front();
+            }
+            self.pings.push_back((nonce, now));
             return Some(Wish::Ping(nonce));
         }
         None
@@ -349,7 +352,7 @@ mod tests {
                     assert!(self.carrier.echo(nonce, ms(self.now)));
                 }
                 for nonce in pongs {
-                    self.carrier.pong(nonce, ms(self.now));
+                    self.carrier.pong(nonce, true, ms(self.now));
                 }
             }
         }

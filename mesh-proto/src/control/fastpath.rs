@@ -62,6 +62,8 @@ pub enum Kernel {
     Peer(PeerId, Option<Remote>),
     /// Send frames for that peer's addresses by the fast path, or do so no more.
     Carrier(PeerId, bool),
+    /// The peer can be reached, or not: then whoever is heard with one of its addresses has it.
+    Live(PeerId, bool),
     /// The address belongs to that peer, or to none that is known.
     Owner(Mac, Option<PeerId>),
 }
@@ -199,7 +201,7 @@ impl FastPath {
             candidate: None,
             taught: None,
         });
-        let died = partner.reachable && !reachable;
+        let (died, changed) = (partner.reachable && !reachable, partner.reachable != reachable);
         // What it was told before, its new life does not know; nor did it get what was sent on a
         // connection that broke.
         let tell =
@@ -209,6 +211,9 @@ impl FastPath {
         partner.direct = direct;
         if direct.is_some() {
             partner.willing = willing;
+        }
+        if changed {
+            self.out.push_back(Output::Kernel(Kernel::Live(peer, reachable)));
         }
         if tell {
             self.send_table(peer);
@@ -223,7 +228,9 @@ impl FastPath {
     fn absent(&mut self, peer: PeerId) {
         if let Some(partner) = self.partners.get_mut(&peer) {
             partner.direct = None;
-            partner.reachable = false;
+            if core::mem::replace(&mut partner.reachable, false) {
+                self.out.push_back(Output::Kernel(Kernel::Live(peer, false)));
+            }
             self.heirs_of(peer);
             self.review(peer);
         }
@@ -260,8 +267,10 @@ impl FastPath {
                 self.ask_unless(from, |said| said.is_some());
             }
             Ok(Some(Message::Pong(pong))) => {
-                if let Some((_, carrier)) = self.partners.get_mut(&from).and_then(|p| p.candidate.as_mut()) {
-                    carrier.pong(pong.nonce, now);
+                if let Some(partner) = self.partners.get_mut(&from)
+                    && let Some((_, carrier)) = &mut partner.candidate
+                {
+                    carrier.pong(pong.nonce, partner.direct.is_some(), now);
                 }
                 self.ask_unless(from, |said| said.is_some_and(|said| said.number == pong.number));
                 self.drive(from);

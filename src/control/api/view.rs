@@ -229,7 +229,11 @@ fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
     if let Some(fast) = &snapshot.fast {
         counters.carrier_switches = fast.switches;
         counters.mac_claims_refused = fast.claims_refused;
-        let dropped = [("fast_stranger", fast.dropped.strangers), ("fast_inside", fast.dropped.inside)];
+        let dropped = [
+            ("fast_stranger", fast.dropped.strangers),
+            ("fast_spoofed", fast.dropped.spoofed),
+            ("fast_inside", fast.dropped.inside),
+        ];
         counters.dropped.extend(dropped.map(|(reason, count)| (reason.to_owned(), count)));
     }
     let Some(report) = report else {

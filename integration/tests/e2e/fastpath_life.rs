@@ -1,0 +1,193 @@
+//! The fast path without its router, and what others do to it.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use mesh_proto::{
+    control::fastpath::{Kernel, Remote},
+    data::macs::Mac,
+    id::PeerId,
+    wire::fastpath::probe_mac,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use weft::{
+    fastpath::{FastConfig, FastHandle, Seen},
+    lab::wait_until,
+    netlink::{
+        NetNs, Netlink,
+        fdb::{Fdb, FdbEdit, FdbEntry},
+        nft::Guard,
+    },
+};
+
+use crate::{
+    Case,
+    fastpath::{VXLAN, open_mesh, wait_for_carrier},
+    mesh::{Mesh, Must as _, PATIENCE},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    ("a_stopped_router_and_a_killed_one_lose_no_frame_of_the_kernels", 120, without_a_router),
+    ("what_others_delete_is_put_back_within_a_second", 60, put_back),
+    ("nothing_of_the_fast_path_is_left_after_down", 60, nothing_left),
+    ("ten_thousand_addresses_of_a_hundred_peers_are_programmed", 60, programmed),
+];
+
+/// How long a router is away. Long enough for its peers to give up their links to it.
+const AWAY: Duration = Duration::from_secs(8);
+/// What is put back is there after this: a second, and some for the test itself.
+const PUT_BACK: Duration = Duration::from_millis(1500);
+
+fn signal(mesh: &Mesh, router: usize, signal: Signal) {
+    let pid = mesh.routers[router].pid().must("a process");
+    let pid = Pid::from_raw(i32::try_from(pid).must("a pid")).must("a pid");
+    kill_process(pid, signal).must("signal");
+}
+
+fn without_a_router() {
+    let mut mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let switches = mesh.counter(0, "carrier_switches");
+
+    let streams = mesh.streams(&[(0, 1), (1, 0)]);
+    signal(&mesh, 1, Signal::STOP);
+    std::thread::sleep(AWAY);
+    signal(&mesh, 1, Signal::CONT);
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    assert_eq!(mesh.counter(0, "carrier_switches"), switches, "nobody left the fast path meanwhile");
+
+    mesh.routers[1].kill().must("kill");
+    std::thread::sleep(AWAY);
+    mesh.routers[1].restart().must("start again");
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    // What is inherited is decided upon after this.
+    std::thread::sleep(Duration::from_secs(16));
+    for (from, to, stream) in streams {
+        let report = stream.finish().must("end a stream");
+        // The last may be under way still.
+        assert!(report.sent > 2_000 && report.received + 2 >= report.sent, "from {from} to {to}: {report:?}");
+    }
+    assert_eq!(mesh.counter(0, "carrier_switches"), switches, "nor when it was killed and came back");
+}
+
+/// Runs in a host of the mesh.
+fn on_host<T: Send>(mesh: &Mesh, host: usize, work: impl FnOnce() -> T + Send) -> T {
+    mesh.lab.host(host).namespace().run(work).must("enter the host")
+}
+
+fn remotes() -> Vec<FdbEntry> {
+    let entries = Fdb::open().must("open").entries().must("list");
+    entries.into_iter().filter(|entry| entry.remote.is_some()).collect()
+}
+
+fn put_back() {
+    let mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let complete = || on_host(&mesh, 0, || remotes().into_iter().map(|entry| entry.mac).collect::<BTreeSet<_>>());
+    let before = complete();
+    assert!(before.len() >= 3, "the probes, the bridge and the container of the other host: {before:?}");
+
+    on_host(&mesh, 0, || {
+        let edits: Vec<_> = remotes()
+            .iter()
+            .flat_map(|entry| {
+                let (device, mac) = (entry.interface, entry.mac);
+                [FdbEdit::NoRemote { device, mac }, FdbEdit::Unpin { port: device, mac }]
+            })
+            .collect();
+        assert!(Fdb::open().must("open").apply(&edits).must("delete").is_empty());
+    });
+    assert!(wait_until(PUT_BACK, || complete() == before), "{:?} are there of {before:?}", complete());
+
+    let guard = || Guard::new(&FastConfig::table("weft"), "weft", VXLAN).must("a socket");
+    on_host(&mesh, 0, || guard().remove().must("remove"));
+    assert!(wait_until(PUT_BACK, || on_host(&mesh, 0, || guard().dropped().is_ok())), "the guard is back");
+
+    let device = FastConfig::devices("weft")[0].clone();
+    Netlink::block_on_in(mesh.lab.host(0).namespace(), async |netlink| netlink.delete_link(&device).await)
+        .must("delete the device");
+    assert!(wait_until(PUT_BACK, || complete() == before), "{:?} are there of {before:?}", complete());
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+}
+
+fn nothing_left() {
+    let mut mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.routers[1].command(["down"]).must("down");
+    mesh.routers[1].wait_for_exit(Duration::from_secs(5)).must("exit");
+    let left = Netlink::block_on_in(mesh.lab.host(1).namespace(), async |netlink| netlink.links().await);
+    let names: Vec<String> = left.must("list").into_iter().map(|link| link.name).collect();
+    assert_eq!(names, ["lo", "eth0"]);
+    let guard = on_host(&mesh, 1, || Guard::new(&FastConfig::table("weft"), "weft", VXLAN).must("a socket").dropped());
+    assert!(guard.is_err(), "the guard is gone: {guard:?}");
+}
+
+/// Prints how long it takes until the kernel has all entries.
+fn programmed() {
+    const PEERS: u32 = 100;
+    const MACS: u32 = 100;
+    let host = NetNs::create("host").must("make a namespace");
+    let result = Netlink::block_on_in(&host, async |netlink| {
+        netlink.ensure_bridge("weft", 1402, [2, 0, 0, 0, 0, 1]).await?;
+        let config = FastConfig {
+            me: PeerId([0; 16]),
+            bridge: "weft".to_owned(),
+            tap: "weft-tap".to_owned(),
+            port: VXLAN,
+            vni: 7,
+            mtu: 1402,
+        };
+        let (handle, mut seen) = FastHandle::start(config, netlink.clone()).await?;
+        assert!(matches!(seen.recv().await, Some(Seen::Local(..))), "the bridge's own address");
+        let peer = |number: u32| {
+            let mut id = [1; 16];
+            id[12..].copy_from_slice(&number.to_be_bytes());
+            PeerId(id)
+        };
+        let start = Instant::now();
+        for number in 0..PEERS {
+            let ip = IpAddr::from([192, 0, 2, 1 + number as u8]);
+            handle.apply(Kernel::Peer(peer(number), Some(Remote { ip, port: VXLAN })));
+            for mac in 0..MACS {
+                let [_, _, a, b] = (number * MACS + mac).to_be_bytes();
+                handle.apply(Kernel::Owner(Mac([2, 7, 0, 0, a, b]), Some(peer(number))));
+            }
+            handle.apply(Kernel::Carrier(peer(number), true));
+        }
+        let fdb = Fdb::open().must("open");
+        let wanted = (PEERS * MACS + PEERS) as usize;
+        let count = |entries: &[FdbEntry]| {
+            let remotes = entries.iter().filter(|entry| entry.remote.is_some()).count();
+            let pinned = entries.iter().filter(|entry| entry.remote.is_none() && entry.fixed && !entry.local).count();
+            (remotes, pinned)
+        };
+        let mut found = (0, 0);
+        while found != (wanted, wanted) && start.elapsed() < Duration::from_secs(30) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            found = count(&fdb.entries().must("list"));
+        }
+        eprintln!("{} addresses of {PEERS} peers programmed in {:?}", PEERS * MACS, start.elapsed());
+        assert_eq!(found, (wanted, wanted));
+        assert!(fdb.entries().must("list").iter().any(|entry| entry.mac == probe_mac(peer(7)).0));
+        // And away again.
+        for number in 0..PEERS {
+            handle.apply(Kernel::Carrier(peer(number), false));
+            handle.apply(Kernel::Peer(peer(number), None));
+        }
+        // What is inherited might stay for a while: nothing of this is.
+        while found.0 != 0 && start.elapsed() < Duration::from_secs(50) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            found = count(&fdb.entries().must("list"));
+        }
+        assert_eq!(found.0, 0, "nothing is sent to anybody");
+        handle.stop().await;
+        Ok(())
+    });
+    result.must("program");
+}
