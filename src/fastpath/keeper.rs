@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::plan::{Hold, Wanted};
+use super::plan::{Hold, Wanted, with};
 use super::{FastConfig, Seen, Shared, is_v6, sys};
 use crate::netlink::fdb::{Fdb, FdbEdit};
 use crate::netlink::nft::{Cuts, Guard, Owned};
@@ -70,6 +70,10 @@ pub(super) struct Keeper {
     admitted: BTreeSet<IpAddr>,
     /// What the guard knows of owners.
     owned: BTreeMap<Mac, Owned>,
+    /// What an earlier run left, as long as nothing is decided about it.
+    inherited: BTreeSet<Mac>,
+    /// Where it came from. A peer may go on to send from there, whatever way we choose to it.
+    inherited_from: BTreeMap<Mac, IpAddr>,
     inherit_until: Option<Instant>,
     check_at: Option<Instant>,
     retry_at: Option<Instant>,
@@ -88,13 +92,15 @@ enum Input {
 }
 
 impl Keeper {
-    /// Makes what must be there before the first decision. What an earlier run left is adopted.
+    /// Makes what must be there before the first decision. What an earlier run left towards
+    /// addresses that `keeps` is true of is adopted.
     pub(super) async fn start(
         config: FastConfig,
         netlink: Netlink,
         shared: Arc<Shared>,
         seen: mpsc::Sender<Seen>,
         frames: mpsc::Receiver<Vec<u8>>,
+        keeps: impl Fn(IpAddr) -> bool,
     ) -> Result<Self> {
         let name = config.bridge.clone();
         let failed = |operation| {
@@ -127,13 +133,15 @@ impl Keeper {
             local: BTreeMap::new(),
             admitted: BTreeSet::new(),
             owned: BTreeMap::new(),
+            inherited: BTreeSet::new(),
+            inherited_from: BTreeMap::new(),
             inherit_until: Some(now + INHERIT),
             check_at: None,
             retry_at: None,
             audit_at: now + AUDIT,
             complaint: None,
         };
-        keeper.inherit().await?;
+        keeper.inherit(keeps).await?;
         // Before there is a device that anything could be sent to.
         keeper.install_guard()?;
         keeper.ensure_devices().await?;
@@ -148,17 +156,29 @@ impl Keeper {
     }
 
     /// Takes over what an earlier run left: its flows go on.
-    async fn inherit(&mut self) -> Result<()> {
+    async fn inherit(&mut self, keeps: impl Fn(IpAddr) -> bool) -> Result<()> {
         self.find_devices().await?;
         let entries = self.fdb.entries().map_err(|error| problem(&self.config.bridge, "list entries", error))?;
+        let mut unwanted = Vec::new();
         for entry in entries {
-            if let Some(ip) = entry.remote.filter(|_| self.devices.contains(&Some(entry.interface))) {
+            let (device, mac) = (entry.interface, entry.mac);
+            let Some(ip) = entry.remote.filter(|_| self.devices.contains(&Some(device))) else { continue };
+            if keeps(ip) {
                 let port = entry.remote_port.unwrap_or(self.config.port);
-                self.installed.insert(Mac(entry.mac), Remote { ip, port });
+                self.installed.insert(Mac(mac), Remote { ip, port });
+                self.inherited.insert(Mac(mac));
+                self.inherited_from.insert(Mac(mac), ip);
                 self.admitted.insert(ip);
+            } else {
+                unwanted.extend([FdbEdit::Unpin { port: device, mac }, FdbEdit::NoRemote { device, mac }]);
             }
         }
-        Ok(())
+        let refused =
+            self.fdb.apply(&unwanted).map_err(|error| problem(&self.config.bridge, "remove entries", error))?;
+        match refused.into_iter().next() {
+            Some((_, error)) => Err(problem(&self.config.bridge, "remove an entry that is wanted no more", error)),
+            None => Ok(()),
+        }
     }
 
     async fn find_devices(&mut self) -> Result<()> {
@@ -380,6 +400,8 @@ impl Keeper {
         let now = Instant::now();
         if self.inherit_until.is_some_and(|at| at <= now) {
             self.inherit_until = None;
+            self.inherited.clear();
+            self.inherited_from.clear();
             let mut plan = self.shared.plan();
             plan.mark_all();
             plan.mark(self.installed.keys().copied());
@@ -432,9 +454,7 @@ impl Keeper {
         };
         let mut leaving = Vec::new();
         if let Some(mut wanted) = addresses {
-            if self.inherit_until.is_some() {
-                wanted.extend(self.admitted.iter().copied());
-            }
+            wanted.extend(self.inherited_from.values());
             let new: Vec<_> = wanted.difference(&self.admitted).copied().collect();
             leaving = self.admitted.difference(&wanted).copied().collect();
             if let Err(error) = self.guard.admit(&new) {
@@ -471,7 +491,13 @@ impl Keeper {
         {
             let plan = self.shared.plan();
             for &(mac, _) in dirty {
-                let (before, now) = (self.owned.get(&mac), plan.owner(mac, self.local.contains_key(&mac)));
+                let (before, mut now) = (self.owned.get(&mac), plan.owner(mac, self.local.contains_key(&mac)));
+                if let Some(owned) = &mut now
+                    && let Some(&ip) = self.inherited_from.get(&mac)
+                    && owned.from[usize::from(ip.is_ipv6())].is_none()
+                {
+                    owned.from = with(owned.from, ip);
+                }
                 if before != now.as_ref() {
                     old.extend(before);
                     new.extend(now);
@@ -493,10 +519,10 @@ impl Keeper {
     /// What has to be changed for one address.
     fn change(&mut self, mac: Mac, wanted: Wanted, changes: &mut Vec<FdbEdit>) {
         let installed = self.installed.get(&mac).copied();
-        let inheriting = self.inherit_until.is_some();
         let device = |devices: &[Option<u32>; 2], remote: Remote| devices[usize::from(is_v6(remote.ip))];
         match wanted {
             Wanted::Fast(remote, hold) => {
+                self.inherited.remove(&mac);
                 let Some(new) = device(&self.devices, remote) else { return };
                 if hold == Hold::Loose {
                     // What was heard meanwhile stays.
@@ -513,10 +539,12 @@ impl Keeper {
                 changes.extend(old.filter(|old| *old != new).map(|old| FdbEdit::NoRemote { device: old, mac: mac.0 }));
                 self.installed.insert(mac, remote);
             }
-            Wanted::Sleeve { undecided: Some(remote) } if inheriting && installed == Some(remote) => {}
-            Wanted::Nowhere if inheriting && installed.is_some() && !self.shared.plan().has_owner(mac) => {}
+            Wanted::Sleeve { decided: false } | Wanted::Nowhere if self.inherited.contains(&mac) => {}
             Wanted::Sleeve { .. } | Wanted::Nowhere => {
                 let Some(old) = installed else { return };
+                // Whoever is not sent to is not heard from there for an earlier run's sake either.
+                self.inherited_from.remove(&mac);
+                self.inherited.remove(&mac);
                 self.installed.remove(&mac);
                 let Some(old) = device(&self.devices, old) else { return };
                 // A hint, so that the first frame is not flooded to containers; the bridge hears

@@ -102,13 +102,18 @@ struct Shared {
 }
 
 impl FastHandle {
-    /// Makes the devices and the guard and begins to keep them. Needs a Tokio runtime around it.
+    /// Makes the devices and the guard and begins to keep them. Of what an earlier run left, only
+    /// what is sent to addresses that `keeps` is true of goes on. Needs a Tokio runtime around it.
     ///
     /// # Errors
     /// If the kernel lacks VXLAN or nftables, or refuses; then nothing is left.
-    pub async fn start(config: FastConfig, netlink: Netlink) -> Result<(Self, mpsc::Receiver<Seen>)> {
+    pub async fn start(
+        config: FastConfig,
+        netlink: Netlink,
+        keeps: impl Fn(IpAddr) -> bool,
+    ) -> Result<(Self, mpsc::Receiver<Seen>)> {
         let bridge = config.bridge.clone();
-        match Self::begin(config, netlink.clone()).await {
+        match Self::begin(config, netlink.clone(), keeps).await {
             Ok(started) => Ok(started),
             Err(error) => {
                 remove(&netlink, &bridge).await;
@@ -117,12 +122,16 @@ impl FastHandle {
         }
     }
 
-    async fn begin(config: FastConfig, netlink: Netlink) -> Result<(Self, mpsc::Receiver<Seen>)> {
+    async fn begin(
+        config: FastConfig,
+        netlink: Netlink,
+        keeps: impl Fn(IpAddr) -> bool,
+    ) -> Result<(Self, mpsc::Receiver<Seen>)> {
         let guard = keeper::guard(&config)?;
         let (seen_in, seen) = mpsc::channel(SEEN);
         let (frames, frames_out) = mpsc::channel(FRAMES);
         let shared = Arc::new(Shared { plan: Mutex::default(), changed: Notify::new(), guard, task: Mutex::default() });
-        let keeper = Keeper::start(config, netlink, shared.clone(), seen_in, frames_out).await?;
+        let keeper = Keeper::start(config, netlink, shared.clone(), seen_in, frames_out, keeps).await?;
         *shared.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(tokio::spawn(keeper.run()));
         Ok((Self { shared, frames }, seen))
     }

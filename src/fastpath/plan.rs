@@ -8,7 +8,7 @@ use mesh_proto::data::macs::Mac;
 use mesh_proto::id::PeerId;
 use mesh_proto::wire::fastpath::probe_mac;
 
-use crate::netlink::nft::Owned;
+use crate::netlink::nft::{Owned, Sources};
 
 /// How an entry is held against what the bridge hears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +24,10 @@ pub(super) enum Hold {
 pub(super) enum Wanted {
     /// By the fast path to that device. Firmly, or until somebody else is heard with the address.
     Fast(Remote, Hold),
-    /// By sleeve. Until the fast path to that device is decided on, what is there may stay.
+    /// By sleeve.
     Sleeve {
-        /// Where the peer's device is, if that is undecided.
-        undecided: Option<Remote>,
+        /// Whether the machine has said so, and it is not only for want of a decision.
+        decided: bool,
     },
     /// Nobody has it.
     Nowhere,
@@ -36,6 +36,8 @@ pub(super) enum Wanted {
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     remote: Remote,
+    /// Where its VXLAN comes from, by IPv4 and IPv6.
+    sources: Sources,
     /// `None` until the machine has decided for the first time.
     fast: Option<bool>,
 }
@@ -48,6 +50,8 @@ pub(super) struct Plan {
     owned: BTreeMap<PeerId, BTreeSet<Mac>>,
     probes: BTreeMap<Mac, PeerId>,
     unreachable: BTreeSet<PeerId>,
+    /// They, or we, do not want the fast path.
+    declined: BTreeSet<PeerId>,
     dirty: BTreeSet<Mac>,
     addresses_changed: bool,
 }
@@ -57,7 +61,9 @@ impl Plan {
     pub(super) fn apply(&mut self, change: Kernel) {
         match change {
             Kernel::Peer(peer, Some(remote)) => {
-                self.peers.insert(peer, Peer { remote, fast: None });
+                let sources = with([None; 2], remote.ip);
+                self.peers.insert(peer, Peer { remote, sources, fast: None });
+                self.declined.remove(&peer);
                 self.probes.insert(probe_mac(peer), peer);
                 self.touch(peer);
                 self.addresses_changed = true;
@@ -68,9 +74,18 @@ impl Plan {
                 self.probes.remove(&probe_mac(peer));
                 self.addresses_changed = true;
             }
-            Kernel::Carrier(peer, fast) => {
+            Kernel::Source(peer, ip) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.fast = Some(fast);
+                    peer.sources = with(peer.sources, ip);
+                    self.addresses_changed = true;
+                }
+                self.touch(peer);
+            }
+            Kernel::Carrier(peer, fast) => {
+                match self.peers.get_mut(&peer) {
+                    Some(peer) => peer.fast = Some(fast),
+                    None if !fast => _ = self.declined.insert(peer),
+                    None => {}
                 }
                 self.touch(peer);
             }
@@ -112,12 +127,12 @@ impl Plan {
             return Wanted::Nowhere;
         };
         match self.peers.get(owner) {
-            Some(Peer { remote, fast: Some(true) }) => {
+            Some(Peer { remote, fast: Some(true), .. }) => {
                 let hold = if self.unreachable.contains(owner) { Hold::Loose } else { Hold::Firm };
                 Wanted::Fast(*remote, hold)
             }
-            Some(Peer { remote, fast: None }) => Wanted::Sleeve { undecided: Some(*remote) },
-            Some(Peer { fast: Some(false), .. }) | None => Wanted::Sleeve { undecided: None },
+            Some(Peer { fast, .. }) => Wanted::Sleeve { decided: fast.is_some() },
+            None => Wanted::Sleeve { decided: self.declined.contains(owner) },
         }
     }
 
@@ -144,20 +159,21 @@ impl Plan {
 
     /// The addresses that VXLAN is taken from.
     pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.peers.values().map(|peer| peer.remote.ip).collect()
+        self.peers.values().flat_map(|peer| peer.sources).flatten().collect()
     }
 
     /// Who may send frames from an address, if it has an owner. `local` says whether it is here.
     pub(super) fn owner(&self, mac: Mac, local: bool) -> Option<Owned> {
         let owner = self.owners.get(&mac);
-        let from = owner.and_then(|owner| self.peers.get(owner)).map(|peer| peer.remote.ip);
+        let from = owner.and_then(|owner| self.peers.get(owner)).map_or([None; 2], |peer| peer.sources);
         (owner.is_some() || local).then_some(Owned { mac: mac.0, from })
     }
+}
 
-    /// Whether a peer announced an address.
-    pub(super) fn has_owner(&self, mac: Mac) -> bool {
-        self.owners.contains_key(&mac)
-    }
+/// The same with that address as the one of its family.
+pub(super) fn with(mut sources: Sources, ip: IpAddr) -> Sources {
+    sources[usize::from(ip.is_ipv6())] = Some(ip);
+    sources
 }
 
 #[cfg(test)]
@@ -176,9 +192,11 @@ mod tests {
     fn an_address_goes_where_its_owners_carrier_goes() {
         let mut plan = Plan::default();
         plan.apply(Kernel::Owner(MAC, Some(A)));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: None });
+        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: false });
+        plan.apply(Kernel::Carrier(A, false));
+        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: true });
         plan.apply(Kernel::Peer(A, Some(remote(1))));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: Some(remote(1)) });
+        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: false });
         assert_eq!(plan.wanted(probe_mac(A)), Wanted::Fast(remote(1), Hold::Firm), "probes always take the fast path");
         plan.take_dirty();
         plan.apply(Kernel::Carrier(A, true));
@@ -189,9 +207,9 @@ mod tests {
         assert_eq!(plan.wanted(MAC), Wanted::Fast(remote(1), Hold::Firm));
         assert!(plan.take_dirty().contains(&MAC));
         plan.apply(Kernel::Carrier(A, false));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: None });
+        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: true });
         plan.apply(Kernel::Owner(MAC, Some(B)));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { undecided: None });
+        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: false });
         plan.apply(Kernel::Owner(MAC, None));
         assert_eq!(plan.wanted(MAC), Wanted::Nowhere);
         plan.apply(Kernel::Peer(A, None));
@@ -204,11 +222,15 @@ mod tests {
         let mut plan = Plan::default();
         let owned = |from| Some(Owned { mac: MAC.0, from });
         assert_eq!(plan.owner(MAC, false), None);
-        assert_eq!(plan.owner(MAC, true), owned(None), "it is here: no peer may send it");
+        assert_eq!(plan.owner(MAC, true), owned([None; 2]), "it is here: no peer may send it");
         plan.apply(Kernel::Owner(MAC, Some(A)));
-        assert_eq!(plan.owner(MAC, false), owned(None));
+        assert_eq!(plan.owner(MAC, false), owned([None; 2]));
         plan.apply(Kernel::Peer(A, Some(remote(1))));
-        assert_eq!(plan.owner(MAC, true), owned(Some(remote(1).ip)), "the first to claim it has it");
+        assert_eq!(plan.owner(MAC, true), owned([Some(remote(1).ip), None]), "the first to claim it has it");
+        let other = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+        plan.apply(Kernel::Source(A, other));
+        assert_eq!(plan.owner(MAC, true), owned([Some(remote(1).ip), Some(other)]));
+        assert_eq!(plan.addresses(), BTreeSet::from([remote(1).ip, other]));
     }
 
     #[test]

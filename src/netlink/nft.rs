@@ -117,6 +117,9 @@ fn padded(mac: Mac) -> [u8; 8] {
     [a, b, c, d, e, f, 0, 0]
 }
 
+/// An address of each family, IPv4 first, if there is one.
+pub type Sources = [Option<IpAddr>; 2];
+
 /// A MAC address that has an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owned {
@@ -124,8 +127,9 @@ pub struct Owned {
     pub mac: Mac,
     /// The peer that may send it; none if nobody may, for it is here or its owner is not a peer
     /// that VXLAN is taken from.
-    pub from: Option<IpAddr>,
+    pub from: Sources,
 }
+
 /// Elements in one transaction: well under the least send buffer.
 const ELEMENTS: usize = 1000;
 
@@ -435,7 +439,7 @@ impl Guard {
         self.elements(batch, kind, OWNED, owned.iter().map(|owned| owned.mac.to_vec()).collect());
         for Family { pairs, family: wanted, .. } in &FAMILIES {
             let pair = |owned: &Owned| {
-                let ip = owned.from.filter(|ip| family(*ip).family == *wanted)?;
+                let ip = owned.from.into_iter().flatten().find(|ip| family(*ip).family == *wanted)?;
                 Some([&octets(ip)[..], &padded(owned.mac)].concat())
             };
             self.elements(batch, kind, pairs, owned.iter().filter_map(pair).collect());

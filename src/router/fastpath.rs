@@ -88,7 +88,8 @@ pub(super) async fn start(
         format!("the fast path is off, all frames go by sleeve: {error}; --no-fast-path silences this")
     };
     let seed = seed().map_err(|error| off(&error))?;
-    let (kernel, seen) = FastHandle::start(config, netlink.clone()).await.map_err(|error| off(&error))?;
+    let started = FastHandle::start(config, netlink.clone(), |ip| policy.wants(ip)).await;
+    let (kernel, seen) = started.map_err(|error| off(&error))?;
     let machine = FastPath::new(FastPathConfig { me, port, mtu }, seed, clock.now());
     Ok(Some(Fast { machine, kernel, seen, policy }))
 }

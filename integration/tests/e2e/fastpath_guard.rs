@@ -64,10 +64,12 @@ fn forged() {
     // The forger can do it right: these are what a peer may send.
     assert_eq!(arrives(host(1), macs[1]), COUNT);
     assert_eq!(arrives(host(1), [2, 0x77, 0, 0, 0, 1]), COUNT, "nobody has claimed that one yet");
-    assert_eq!(dropped(&mesh, 0, "fast_stranger") + dropped(&mesh, 0, "fast_spoofed"), 0);
+    // A peer's first probes may have come before it was known here.
+    let strangers = dropped(&mesh, 0, "fast_stranger");
+    assert_eq!(dropped(&mesh, 0, "fast_spoofed"), 0);
 
     assert_eq!(arrives(stranger, macs[1]), 0);
-    assert_eq!(dropped(&mesh, 0, "fast_stranger"), COUNT as u64);
+    assert_eq!(dropped(&mesh, 0, "fast_stranger") - strangers, COUNT as u64);
     // Of another peer's container, and of one of this host.
     assert_eq!(arrives(host(1), macs[2]), 0);
     assert_eq!(arrives(host(1), macs[0]), 0);

@@ -278,7 +278,7 @@ impl Carrier {
         let (small, full) = (self.small.dead(now), self.full.dead(now));
         if small.or(full).is_some_and(proof) {
             self.fast = false;
-            self.why = if small.is_some() { Why::NoEcho } else { Why::TooSmall };
+            self.why = if self.small.unanswered > 1 { Why::NoEcho } else { Why::TooSmall };
             self.falls.push_back(now);
             (self.small, self.full) = (Probing::new(now + PROVE), Probing::new(now + PROVE));
             return Some(Wish::Switch(false));

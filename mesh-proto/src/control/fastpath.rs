@@ -30,6 +30,8 @@ use crate::wire::fastpath::{Delta, MACS_PER_PEER, Message, Ping, Pong, ProbeFram
 const SYNC_EVERY: Duration = Duration::from_secs(10);
 /// Between two requests for the same table.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How long what a peer said in an earlier life holds once its new life can be asked.
+const RENEW: Duration = Duration::from_secs(3);
 /// Changes of local addresses that come within this go out together.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often the data path is reminded of addresses it cannot learn by itself: it forgets in 300 s.
@@ -60,7 +62,9 @@ pub struct Remote {
 pub enum Kernel {
     /// Take VXLAN from that peer, and send probes to it, or do neither any more.
     Peer(PeerId, Option<Remote>),
-    /// Send frames for that peer's addresses by the fast path, or do so no more.
+    /// Take VXLAN also from that address of the peer's, instead of another one of its family.
+    Source(PeerId, IpAddr),
+    /// Send frames for that peer's addresses by the fast path, or do not, or do so no more.
     Carrier(PeerId, bool),
     /// The peer can be reached, or not: then whoever is heard with one of its addresses has it.
     Live(PeerId, bool),
@@ -108,11 +112,15 @@ struct Partner {
     incarnation: Incarnation,
     /// Its address, while there is a link.
     direct: Option<SocketAddr>,
+    /// Where links to it have stood, one of each family: its kernel may still send from there.
+    stood: [Option<IpAddr>; 2],
     reachable: bool,
     /// Whether this end wants the fast path with it.
     willing: bool,
     /// What it has said, and where its device is.
     table: Option<Said>,
+    /// When what it said in an earlier life counts no more.
+    renew_by: Option<Duration>,
     asked: Option<Duration>,
     /// While both want it: its device, and what probing says.
     candidate: Option<(Remote, Carrier)>,
@@ -124,6 +132,8 @@ struct Said {
     port: u16,
     willing: bool,
     number: u64,
+    /// In which of its lives.
+    life: Incarnation,
 }
 
 /// The fast path of one peer, towards all others.
@@ -194,9 +204,11 @@ impl FastPath {
         let partner = self.partners.entry(peer).or_insert_with(|| Partner {
             incarnation: life,
             direct: None,
+            stood: [None; 2],
             reachable: false,
             willing: false,
             table: None,
+            renew_by: None,
             asked: None,
             candidate: None,
             taught: None,
@@ -209,8 +221,16 @@ impl FastPath {
         partner.reachable = reachable;
         partner.incarnation = life;
         partner.direct = direct;
-        if direct.is_some() {
+        if let Some(address) = direct {
             partner.willing = willing;
+            let stood = &mut partner.stood[usize::from(address.is_ipv6())];
+            let stands = Some(address.ip()).filter(|_| willing);
+            if *stood != stands {
+                *stood = stands;
+                if partner.candidate.is_some() {
+                    self.out.extend(stands.map(|ip| Output::Kernel(Kernel::Source(peer, ip))));
+                }
+            }
         }
         if changed {
             self.out.push_back(Output::Kernel(Kernel::Live(peer, reachable)));
@@ -221,7 +241,33 @@ impl FastPath {
         if died {
             self.heirs_of(peer);
         }
+        self.renew(peer);
         self.review(peer);
+    }
+
+    /// Asks a peer that started again whether it still wants the fast path: one that has none now
+    /// would never say so.
+    fn renew(&mut self, peer: PeerId) {
+        let now = self.now;
+        let Some(partner) = self.partners.get_mut(&peer) else { return };
+        if !partner.reachable || partner.table.is_none_or(|said| said.life == partner.incarnation) {
+            partner.renew_by = None;
+        } else if partner.renew_by.is_none() {
+            partner.renew_by = Some(now + RENEW);
+            self.ask(peer);
+        }
+    }
+
+    /// It has not said anything in this life: what it had to do with the fast path is over.
+    fn lapse(&mut self, peer: PeerId) {
+        if let Some(partner) = self.partners.get_mut(&peer) {
+            (partner.table, partner.renew_by) = (None, None);
+        }
+        let claimed: Vec<Mac> = self.owners.claimed(peer).collect();
+        self.review(peer);
+        for mac in claimed {
+            self.release(peer, mac);
+        }
     }
 
     /// It is in the tables no more: nothing is sent to it and its addresses are free.
@@ -339,6 +385,15 @@ impl FastPath {
             self.sync_at = now + SYNC_EVERY;
             self.sync();
         }
+        let lapsed: Vec<PeerId> = self
+            .partners
+            .iter()
+            .filter(|(_, partner)| partner.renew_by.is_some_and(|at| at <= now))
+            .map(|(&peer, _)| peer)
+            .collect();
+        for peer in lapsed {
+            self.lapse(peer);
+        }
         let due: Vec<PeerId> = self
             .partners
             .iter()
@@ -354,7 +409,13 @@ impl FastPath {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Duration, &'static str)> {
         let probe = self.partners.values().filter_map(|p| p.candidate.as_ref()).map(|(_, carrier)| carrier.due()).min();
-        let timers = [(Some(self.sync_at), "tables compared"), (self.tell_at, "addresses told"), (probe, "probe due")];
+        let renew = self.partners.values().filter_map(|partner| partner.renew_by).min();
+        let timers = [
+            (Some(self.sync_at), "tables compared"),
+            (self.tell_at, "addresses told"),
+            (probe, "probe due"),
+            (renew, "an earlier life's word lapses"),
+        ];
         timers.into_iter().filter_map(|(at, why)| Some((at?, why))).min()
     }
 
@@ -397,10 +458,14 @@ impl FastPath {
     }
 
     fn on_table(&mut self, from: PeerId, table: &Table) {
-        let said = Said { port: table.port, willing: table.willing, number: table.number };
         if let Some(partner) = self.partners.get_mut(&from) {
-            partner.table = Some(said);
-            partner.asked = None;
+            let life = partner.incarnation;
+            partner.table = Some(Said { port: table.port, willing: table.willing, number: table.number, life });
+            (partner.asked, partner.renew_by) = (None, None);
+            if !table.willing || !partner.willing {
+                // Not only for want of a word: what an earlier life left in the kernel ends.
+                self.out.push_back(Output::Kernel(Kernel::Carrier(from, false)));
+            }
         }
         let now: BTreeSet<Mac> = macs(&table.macs).collect();
         let before: Vec<Mac> = self.owners.claimed(from).collect();
@@ -460,6 +525,11 @@ impl FastPath {
         let remote = said.and_then(|said| Some(Remote { ip: partner.direct?.ip(), port: said.port }));
         match (remote, partner.candidate.take()) {
             (Some(remote), None) => self.begin_candidate(peer, remote, Why::Proving),
+            // The link has moved, perhaps to the other family: what works is not given up for what
+            // is not proven. If it works no more its probes say so, and then comes the new one.
+            (Some(remote), Some((old, carrier))) if old.port == remote.port && carrier.is_fast() => {
+                partner.candidate = Some((old, carrier));
+            }
             (Some(remote), Some((old, carrier))) if old != remote => {
                 self.end_candidate(peer, &carrier, Why::Moved);
                 self.begin_candidate(peer, remote, Why::Moved);
@@ -469,6 +539,7 @@ impl FastPath {
                 partner.candidate = Some((old, carrier));
             }
             (None, Some((_, carrier))) => {
+                partner.stood = [None; 2];
                 let why = partner.why_not();
                 self.end_candidate(peer, &carrier, why);
                 self.out.push_back(Output::Kernel(Kernel::Peer(peer, None)));
@@ -481,6 +552,8 @@ impl FastPath {
         if let Some(partner) = self.partners.get_mut(&peer) {
             partner.candidate = Some((remote, Carrier::new(why, self.now)));
             self.out.push_back(Output::Kernel(Kernel::Peer(peer, Some(remote))));
+            let others = partner.stood.into_iter().flatten().filter(|ip| ip.is_ipv6() != remote.ip.is_ipv6());
+            self.out.extend(others.map(|ip| Output::Kernel(Kernel::Source(peer, ip))));
             self.drive(peer);
         }
     }
