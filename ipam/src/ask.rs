@@ -70,8 +70,22 @@ impl Ask {
 impl Area {
     /// Addresses that can be given, now or once they are free.
     pub(crate) fn owned(&self) -> u128 {
+        match self.counted {
+            Some((changes, owned)) if changes == self.ring.changes() => owned,
+            _ => self.count_owned(),
+        }
+    }
+
+    fn count_owned(&self) -> u128 {
         let held = self.ring.held(0, self.ring.blocks());
         held.map(|(lo, hi)| self.range.usable(lo, hi)).sum()
+    }
+
+    /// Counts once what is asked for after every input.
+    pub(crate) fn count(&mut self) {
+        if self.counted.is_none_or(|(changes, _)| changes != self.ring.changes()) {
+            self.counted = Some((self.ring.changes(), self.count_owned()));
+        }
     }
 
     /// Whether half of what is held is in use.

@@ -141,6 +141,7 @@ impl Machine {
         self.journal.put(store::put(Key::Left, &true));
         for (range, area) in (0u16..).zip(&mut self.areas) {
             area.ring = Ring::new(area.ring.blocks());
+            area.counted = None;
             for bucket in (0u8..).take(BUCKETS as usize) {
                 self.journal.put(store::delete(Key::Ring { range, bucket }));
                 self.journal.put(store::delete(Key::Votes { range, bucket }));
@@ -156,6 +157,7 @@ impl Machine {
         self.grants.clear();
         self.witnessing.clear();
         self.restart_takes();
+        self.takes.look_again();
         self.asks.clear();
         self.join.left(self.now);
         self.notice(format!(

@@ -52,6 +52,8 @@ pub(crate) struct Area {
     pub(crate) ring: Ring,
     /// The addresses of the blocks held here.
     pub(crate) space: Space,
+    /// Addresses in the blocks held, as of so many changes of the ring.
+    pub(crate) counted: Option<(u64, u128)>,
 }
 
 /// What a [`Machine`] is made with.
@@ -149,7 +151,12 @@ impl Machine {
         let areas = universe
             .ranges()
             .iter()
-            .map(|range| Area { range: range.clone(), ring: Ring::new(range.blocks()), space: Space::default() })
+            .map(|range| Area {
+                range: range.clone(),
+                ring: Ring::new(range.blocks()),
+                space: Space::default(),
+                counted: None,
+            })
             .collect();
         let blocks: Vec<u32> = universe.ranges().iter().map(Range::blocks).collect();
         let mut machine = Self {
@@ -355,6 +362,8 @@ impl Machine {
     /// What every input ends with.
     pub(crate) fn settle(&mut self) {
         loop {
+            self.areas.iter_mut().for_each(Area::count);
+            self.look_for_takes();
             while let Some(message) = self.inbox.pop_front() {
                 self.dispatch(Sender { peer: self.me.peer, incarnation: self.incarnation }, message);
             }

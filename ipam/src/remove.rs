@@ -73,6 +73,7 @@ impl Machine {
             }
         }
         if self.gone.len() > before {
+            self.takes.look_again();
             let list: Vec<Owner> = self.gone.iter().copied().collect();
             self.journal.put(store::put(Key::Gone, &list));
             self.next_gone = Some(self.now + TELL_PAUSE);

@@ -148,7 +148,7 @@ impl Ring {
         self.regs.end()
     }
 
-    /// How often a register has changed.
+    /// How often a register, or what is held, has changed.
     pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
@@ -213,6 +213,7 @@ impl Ring {
 
     /// A new life begins: nothing is held.
     pub(crate) fn let_go(&mut self) {
+        self.changes += 1;
         self.held.set(0, self.blocks(), false);
     }
 

@@ -65,6 +65,19 @@ pub(crate) struct Takes {
     unclaimed: Option<Duration>,
     /// The newest term heard of in a refusal.
     newest: u64,
+    /// What the registers say is to be settled, as long as they stay as they are.
+    found: Found,
+}
+
+/// What a look at all registers found.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    /// Of which changes of all rings, version of the panel and life it was; of no life at first.
+    seen: (u64, u64, u64),
+    /// To be settled anew.
+    settle: Vec<(usize, u32, u32)>,
+    /// Of this life by their registers, and not held.
+    unheld: Vec<(usize, u32, u32)>,
 }
 
 fn next_term(newest: u64, version: u64, chance: u64) -> u64 {
@@ -95,10 +108,18 @@ impl Batch {
     }
 }
 
+impl Takes {
+    /// What was found by a look at the registers does not hold any more.
+    pub(crate) fn look_again(&mut self) {
+        self.found = Found::default();
+    }
+}
+
 impl Machine {
     /// Ends the attempt under way: the panel has changed.
     pub(crate) fn restart_takes(&mut self) {
-        self.takes = Takes { next: self.now, ..Takes::default() };
+        let found = core::mem::take(&mut self.takes.found);
+        self.takes = Takes { next: self.now, found, ..Takes::default() };
     }
 
     /// When the next step is due.
@@ -113,22 +134,35 @@ impl Machine {
     /// Blocks that are this life's by their registers, but that it neither holds nor has a grant
     /// for: who gave them away forgot it before the grant arrived.
     fn unclaimed(&self) -> Vec<(usize, u32, u32)> {
-        let mut found = Vec::new();
+        let unheld = self.takes.found.unheld.iter().copied();
+        unheld.filter(|&(index, lo, hi)| !self.is_witnessing(index, lo, hi)).collect()
+    }
+
+    /// Looks through all registers if anything has changed since the last time.
+    pub(crate) fn look_for_takes(&mut self) {
+        let changes = self.areas.iter().map(|area| area.ring.changes()).sum();
+        let version = self.panel.as_ref().map_or(0, |panel| panel.version);
+        let seen = (changes, version, self.me.life);
+        if self.takes.found.seen == seen {
+            return;
+        }
+        let mut found = Found { seen, ..Found::default() };
         for (index, area) in self.areas.iter().enumerate() {
             for run in area.ring.regs(0, area.ring.blocks()) {
+                if self.is_to_settle(&run.reg, version) {
+                    found.settle.push((index, run.lo, run.hi));
+                }
                 if run.reg.holder != Holder::One(self.me) {
                     continue;
                 }
                 let mut at = run.lo;
                 for (lo, hi) in area.ring.held(run.lo, run.hi).chain([(run.hi, run.hi)]) {
-                    if at < lo && !self.is_witnessing(index, at, lo) {
-                        found.push((index, at, lo));
-                    }
+                    found.unheld.extend((at < lo).then_some((index, at, lo)));
                     at = hi;
                 }
             }
         }
-        found
+        self.takes.found = found;
     }
 
     fn has_to_take(&self) -> bool {
@@ -151,20 +185,16 @@ impl Machine {
     /// is of an older panel.
     fn blocks_to_settle(&self) -> Vec<BlockRuns> {
         let mut batch = Batch::default();
-        let Some(panel) = &self.panel else {
+        if self.panel.is_none() {
             return batch.blocks;
-        };
+        }
         if self.takes.unclaimed.is_some_and(|since| since + GRANT_WAIT <= self.now) {
             for (index, lo, hi) in self.unclaimed() {
                 batch.add(index, lo, hi);
             }
         }
-        for (index, area) in self.areas.iter().enumerate() {
-            for run in area.ring.regs(0, area.ring.blocks()) {
-                if self.is_to_settle(&run.reg, panel.version) {
-                    batch.add(index, run.lo, run.hi);
-                }
-            }
+        for &(index, lo, hi) in &self.takes.found.settle {
+            batch.add(index, lo, hi);
         }
         for run in self.overdue_grants() {
             let (index, run) = run.parts();
@@ -180,6 +210,7 @@ impl Machine {
 
     /// The clock's part.
     pub(crate) fn tick_takes(&mut self) {
+        self.look_for_takes();
         if self.takes.now.as_ref().is_some_and(|take| self.now >= take.until) {
             self.give_up_take();
         }
@@ -303,8 +334,9 @@ impl Machine {
             return;
         }
         let runs = core::mem::take(runs);
-        self.takes =
-            Takes { next: self.now, newest: self.takes.newest, unclaimed: self.takes.unclaimed, ..Takes::default() };
+        let (newest, unclaimed) = (self.takes.newest, self.takes.unclaimed);
+        self.restart_takes();
+        (self.takes.newest, self.takes.unclaimed) = (newest, unclaimed);
         for run in &runs {
             self.merge_settled(run);
         }
