@@ -104,7 +104,7 @@ fn peers_that_agree_are_silent_but_for_a_small_comparison_every_ten_seconds() {
 
 fn readiness(world: &World, node: usize) -> Result<(), String> {
     let allocator = world.nodes[node].allocator.as_ref();
-    allocator.map_or(Err("down".to_owned()), ipam::allocator::Allocator::readiness)
+    allocator.map_or(Err("down".to_owned()), sim::subject::Subject::readiness)
 }
 
 fn problems(world: &World, node: usize) -> Vec<String> {

@@ -24,8 +24,8 @@ struct Asked {
 pub(crate) struct Checker {
     holders: BTreeMap<IpAddr, (Peer, String)>,
     asked: BTreeMap<RequestId, Asked>,
-    /// Nodes whose state does not know all that they gave.
-    forgetful: BTreeSet<Peer>,
+    /// What nodes gave and may not have on disk any more: until a start that finds it there.
+    unrecorded: BTreeSet<(Peer, IpAddr)>,
     fenced: BTreeSet<Peer>,
     /// Addresses of nodes that were removed: somebody else may get them.
     in_dispute: BTreeMap<IpAddr, Peer>,
@@ -107,7 +107,8 @@ impl Checker {
 
     /// A node's state is gone or old; its containers, which run on, keep their addresses.
     pub(crate) fn lost_state(&mut self, peer: Peer) {
-        self.forgetful.insert(peer);
+        self.unrecorded
+            .extend(self.holders.iter().filter(|(_, (holder, _))| *holder == peer).map(|(at, _)| (peer, *at)));
     }
 
     /// A host is gone with its containers.
@@ -138,12 +139,16 @@ impl Checker {
         let mut lost = Vec::new();
         for (address, (holder, owner)) in &self.holders {
             let there = listed.iter().any(|(name, net)| name == owner && net.addr() == *address);
-            if *holder == peer && !there && !self.forgetful.contains(&peer) {
+            if *holder != peer {
+                continue;
+            }
+            if there {
+                self.unrecorded.remove(&(peer, *address));
+            } else if !self.unrecorded.contains(&(peer, *address)) {
                 lost.push(format!("LOST {address} of {owner} at {peer:?}"));
             }
         }
         self.violations.extend(lost);
-        self.forgetful.remove(&peer);
         let ghosts = listed.iter().filter(|(owner, net)| self.holders.get(&net.addr()) != Some(&(peer, owner.clone())));
         ghosts.cloned().collect()
     }

@@ -9,6 +9,8 @@
 #![allow(dead_code, reason = "each test program uses its own part of the world")]
 
 pub(crate) mod check;
+pub(crate) mod subject;
+mod weave;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -21,6 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use check::Checker;
+use subject::{Kind, Subject};
 
 /// A peer, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +79,7 @@ pub(crate) struct Node {
     pub(crate) removed_life: Option<u64>,
     /// It will not come back by itself.
     pub(crate) dead: bool,
-    pub(crate) allocator: Option<Allocator<Peer>>,
+    pub(crate) allocator: Option<Subject>,
     pub(crate) notices: Vec<String>,
     pub(crate) messages_sent: u64,
     pub(crate) bytes_sent: u64,
@@ -115,6 +118,10 @@ pub(crate) struct World {
     pub(crate) trace: u64,
     /// Clocks differ, and begin anywhere.
     pub(crate) clock_jumps: bool,
+    /// What its nodes run.
+    pub(crate) kind: Kind,
+    /// The write, counted over all nodes, that ends its node, and whether it is durable before.
+    pub(crate) crash_at: Option<(u64, bool)>,
     /// Rules that are broken in this world.
     pub(crate) ablation: Ablation,
     /// Some of the messages that were sent.
@@ -159,6 +166,8 @@ impl World {
             replies: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
             clock_jumps: false,
+            kind: Kind::Allocator,
+            crash_at: None,
             ablation: Ablation::default(),
             sample: Vec::new(),
             queue: BTreeMap::new(),
@@ -206,10 +215,8 @@ impl World {
         it.life += 1;
         it.process += 1;
         let config = Config { me: it.peer, incarnation: it.life, ranges: self.ranges.clone(), named_peers: it.named };
-        let state = it.disk.clone().into_iter().collect();
-        let allocator =
-            Allocator::with_broken_rules(config, state, seed, now, self.ablation).expect("its own disk is readable");
-        self.nodes[node].allocator = Some(allocator);
+        let subject = Subject::new(self.kind, config, it.disk.clone(), seed, now, self.ablation);
+        self.nodes[node].allocator = Some(subject);
         self.drain(node);
         self.audit(node);
         self.peers_changed();
@@ -304,7 +311,7 @@ impl World {
             return;
         };
         if allocator.remove_peer(peer, now).is_ok() {
-            let life = self.nodes[gone].allocator.as_ref().map(Allocator::life);
+            let life = self.nodes[gone].allocator.as_ref().map(Subject::life);
             self.nodes[gone].removed_life = life;
             self.check.fence(peer);
         }
@@ -314,7 +321,7 @@ impl World {
     /// Ends the fence of nodes that have begun another life.
     pub(crate) fn lift_fences(&mut self) {
         for node in &mut self.nodes {
-            let life = node.allocator.as_ref().map(Allocator::life);
+            let life = node.allocator.as_ref().map(Subject::life);
             if life.is_some() && node.removed_life != life {
                 node.removed_life = None;
                 self.check.unfence(node.peer);
@@ -447,7 +454,7 @@ impl World {
 
     fn arm(&mut self, node: usize) {
         let it = &self.nodes[node];
-        let Some((at, _)) = it.allocator.as_ref().and_then(Allocator::poll_timeout) else {
+        let Some(at) = it.allocator.as_ref().and_then(Subject::poll_timeout) else {
             return;
         };
         let at = at.saturating_sub(it.ahead).max(self.now);
@@ -505,8 +512,11 @@ impl World {
     }
 
     fn write(&mut self, node: usize, ticket: Ticket, changes: Vec<ipam::Change>) {
+        let number = self.nodes.iter().map(|node| node.writes).sum();
         self.nodes[node].writes += 1;
-        let fate = if self.chance(self.faults.write_error) {
+        let fate = if let Some((_, durable)) = self.crash_at.filter(|&(at, _)| at == number) {
+            if durable { Fate::CrashAfter } else { Fate::CrashBefore }
+        } else if self.chance(self.faults.write_error) {
             Fate::Error
         } else if self.chance(self.faults.write_crash) {
             [Fate::CrashBefore, Fate::CrashAfter][self.below(2) as usize]
@@ -603,6 +613,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.faults = Faults::none();
         self.clock_jumps = false;
+        self.crash_at = None;
         self.groups = vec![0; self.nodes.len()];
         for node in 0..self.nodes.len() {
             self.start(node);
@@ -642,7 +653,7 @@ impl World {
 
     /// Whether all nodes are up and in one network, and would be after a crash.
     pub(crate) fn is_one_network(&self) -> bool {
-        let durable = |allocator: &Allocator<Peer>| match allocator.readiness() {
+        let durable = |allocator: &Subject| match allocator.readiness() {
             Ok(()) => true,
             Err(waits) => !waits.contains("written"),
         };
@@ -653,7 +664,10 @@ impl World {
 
     /// The allocator of a node that is up.
     pub(crate) fn up(&mut self, node: usize) -> &mut Allocator<Peer> {
-        self.nodes[node].allocator.as_mut().expect("the node is up")
+        match self.nodes[node].allocator.as_mut() {
+            Some(Subject::Allocator(allocator)) => allocator,
+            other => panic!("no allocator is up there, but {other:?}"),
+        }
     }
 
     /// The networks that the nodes which are up belong to.
