@@ -610,7 +610,6 @@ fn harmed_ring(losses: bool, removals: bool) -> usize {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "says what was found")]
 fn the_ring_of_weave_net_gives_addresses_twice_under_the_same_schedules() {
     let (all, losses, removals) = (harmed_ring(true, true), harmed_ring(true, false), harmed_ring(false, true));
     println!("of 400 schedules, harmed: {all}; lost and old disks alone: {losses}; removals alone: {removals}");

@@ -11,6 +11,8 @@
 //!
 //! Everything is durable before it is answered or sent, and a write that fails is made again.
 
+#![expect(clippy::unwrap_used, reason = "a model for tests, which reads what it wrote itself")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
