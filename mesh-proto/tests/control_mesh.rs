@@ -413,3 +413,25 @@ fn a_link_outlives_the_connection_that_is_made_anew_when_the_dialled_end_moves()
     assert_eq!(mesh.host(2).tables.peers[&id(1)].direct, Some(moved));
     assert!(seq(&mesh) - sent < 40, "no storm: {}", seq(&mesh) - sent);
 }
+
+#[test]
+fn of_many_connections_made_at_once_one_stays_and_the_link_on_it_never_ends() {
+    // Each end knows the other by two names, and messages of one connection overtake another's.
+    let names = |n: usize| vec![target(n), format!("[::ffff:10.0.0.{n}]:6783")];
+    for seed in 0..300 {
+        let mut mesh = Mesh::new([]);
+        mesh.uneven = Some(seed);
+        let (one, two) = if seed % 2 == 0 { (1, 2) } else { (2, 1) };
+        mesh.start(one, NodeConfig { targets: names(two), ..config(one) });
+        mesh.run(LATENCY * (seed as u32 % 16));
+        mesh.start(two, NodeConfig { targets: names(one), ..config(two) });
+        mesh.run_until_true(SECOND, "a link", |mesh| mesh.linked(1, 2));
+        mesh.run_secs(20);
+        for n in [1, 2] {
+            let downs: Vec<_> =
+                mesh.host(n).events.iter().filter(|(_, event)| matches!(event, Event::LinkDown { .. })).collect();
+            assert!(downs.is_empty(), "seed {seed}: {downs:?}");
+        }
+        assert!(mesh.linked(1, 2));
+    }
+}

@@ -46,6 +46,12 @@ pub(super) fn named_peers(settings: &Settings, endpoints: &[SocketAddr]) -> usiz
     settings.peers.iter().filter(|peer| !is_me(peer)).count()
 }
 
+/// A target that is an address, with its port.
+fn in_full(target: &str, port: u16) -> Option<String> {
+    let (host, own) = host_port(target).ok()?;
+    Some(SocketAddr::new(host.parse().ok()?, own.unwrap_or(port)).to_string())
+}
+
 /// Targets of the operator (now and by `connect` in earlier runs), and besides them the addresses
 /// of peers that there were links with lately; the second list is these alone.
 pub(super) fn whom_to_dial(settings: &Settings, state: &State) -> (Vec<String>, BTreeSet<String>) {
@@ -67,7 +73,9 @@ pub(super) fn whom_to_dial(settings: &Settings, state: &State) -> (Vec<String>, 
     let mut hints = BTreeSet::new();
     if settings.discovery {
         let latest = known.into_iter().rev().map(|(_, address)| address);
-        hints.extend(latest.filter(|address| !targets.contains(address)).take(HINTS_MAX));
+        // Two dials to one address would make two connections, of which one is for nothing.
+        let named: BTreeSet<String> = targets.iter().filter_map(|target| in_full(target, settings.port)).collect();
+        hints.extend(latest.filter(|address| !named.contains(address)).take(HINTS_MAX));
     }
     targets.extend(hints.iter().cloned());
     (targets, hints)
@@ -113,10 +121,11 @@ mod tests {
         };
         state.peers.insert(b"target:host9".to_vec(), Vec::new());
         state.peers.insert(b"known:a".to_vec(), known("192.0.2.3:6783", wall_clock()));
+        state.peers.insert(b"known:d".to_vec(), known("192.0.2.5:6783", wall_clock()));
         state.peers.insert(b"known:b".to_vec(), known("192.0.2.4:6783", wall_clock() - 2 * HINT_AGE));
         state.peers.insert(b"known:c".to_vec(), b"not JSON".to_vec());
-        let (targets, hints) = whom_to_dial(&settings(&["host2"]), &state);
-        assert_eq!(targets, ["host2", "host9", "192.0.2.3:6783"]);
+        let (targets, hints) = whom_to_dial(&settings(&["host2", "192.0.2.5"]), &state);
+        assert_eq!(targets, ["host2", "192.0.2.5", "host9", "192.0.2.3:6783"], "none is dialled twice");
         assert_eq!(hints, BTreeSet::from(["192.0.2.3:6783".to_owned()]));
     }
 }

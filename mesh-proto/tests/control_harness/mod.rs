@@ -133,6 +133,8 @@ pub struct Mesh {
     pub disks: BTreeMap<usize, BTreeMap<Vec<u8>, Vec<u8>>>,
     /// Address at which a peer is seen by others, if it is not its own.
     pub nat: BTreeMap<usize, SocketAddr>,
+    /// Gives each direction of each connection a latency of its own, up to sixteen times the usual.
+    pub uneven: Option<u64>,
 }
 
 impl Mesh {
@@ -147,6 +149,7 @@ impl Mesh {
             tamper: None,
             disks: BTreeMap::new(),
             nat: BTreeMap::new(),
+            uneven: None,
         };
         for (n, config) in configs {
             mesh.start(n, config);
@@ -266,6 +269,13 @@ impl Mesh {
         }
     }
 
+    /// How long what is sent to that end of a connection takes.
+    fn latency(&self, to: ConnId) -> Duration {
+        let Some(seed) = self.uneven else { return LATENCY };
+        let mixed = (to.0 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        LATENCY * (1 + (mixed >> 60) as u32)
+    }
+
     fn place(&self, at: SocketAddr) -> Option<usize> {
         let seen = self.nat.iter().find(|(_, seen)| **seen == at).map(|(n, _)| *n);
         seen.or_else(|| self.hosts.keys().copied().find(|n| address(*n) == at))
@@ -363,12 +373,12 @@ impl Mesh {
                     host.sent += bytes.len();
                     host.sent_messages += 1;
                     if let Some(pipe) = host.conns.get(&conn).copied() {
-                        self.later(LATENCY, Todo::Message { to: pipe.to, conn: pipe.conn, bytes });
+                        self.later(self.latency(pipe.conn), Todo::Message { to: pipe.to, conn: pipe.conn, bytes });
                     }
                 }
                 Output::Close { conn, reason } => {
                     if let Some(pipe) = self.host_mut(n).conns.remove(&conn) {
-                        self.later(LATENCY, Todo::Gone { to: pipe.to, conn: pipe.conn, reason });
+                        self.later(self.latency(pipe.conn), Todo::Gone { to: pipe.to, conn: pipe.conn, reason });
                     }
                 }
                 Output::Data(command) => self.command(n, command),

@@ -13,7 +13,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::super::handshake::{Handshake, Role};
-use super::super::limits::{FORGET_AFTER, PROACTIVE_MAX, RELAY_IDLE, RTT_CHANGE, RTT_EVERY};
+use super::super::limits::{FIRST_ECHO, FORGET_AFTER, PROACTIVE_MAX, RELAY_IDLE, RTT_CHANGE, RTT_EVERY};
 use super::super::timers::Timer;
 use super::super::wanted::rank;
 use super::super::{ConnId, DialId, Event, Identity, Output};
@@ -158,7 +158,35 @@ impl<I: Identity> Node<I> {
 
     /// A connection ended from outside.
     pub(super) fn on_disconnected(&mut self, conn: ConnId, reason: &str) {
+        if let Some(peer) = self.live(conn).map(|live| live.peer) {
+            self.go_back_to_replaced(peer, conn);
+        }
         self.drop_conn(conn, reason);
+    }
+
+    /// Of two connections that the other end dialled it keeps the one that was proven last there,
+    /// and that may be the other one here. If it has closed the one that is held for the newer,
+    /// the link stands on the other (control C12).
+    fn go_back_to_replaced(&mut self, id: PeerId, lost: ConnId) {
+        let now = self.now;
+        let lingers = |(conn, state): (&ConnId, &Conn)| {
+            let theirs = matches!(&state.phase, Phase::Live(live) if live.peer == id);
+            let Hop::Direct(address) = state.hop else { return None };
+            (theirs && self.timers.has(Timer::Replaced(*conn))).then_some((*conn, address, state.role))
+        };
+        let Some((conn, address, role)) = self.conns.iter().filter_map(lingers).next_back() else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(old) = peer.direct.filter(|direct| direct.conn == lost) else { return };
+        peer.direct = Some(Direct { conn, address, role, since: now });
+        self.timers.clear(Timer::Replaced(conn));
+        if old.address != address {
+            self.link_down(id, "the peer came from another address");
+            self.timers.set(Timer::Path(id), now + FIRST_ECHO);
+            self.probe.insert(id);
+        }
+        self.stale.tables = true;
+        self.stale.dials = true;
+        self.touched.insert(id);
     }
 
     /// A connection is good for something. (Those through relays are closed when they are not.)

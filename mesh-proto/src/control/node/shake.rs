@@ -252,6 +252,11 @@ impl<I: Identity> Node<I> {
             self.reset_peer(id, proven.incarnation);
         }
         let Some(crossed) = self.settle_duplicates(conn, id, hop, role) else {
+            // The one that stands was dialled by the other end, which is proven last on it. Were
+            // this one closed here, it could be gone there before that; so the other end does it.
+            if matches!(hop, Hop::Direct(_)) && role == Role::Dialler {
+                return self.timers.set(Timer::Replaced(conn), self.now + HANDSHAKE);
+            }
             return self.close(conn, REPLACED);
         };
         self.install(&proven);
@@ -308,7 +313,7 @@ impl<I: Identity> Node<I> {
             return None;
         }
         // The old one goes without a trace: what stands on it stands on the new one now.
-        let lingers = matches!(hop, Hop::Direct(_)) && role == Role::Acceptor && peer.up.is_some();
+        let lingers = matches!(hop, Hop::Direct(_)) && role == Role::Acceptor;
         match hop {
             Hop::Relayed(_) => peer.relayed = None,
             Hop::Direct(address) => {
@@ -322,7 +327,7 @@ impl<I: Identity> Node<I> {
         debug_assert_ne!(old, conn);
         if lingers && self.live(old).is_some() {
             // The dialler is proven last. Were the old one closed here, it could be gone there
-            // before the new one stands, and the link with it; so the dialler closes it.
+            // before the new one stands, and a link with it; so the dialler closes it.
             self.timers.set(Timer::Replaced(old), now + HANDSHAKE);
         } else if self.conns.remove(&old).is_some() {
             self.timers.clear(Timer::Replaced(old));
