@@ -12,15 +12,19 @@
 
 use core::net::IpAddr;
 use core::time::Duration;
+use std::collections::BTreeSet;
 
 use crate::id::{Id, Owner};
 use crate::machine::Machine;
 use crate::ring::Holder;
 use crate::store::{self, Key};
-use crate::wire::Body;
+use crate::wire::{Body, names};
 
 /// Pause between two tellings of who is gone.
 const TELL_PAUSE: Duration = Duration::from_secs(5);
+/// How long a member must have been in reach to have told its panel for sure: the longest pause
+/// between two comparisons.
+const SURE: Duration = Duration::from_secs(15);
 /// Stands for a peer as a voter, whatever its life.
 const ANY_LIFE: u64 = 0;
 /// Most lives that are remembered as gone, and that fit into a message.
@@ -53,15 +57,37 @@ impl Machine {
                 }
             }
         }
+        // One that is alive after all goes on as a voter.
+        let goes = |it: &Id| self.is_gone(it) || (*it == peer && !self.peers.contains_key(it));
+        let stays = |it: &Id| *it == self.me.peer || !goes(it);
+        let alone = panel.voters.iter().filter(|voter| stays(voter)).count() < panel.majority();
+        let apart = self.members_apart(peer);
+        if alone && !apart.is_empty() {
+            return Err(format!(
+                "most voters would be gone, and {} could not be asked for 15 s whether there are newer ones: try again \
+                 when they are in reach, or remove them first",
+                names(apart.iter())
+            ));
+        }
         self.learn_gone(&lives);
-        let left = panel.voters.iter().filter(|voter| **voter == self.me.peer || !self.is_gone(voter)).count();
-        if left < panel.majority() {
+        if alone {
             self.notice("most voters are removed: this peer settles alone from now on, by what it knows".to_owned());
             self.vote_alone();
         }
         self.next_gone = Some(self.now);
         self.tick_gone();
         Ok(())
+    }
+
+    /// Members but `peer` that were not in reach for so long that this peer can be sure to know
+    /// the voters that they know.
+    fn members_apart(&self, peer: Id) -> BTreeSet<Id> {
+        let rings = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
+        let owners = rings.filter_map(|run| run.reg.holder.peer());
+        let voters = self.panel.iter().flat_map(|panel| panel.voters.iter().copied());
+        let heard = |it: &Id| self.voter.members.get(it).is_some_and(|&since| since + SURE <= self.now);
+        let all = owners.chain(voters).chain(self.peers.keys().copied());
+        all.filter(|it| *it != peer && *it != self.me.peer && !self.is_gone(it) && !heard(it)).collect()
     }
 
     /// Lives that somebody removed.
