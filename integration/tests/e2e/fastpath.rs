@@ -11,6 +11,7 @@ use weft::lab::{
 
 use crate::{
     Case,
+    fastpath_life::usage,
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE},
 };
 
@@ -26,9 +27,8 @@ pub(crate) const VXLAN: u16 = 6784;
 const PROMOTION: Duration = Duration::from_secs(10);
 /// How long a path that failed may be used: the promise, and what the network itself takes.
 const DEMOTION: Duration = Duration::from_millis(2500);
-/// Pings that may be lost while the fast path is taken: none by the change, which both carriers
-/// survive, but the TCP stream beside them fills queues to the brim.
-const UP_LOST: u64 = 100;
+/// Nothing stops on the way up. This is what a busy machine keeps a ping waiting for.
+const UP_GAP: Duration = Duration::from_secs(1);
 
 pub(crate) fn open_mesh(hosts: usize) -> MeshConfig {
     MeshConfig { secret: None, ..MeshConfig::star(hosts) }
@@ -64,6 +64,16 @@ fn promoted() {
         for (before, after) in before.into_iter().zip(after) {
             assert!(after - before < 20, "the routers saw {} of more than 600 frames", after - before);
         }
+        let work = || [0, 1].map(|router| usage(mesh.routers[router].pid().must("a pid")).0);
+        let before = work();
+        let lasting = Duration::from_secs(5);
+        let transfer = tcp_transfer(&mesh.containers[0], mesh.v4(1), u64::MAX, lasting, Duration::from_secs(8));
+        let (bytes, after) = (transfer.must("a transfer").bytes, work());
+        eprintln!(
+            "{bytes} bytes in {lasting:?}; the routers worked {} and {} ms",
+            after[0] - before[0],
+            after[1] - before[1]
+        );
         let peer = mesh.peer(0, "host2").must("the peer");
         assert!(peer["reason"].as_str().must("a reason").contains("fast path answers"), "{peer}");
         assert!(mesh.counter(0, "carrier_switches") >= 1);
@@ -72,6 +82,15 @@ fn promoted() {
 
 /// How often the port is blocked: `WEFT_E2E_BLOCKS`, or this.
 const BLOCKS: u32 = 5;
+
+/// Ends the transfers, also when a round fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
 
 fn blocked() {
     let blocks = std::env::var("WEFT_E2E_BLOCKS").map_or(BLOCKS, |text| text.parse().must("WEFT_E2E_BLOCKS"));
@@ -90,6 +109,7 @@ fn blocked() {
             }
             bytes
         });
+        let ends = Ends(&stop);
         let pings = || {
             let ways = [(0, 1), (1, 0)].map(|(from, to)| {
                 let stream = GapStream::start(&mesh.containers[from], mesh.v4(to), Duration::from_millis(1));
@@ -98,14 +118,14 @@ fn blocked() {
             thread::sleep(Duration::from_millis(200));
             ways
         };
-        // The longest gap of both, and how many were lost.
+        // The longest gap of both. Pings are lost meanwhile, too: on sleeve the TCP stream beside
+        // them fills queues to the brim.
         let finish = |ways: [(usize, usize, GapStream); 2]| {
             let reports = ways.map(|(_, _, stream)| stream.finish().must("end a stream"));
             let [there, back] = &reports;
-            let lost = reports.iter().map(|report| report.sent - report.received).sum::<u64>();
-            (there.longest_gap.max(back.longest_gap), lost, format!("{reports:?}"))
+            (there.longest_gap.max(back.longest_gap), format!("{reports:?}"))
         };
-        let (mut down, mut up) = ((Duration::ZERO, Duration::ZERO), (Duration::ZERO, 0));
+        let (mut down, mut up) = ((Duration::ZERO, Duration::ZERO), (Duration::ZERO, Duration::ZERO));
         for round in 0..blocks {
             let streams = pings();
             // In both directions, in one, in the other.
@@ -119,7 +139,7 @@ fn blocked() {
             let took = start.elapsed();
             // The kernel is told right after.
             thread::sleep(Duration::from_millis(200));
-            let (gap, _, reports) = finish(streams);
+            let (gap, reports) = finish(streams);
             assert!(gap <= DEMOTION, "round {round}: {reports}");
             down = (down.0.max(took), down.1.max(gap));
 
@@ -129,14 +149,14 @@ fn blocked() {
             wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(2));
             let took = start.elapsed();
             thread::sleep(Duration::from_millis(200));
-            let (_, lost, reports) = finish(streams);
-            assert!(lost <= UP_LOST, "round {round}: {reports}");
-            up = (up.0.max(took), up.1.max(lost));
+            let (gap, reports) = finish(streams);
+            assert!(gap <= UP_GAP, "round {round}: {reports}");
+            up = (up.0.max(took), up.1.max(gap));
         }
-        stop.store(true, Ordering::Release);
+        drop(ends);
         let bytes = transfers.join().expect("the transfers went well");
         eprintln!(
-            "{blocks} blocks: down in {:?} with a gap of {:?}, up in {:?} with at most {} pings lost, {bytes} bytes whole",
+            "{blocks} blocks: down in {:?} with a gap of {:?}, up in {:?} with a gap of {:?}, {bytes} bytes whole",
             down.0, down.1, up.0, up.1
         );
     });

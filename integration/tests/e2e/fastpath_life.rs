@@ -132,12 +132,12 @@ fn nothing_left() {
     assert!(guard.is_err(), "the guard is gone: {guard:?}");
 }
 
-/// Processor time in milliseconds and resident memory in kB of this process.
-fn usage() -> (u64, u64) {
-    let stat = std::fs::read_to_string("/proc/self/stat").must("stat");
+/// Processor time in milliseconds and resident memory in kB of a process.
+pub(crate) fn usage(process: u32) -> (u64, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).must("stat");
     // Behind the name in brackets: user and system time are the 12th and 13th, in ticks of 10 ms.
     let fields: Vec<u64> = stat.rsplit(')').next().must("fields").split(' ').map(|f| f.parse().unwrap_or(0)).collect();
-    let status = std::fs::read_to_string("/proc/self/status").must("status");
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).must("status");
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).must("VmRSS");
     let resident = resident.trim().trim_end_matches(" kB").parse().must("a number");
     ((fields[12] + fields[13]) * 10, resident)
@@ -165,7 +165,7 @@ fn programmed() {
             id[12..].copy_from_slice(&number.to_be_bytes());
             PeerId(id)
         };
-        let (start, before) = (Instant::now(), usage());
+        let (start, before) = (Instant::now(), usage(std::process::id()));
         for number in 0..PEERS {
             let ip = IpAddr::from([192, 0, 2, 1 + number as u8]);
             handle.apply(Kernel::Peer(peer(number), Some(Remote { ip, port: VXLAN })));
@@ -187,7 +187,7 @@ fn programmed() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             found = count(&fdb.entries().must("list"));
         }
-        let (took, after) = (start.elapsed(), usage());
+        let (took, after) = (start.elapsed(), usage(std::process::id()));
         eprintln!(
             "{} addresses of {PEERS} peers programmed in {took:?}; with looking at them {} ms of processor time and {} kB",
             PEERS * MACS,
