@@ -23,6 +23,7 @@ mod quiet;
 mod report;
 mod sys;
 mod tap;
+mod trial;
 mod udp;
 mod worker;
 
@@ -39,6 +40,7 @@ use tokio::sync::mpsc;
 
 pub use report::{IoCounters, Report};
 pub use tap::{Offloads, Tap, open_tap, renew_tap};
+pub use trial::Trial;
 pub use udp::bind_udp;
 pub(crate) use udp::send_one;
 

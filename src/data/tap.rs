@@ -1,13 +1,13 @@
 //! The TAP: where the host's bridge and the router exchange Ethernet frames and super-frames.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::net::{AddressFamily, SocketType};
 
-use super::sys;
+use super::{Trial, sys};
 
 const TUN_DEVICE: &str = "/dev/net/tun";
 
@@ -108,39 +108,45 @@ impl Tap {
 
 /// Opens the TAP `name` in this network namespace, which makes it if it is not there. It goes
 /// away when the descriptor is closed, unless somebody made it persistent. Reads and writes do
-/// not block. Offloads that the kernel does not have are left out.
+/// not block. Offloads that the kernel does not have, or that failed their trial, are left out.
 ///
 /// # Errors
 /// Each says what to do: no `/dev/net/tun`, no right to make interfaces, the TAP in use by
 /// another router, a name that is no interface name.
-pub fn open_tap(name: &str) -> io::Result<Tap> {
-    let open = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(TUN_DEVICE)
-            .map_err(|error| explain_open(&error))
+pub fn open_tap(name: &str, trial: &Trial) -> io::Result<Tap> {
+    let opened = match trial {
+        Trial::Failed(why) => Err(io::Error::other(format!("the self test failed: {why}"))),
+        Trial::Passed | Trial::Skipped(_) => open_with_header(name),
     };
-    let tun = open()?;
-    let mut tap = match attach(&tun, name, true) {
-        Ok(()) => {
-            let mut tap = Tap { fd: tun.into(), header: true, kinds: 0, offloads: Offloads::default() };
-            tap.probe();
-            tap
-        }
-        Err(error) => {
-            let tun = open()?;
-            attach(&tun, name, false).map_err(|error| explain_interface(&error, name))?;
-            let mut tap = Tap::from(OwnedFd::from(tun));
-            tap.offloads.missing.push(format!("TAP without super-frames and open checksums: {error}"));
-            tap
-        }
-    };
+    let mut tap = opened.or_else(|error| {
+        let tun = open_tun()?;
+        attach(&tun, name, false).map_err(|error| explain_interface(&error, name))?;
+        let mut tap = Tap::from(OwnedFd::from(tun));
+        tap.offloads.missing.push(format!("TAP without super-frames and open checksums: {error}"));
+        Ok::<_, io::Error>(tap)
+    })?;
+    if let Trial::Skipped(why) = trial {
+        tap.offloads.missing.push(format!("the self test of open checksums: {why}"));
+    }
     if let Err(error) = shorten_queue(name) {
         tap.offloads.missing.push(format!("TAP with the kernel's own queue length: {error}"));
     }
     Ok(tap)
+}
+
+/// The same, with a header before each frame and as many offloads as the kernel has.
+pub(super) fn open_with_header(name: &str) -> io::Result<Tap> {
+    let tun = open_tun()?;
+    attach(&tun, name, true)?;
+    let mut tap = Tap { fd: tun.into(), header: true, kinds: 0, offloads: Offloads::default() };
+    tap.probe();
+    Ok(tap)
+}
+
+fn open_tun() -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+    options.open(TUN_DEVICE).map_err(|error| explain_open(&error))
 }
 
 /// Makes the interface of a TAP again, under the same descriptor, if somebody deleted it. True if it
@@ -227,22 +233,22 @@ mod tests {
         std::thread::spawn(|| {
             if let Err(error) = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET) {
                 assert_eq!(error, rustix::io::Errno::PERM);
-                let error = open_tap("weft-tap").expect_err("an ordinary user makes no interface");
+                let error = open_tap("weft-tap", &Trial::Passed).expect_err("an ordinary user makes no interface");
                 assert!(error.to_string().contains("root") || error.to_string().contains("CAP_NET_ADMIN"), "{error}");
                 return;
             }
-            let tap = open_tap("weft-tap").unwrap();
+            let tap = open_tap("weft-tap", &Trial::Passed).unwrap();
             assert_eq!(rustix::io::read(&tap, &mut [0; 64]), Err(rustix::io::Errno::AGAIN));
             assert!(tap.has_header() && tap.offloads().checksum && tap.offloads().tcp, "{:?}", tap.offloads());
-            let error = open_tap("weft-tap").unwrap_err();
+            let error = open_tap("weft-tap", &Trial::Passed).unwrap_err();
             assert!(error.to_string().contains("another router"), "{error}");
             for name in ["", "a-name-that-is-too-long", "lo", "nul\0"] {
-                let error = open_tap(name).unwrap_err();
+                let error = open_tap(name, &Trial::Passed).unwrap_err();
                 assert!(error.to_string().contains("usable name"), "{error}");
             }
             assert!(!renew_tap(&tap, "weft-tap").unwrap(), "it is there");
             drop(tap);
-            open_tap("weft-tap").unwrap();
+            open_tap("weft-tap", &Trial::Passed).unwrap();
         })
         .join()
         .unwrap();

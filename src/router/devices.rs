@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::config::Settings;
 use crate::control::firewall::Firewall;
-use crate::data::{Tap, open_tap, renew_tap};
+use crate::data::{Tap, Trial, open_tap, renew_tap};
 use crate::netlink::{Link, Mac, Netlink};
 
 /// How the hardware address of every bridge of a router begins.
@@ -65,7 +65,8 @@ impl Devices {
         let mac = [a, b, id[0], id[1], id[2], id[3]];
         self.refuse_foreign_bridge().await?;
         let bridge = self.netlink.ensure_bridge(&self.bridge, self.mtu, mac).await?;
-        let tap = open_tap(&self.tap)?;
+        let trial = tokio::task::spawn_blocking(Trial::run).await.context("the self test ended")?;
+        let tap = open_tap(&self.tap, &trial)?;
         self.netlink.enslave(&self.tap, &bridge, self.mtu).await?;
         let end = tap.try_clone().context("the TAP cannot be shared")?;
         Ok((Made { devices: self.clone(), mac, end }, tap))

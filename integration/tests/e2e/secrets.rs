@@ -15,7 +15,7 @@ use mesh_proto::{
 };
 use weft::{
     control::quic::{Quic, QuicConfig, QuicEvent},
-    data::{DataConfig, DataHandle, bind_udp, open_tap},
+    data::{DataConfig, DataHandle, Trial, bind_udp, open_tap},
     lab::{
         Lab, frame,
         raw::RawSocket,
@@ -322,7 +322,7 @@ fn another_version() {
 async fn dial_from_the_future(to: SocketAddr) -> anyhow::Result<String> {
     let socket = Arc::new(bind_udp("0.0.0.0:6783".parse()?)?);
     let forwarder = ForwarderConfig { sealed: true, macs_max: 16, mac_age: Duration::from_secs(1), payload_max: 1472 };
-    let tap = open_tap("future-tap")?;
+    let tap = open_tap("future-tap", &Trial::Passed)?;
     let clock = weft::clock::Clock::start();
     let config = DataConfig { tap, socket: Arc::clone(&socket), forwarder, seed: 1, clock };
     let (data, outputs) = DataHandle::start(config)?;

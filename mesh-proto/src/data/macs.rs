@@ -85,6 +85,10 @@ const EMPTY: List = List { newest: NONE, oldest: NONE, len: 0 };
 /// every frame.
 const COARSE: Duration = Duration::from_secs(1);
 
+/// Addresses that there is room for at the start. The table grows beyond, up to its bound: a
+/// small one stays in the processor's cache, and most hosts never need the memory of a full one.
+const FIRST_ROOM: usize = 1024;
+
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Macs {
@@ -102,9 +106,9 @@ impl Macs {
     pub(crate) fn new(max: usize, age: Duration, seed: u64) -> Self {
         let max = max.clamp(1, NONE as usize - 1);
         Self {
-            table: Table::new(max, seed),
-            entries: Vec::with_capacity(max),
-            free: Vec::with_capacity(max),
+            table: Table::new(max.min(FIRST_ROOM), seed),
+            entries: Vec::with_capacity(max.min(FIRST_ROOM)),
+            free: Vec::with_capacity(max.min(FIRST_ROOM)),
             owners: vec![EMPTY],
             active_owners: 0,
             max,
