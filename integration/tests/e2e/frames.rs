@@ -18,7 +18,7 @@ use crate::{
 
 pub(crate) const CASES: &[Case] = &[
     ("frames_of_every_size_arrive_unchanged", 90, every_size),
-    ("tagged_llc_and_multicast_frames_arrive_unchanged", 90, odd_kinds),
+    ("tagged_llc_and_multicast_frames_arrive_unchanged", 150, odd_kinds),
     ("jumbo_frames_arrive_unchanged_over_a_jumbo_underlay", 60, jumbo),
     ("jumbo_frames_arrive_unchanged_over_an_ordinary_underlay", 60, jumbo_over_ordinary),
     ("frames_arrive_unchanged_through_a_relay", 60, relayed),
@@ -81,8 +81,9 @@ impl Ends {
             });
             for (number, frame) in frames.iter().enumerate() {
                 out.send(frame).must(&format!("send a frame of {} bytes", frame.len()));
+                // The receiving socket holds about a hundred, and a busy machine lets its reader wait.
                 if number % 16 == 15 {
-                    thread::sleep(Duration::from_millis(4));
+                    thread::sleep(Duration::from_millis(10));
                 }
             }
             reader.join().expect("no panic")
