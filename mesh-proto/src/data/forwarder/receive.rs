@@ -105,11 +105,13 @@ impl Forwarder {
         if header.hops <= 1 {
             return self.counters.drop(DropReason::HopLimit);
         }
-        // Back where it came from, or where it began: the tables disagree for the moment.
+        // Back where it came from, or where it began: the tables disagree for the moment. A peer that
+        // lost its disk has its old name and its new one at one address, so addresses count as well.
         let source = self.by_id.get(&header.source);
+        let made_at = source.and_then(|source| self.peers[source as usize].direct);
         let onward = self.route(destination, Some(neighbour)).filter(|route| match *route {
-            Route::Direct(_) => true,
-            Route::Relay { via, .. } => source != Some(via),
+            Route::Direct(addr) => addr != from,
+            Route::Relay { via, addr } => source != Some(via) && addr != from && made_at != Some(addr),
         });
         let Some(route) = onward else {
             let back = self.route(destination, None).is_some();
