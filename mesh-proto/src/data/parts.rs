@@ -5,7 +5,7 @@
 //!  parts   head │▓▓▓▓▓▓│▓▓▓▓▓▓│▓▓▓                  what one system call sends or writes
 //! ```
 
-/// Places in the arena that [`Places`] holds: a super-frame cut into the datagrams of an
+/// Places in the arena that `Places` holds: a super-frame cut into the datagrams of an
 /// Ethernet path has 48.
 pub const PLACES: usize = 64;
 
