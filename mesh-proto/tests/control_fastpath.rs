@@ -139,8 +139,12 @@ impl World {
     }
 
     fn local(&mut self, end: usize, mac: Mac) {
+        self.set_local(end, mac, true);
+    }
+
+    fn set_local(&mut self, end: usize, mac: Mac, present: bool) {
         let now = Duration::from_millis(self.now);
-        self.end(end).machine.set_local(mac, true, now);
+        self.end(end).machine.set_local(mac, present, now);
         self.drain();
     }
 
@@ -254,4 +258,39 @@ fn an_address_here_is_not_lost_to_a_peer_that_claims_it() {
     assert_eq!(world.end(0).owners, BTreeMap::new(), "no entry sends it away");
     assert_eq!(world.end(1).owners, BTreeMap::from([(MAC, PEERS[0])]), "the first to claim it has it");
     assert!(world.end(0).machine.claims_refused() > 0);
+}
+
+#[test]
+fn an_address_that_moves_is_followed_whether_it_is_seen_to_come_or_to_go_first() {
+    for goes_first in [true, false] {
+        let mut world = World::new();
+        world.local(1, MAC);
+        world.link(Some(v4));
+        world.run(3_000);
+        for present in if goes_first { [false, true] } else { [true, false] } {
+            world.set_local(if present { 0 } else { 1 }, MAC, present);
+            world.run(world.now + 500);
+        }
+        assert_eq!(world.end(0).owners, BTreeMap::new(), "it is here");
+        assert_eq!(world.end(1).owners, BTreeMap::from([(MAC, PEERS[0])]));
+        assert_eq!(world.fast(), [true, true]);
+    }
+}
+
+#[test]
+fn a_peer_that_is_shut_out_is_sent_nothing_and_heard_no_more_though_it_answers() {
+    let mut world = World::new();
+    world.local(1, MAC);
+    world.link(Some(v4));
+    world.run(5_000);
+    assert_eq!(world.fast(), [true, true]);
+    world.end(0).machine.forget(PEERS[1], Duration::from_millis(5_000));
+    world.drain();
+    let end = world.end(0);
+    assert_eq!((end.fast, end.remote, &end.sources[..], end.owners.len()), (false, None, &[][..], 0));
+    // It goes on to probe and to tell.
+    world.local(1, Mac([2, 0, 0, 0, 0, 8]));
+    world.run(20_000);
+    let end = world.end(0);
+    assert_eq!((end.fast, end.remote, end.owners.len()), (false, None, 0));
 }

@@ -185,6 +185,13 @@ impl Core {
                 tracing::warn!("{text}");
                 ("revoked", text)
             }
+            Event::ShutOut { peer } => {
+                // What follows is told by the events of links and peers.
+                if let Some(fast) = &mut self.fast {
+                    fast.machine.forget(peer, self.clock.now());
+                }
+                return;
+            }
             Event::IncarnationRaised { to } => {
                 self.write_later(Edit::set(Table::Meta, "incarnation", to.0.to_be_bytes()));
                 let text = format!(

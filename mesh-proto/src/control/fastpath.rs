@@ -282,13 +282,15 @@ impl FastPath {
         }
     }
 
-    /// The mesh has forgotten a peer: so does the fast path.
+    /// The mesh has forgotten a peer, or shut it out: nothing is sent to it by the kernel, and
+    /// nothing taken from it, from now on.
     pub fn forget(&mut self, peer: PeerId, now: Duration) {
         self.advance(now);
         if let Some(partner) = self.partners.remove(&peer)
             && let Some((_, carrier)) = partner.candidate
         {
             self.end_candidate(peer, &carrier, Why::NotDirect);
+            self.out.push_back(Output::Kernel(Kernel::Peer(peer, None)));
         }
         let claimed: Vec<Mac> = self.owners.claimed(peer).collect();
         for mac in claimed {

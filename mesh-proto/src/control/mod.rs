@@ -193,6 +193,12 @@ pub enum Event {
         /// Who revoked it.
         by: PeerId,
     },
+    /// Nothing goes to that peer nor comes from it any more, on whatever way, until it has proven
+    /// itself again, if it may.
+    ShutOut {
+        /// Its id.
+        peer: PeerId,
+    },
     /// Our own record was met with an incarnation at least as high as ours (an old copy of the
     /// data directory): this incarnation was taken instead and must be stored.
     IncarnationRaised {

@@ -216,6 +216,7 @@ impl<I: Identity> Node<I> {
     fn shut_out(&mut self, id: PeerId) {
         let name = self.peers.get(&id).map_or_else(|| id.short(), |peer| peer.name.clone());
         let Some(refusal) = self.distrust(&id, &name, true) else { return };
+        self.emit(Event::ShutOut { peer: id });
         for (conn, hop, _) in self.live_conns(&id) {
             self.drop_conn(conn, &refusal.here);
             self.part(conn, hop, &refusal, None);
