@@ -4,7 +4,7 @@ use std::{
     io::Write as _,
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -33,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(6);
 /// A measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Figure {
-    /// One TCP stream, and processor time per GB.
+    /// One TCP stream, processor time per GB, and that of a router meanwhile.
     Tcp1,
     /// Four TCP streams.
     Tcp4,
@@ -99,6 +99,7 @@ pub(super) enum Metric {
     Tcp4,
     Reverse,
     CpuPerGigabyte,
+    Routers,
     Pps,
     Rr64,
     RttMedian,
@@ -119,6 +120,7 @@ impl Metric {
             Self::Tcp4 => "tcp4",
             Self::Reverse => "reverse",
             Self::CpuPerGigabyte => "cpu",
+            Self::Routers => "routers",
             Self::Pps => "pps",
             Self::Rr64 => "rr64",
             Self::RttMedian => "rtt-p50",
@@ -139,6 +141,7 @@ impl Metric {
             Self::Tcp4 => ("TCP 4", "Gbit/s"),
             Self::Reverse => ("TCP 1 back", "Gbit/s"),
             Self::CpuPerGigabyte => ("CPU", "s/GB"),
+            Self::Routers => ("a router", "% CPU"),
             Self::Pps => ("64 B UDP", "k/s"),
             Self::Rr64 => ("64 round trips", "k/s"),
             Self::RttMedian => ("RTT p50", "µs"),
@@ -191,8 +194,11 @@ impl Bench {
         let short = self.lasting.min(Duration::from_millis(400));
         Ok(match figure {
             Figure::Tcp1 => {
-                let seen = bulk(1, self.lasting)?;
-                vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)]
+                let (seen, routers) = busy(course, || bulk(1, self.lasting))?;
+                let mut samples =
+                    vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)];
+                samples.extend(routers.map(|share| (Metric::Routers, share)));
+                samples
             }
             Figure::Tcp4 => vec![(Metric::Tcp4, bulk(STREAMS, self.lasting)?.gigabits)],
             Figure::Reverse => {
@@ -222,14 +228,11 @@ impl Bench {
                 vec![(metric, bulk(1, self.lasting * LOSSY)?.gigabits)]
             }
             Figure::Idle => {
-                if course.processes.is_empty() {
-                    return Ok(Vec::new());
-                }
-                let before = machine::worked_by(&course.processes)?;
-                thread::sleep(IDLE);
-                let worked = machine::worked_by(&course.processes)?.saturating_sub(before);
-                let one = worked.as_secs_f64() / course.processes.len() as f64;
-                vec![(Metric::Idle, one / IDLE.as_secs_f64() * 100.0)]
+                let ((), routers) = busy(course, || {
+                    thread::sleep(IDLE);
+                    Ok(())
+                })?;
+                routers.map(|share| (Metric::Idle, share)).into_iter().collect()
             }
         })
     }
@@ -237,6 +240,17 @@ impl Bench {
     fn awake(&self) -> anyhow::Result<Option<Awake>> {
         Ok(if self.awake { Some(Awake::start()?) } else { None })
     }
+}
+
+/// Does something, and says how many per cent of a processor one of the contestant's processes
+/// worked meanwhile; `None` if it has none.
+fn busy<T>(course: &Standing, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Option<f64>)> {
+    let (start, before) = (Instant::now(), machine::worked_by(&course.processes)?);
+    let done = work()?;
+    let worked = machine::worked_by(&course.processes)?.saturating_sub(before);
+    let share = worked.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+    let count = course.processes.len();
+    Ok((done, (count > 0).then(|| share / count as f64)))
 }
 
 /// In microseconds, of sorted times.
