@@ -123,7 +123,8 @@ impl Keeper {
     }
 
     async fn see(&self, settings: &Settings) -> Result<(Vec<SocketAddr>, Sizes), NetlinkError> {
-        Ok((host::endpoints(&self.netlink, settings).await?, host::sizes(&self.netlink, settings).await?))
+        let sizes = host::sizes(&self.netlink, settings, self.api.info.sealed).await?;
+        Ok((host::endpoints(&self.netlink, settings).await?, sizes))
     }
 
     /// Puts the interfaces right; false if that does not work.

@@ -47,7 +47,7 @@ impl Ground {
         let (listener, socket_file, lock) = claim(&settings).await?;
         let mut problems = Vec::new();
         let netlink = Netlink::open()?;
-        let sizes = host::sizes(&netlink, &settings).await?;
+        let sizes = host::sizes(&netlink, &settings, secret.is_some()).await?;
         let address = settings.listen.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
         let socket = Arc::new(bind_udp(SocketAddr::new(address, settings.port))?);
         let metrics = match settings.metrics {

@@ -15,6 +15,19 @@ use crate::wire::record::RECORD_HEADER;
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_HEADER: u16 = 14;
 const UDP_HEADER: u16 = 8;
+/// RFC 7348 section 5.
+const VXLAN_HEADER: u16 = 8;
+
+/// All bytes of an IP packet of the underlay besides the inner IP packet, where the kernel's VXLAN
+/// carries it.
+#[must_use]
+pub const fn vxlan(v6: bool) -> u16 {
+    ip(v6) + UDP_HEADER + VXLAN_HEADER + ETHERNET_HEADER
+}
+
+const fn ip(v6: bool) -> u16 {
+    if v6 { 40 } else { 20 }
+}
 
 /// The carrier whose overhead is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +50,7 @@ impl Carrier {
     /// Headers of IP and UDP.
     #[must_use]
     pub const fn underlay(&self) -> u16 {
-        UDP_HEADER + if self.v6 { 40 } else { 20 }
+        ip(self.v6) + UDP_HEADER
     }
 
     /// What a datagram of one whole frame has besides that frame, in its UDP payload.
@@ -95,6 +108,11 @@ mod tests {
         let payload = carrier.payload_of_link(1500);
         assert_eq!((payload, carrier.inner_mtu(payload)), (1472, 1422));
         assert_eq!(carrier.payload_of_inner(1422), 1472);
+    }
+
+    #[test]
+    fn a_link_of_1500_carries_1450_by_vxlan_and_1430_where_it_is_ipv6() {
+        assert_eq!([false, true].map(|v6| 1500 - vxlan(v6)), [1450, 1430]);
     }
 
     #[test]
