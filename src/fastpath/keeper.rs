@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use mesh_proto::control::fastpath::Remote;
 use mesh_proto::data::macs::Mac;
+use mesh_proto::data::overhead::ETHERNET_HEADER;
 use mesh_proto::wire::fastpath::{ETHERTYPE, probe_mac};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -57,6 +58,8 @@ pub(super) struct Keeper {
     monitor: Monitor,
     cuts: Cuts,
     probes: AsyncFd<OwnedFd>,
+    /// Room for one of them.
+    probe: Box<[u8]>,
     bridge: u32,
     tap: Option<u32>,
     /// For IPv4 and IPv6 underlays. A host without IPv6 has only the first.
@@ -114,6 +117,7 @@ impl Keeper {
         let bridge = netlink.need_link(&config.bridge).await?;
         let probes = sys::packet_socket(bridge.index, ETHERTYPE).map_err(failed("open a packet socket"))?;
         let now = Instant::now();
+        let probe = vec![0; usize::from(config.mtu) + usize::from(ETHERNET_HEADER)].into();
         let mut keeper = Self {
             config,
             netlink,
@@ -125,6 +129,7 @@ impl Keeper {
             monitor,
             cuts,
             probes,
+            probe,
             bridge: bridge.index,
             tap: None,
             devices: [None; 2],
@@ -328,13 +333,13 @@ impl Keeper {
         }
     }
 
-    async fn read_probes(&self) {
-        let mut buffer = vec![0; 1 << 16];
+    async fn read_probes(&mut self) {
         for _ in 0..READS {
             let Ok(mut ready) = self.probes.readable().await else { return };
-            match rustix::io::read(self.probes.get_ref(), &mut *buffer) {
+            // What is larger than all probes is cut.
+            match rustix::io::read(self.probes.get_ref(), &mut *self.probe) {
                 // Fails only when the router's loop has ended.
-                Ok(length) => _ = self.seen.send(Seen::Probe(buffer[..length].to_vec())).await,
+                Ok(length) => _ = self.seen.send(Seen::Probe(self.probe[..length].to_vec())).await,
                 Err(rustix::io::Errno::AGAIN) => return ready.clear_ready(),
                 Err(_) => return,
             }
@@ -421,7 +426,7 @@ impl Keeper {
 
     /// Looks whether everything stands, and mends what does not.
     async fn check(&mut self) -> Result<()> {
-        let stands = self.guard.stands(&self.admitted, self.owned.len());
+        let stands = self.guard.stands(&self.admitted, self.owned.values());
         if !stands.map_err(|error| problem(&self.config.bridge, "look at the guard", error))? {
             self.install_guard()?;
             tracing::warn!("the guard of the VXLAN port was not whole: it was put back");

@@ -21,6 +21,8 @@ const IPV6: usize = 40;
 const UDP: usize = 8;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMP: u8 = 1;
+/// The extension header of a fragment of IPv6.
+const PROTOCOL_FRAGMENT: u8 = 44;
 const PROTOCOL_ICMP6: u8 = 58;
 
 /// A UDP datagram seen in a frame.
@@ -189,6 +191,40 @@ pub fn build_datagram(
     };
     body[6..8].copy_from_slice(&sum.to_be_bytes());
     packet(macs, ips, PROTOCOL_UDP, &body)
+}
+
+/// An IP packet as two fragments, the first with so many bytes (a multiple of 8) of what is behind
+/// the IP header. `None` if the frame is no IP packet without options, or not that long.
+pub(super) fn fragments(frame: &[u8], id: u16, first: usize) -> Option<[Vec<u8>; 2]> {
+    let v6 = match be16(frame, 12)? {
+        0x0800 if *frame.get(ETHERNET)? == 0x45 => false,
+        0x86dd => true,
+        _ => return None,
+    };
+    let headers = ETHERNET + if v6 { IPV6 } else { IPV4 };
+    let (head, tail) = frame.get(headers..)?.split_at_checked(first)?;
+    let fragment = |part: &[u8], offset: usize, more: bool| {
+        let mut bytes = frame[..headers].to_vec();
+        let ip = &mut bytes[ETHERNET..];
+        let (offset, length) = (offset as u16, part.len() as u16);
+        if v6 {
+            ip[4..6].copy_from_slice(&(length + 8).to_be_bytes());
+            let next = std::mem::replace(&mut ip[6], PROTOCOL_FRAGMENT);
+            bytes.extend_from_slice(&[next, 0]);
+            bytes.extend_from_slice(&(offset | u16::from(more)).to_be_bytes());
+            bytes.extend_from_slice(&u32::from(id).to_be_bytes());
+        } else {
+            ip[2..4].copy_from_slice(&(length + IPV4 as u16).to_be_bytes());
+            ip[4..6].copy_from_slice(&id.to_be_bytes());
+            ip[6..8].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
+            ip[10..12].fill(0);
+            let sum = checksum(&[ip]);
+            ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        bytes.extend_from_slice(part);
+        bytes
+    };
+    Some([fragment(head, 0, true), fragment(tail, first, false)])
 }
 
 /// The answer of a router to a packet that does not fit: ICMP "fragmentation needed" (RFC 1191)

@@ -161,6 +161,33 @@ impl Lab {
         port: u16,
         payload: &[u8],
     ) -> io::Result<()> {
+        self.wire.inject(to, self.datagram_to(to, source, port, payload)?);
+        Ok(())
+    }
+
+    /// The same in two fragments, the first with so many bytes (a multiple of 8) from the UDP header
+    /// on. Those of one `id` belong together.
+    ///
+    /// # Errors
+    /// If the datagram is too long, or shorter than that.
+    pub fn inject_fragments(
+        &self,
+        to: usize,
+        source: std::net::SocketAddr,
+        port: u16,
+        payload: &[u8],
+        id: u16,
+        first: usize,
+    ) -> io::Result<()> {
+        let frame = self.datagram_to(to, source, port, payload)?;
+        let cut = || io::Error::new(io::ErrorKind::InvalidInput, "datagram too short");
+        for fragment in frame::fragments(&frame, id, first).ok_or_else(cut)? {
+            self.wire.inject(to, fragment);
+        }
+        Ok(())
+    }
+
+    fn datagram_to(&self, to: usize, source: std::net::SocketAddr, port: u16, payload: &[u8]) -> io::Result<Vec<u8>> {
         let host = self.host(to);
         let destination = match source.ip() {
             IpAddr::V4(_) => IpAddr::V4(host.v4()),
@@ -168,10 +195,8 @@ impl Lab {
         };
         let macs = (host::switch_mac(), host.mac());
         let destination = std::net::SocketAddr::new(destination, port);
-        let frame = frame::build_datagram(macs, source, destination, payload)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "datagram too long"))?;
-        self.wire.inject(to, frame);
-        Ok(())
+        frame::build_datagram(macs, source, destination, payload)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "datagram too long"))
     }
 }
 

@@ -5,17 +5,26 @@
 //!    set peers4, peers6        addresses of the peers that VXLAN is taken from
 //!    set owned                 MAC addresses that have an owner, here or at a peer
 //!    set pairs4, pairs6        the owning peer's address, with the MAC address
-//!    chain arriving            prerouting, before everything that could change the packet
-//!      from the bridge, to the port             count `inside`, drop
-//!      to the port, source not in peers         count `strangers`, drop
-//!      to the port, inner source in owned and (source, inner source) not in pairs
-//!                                               count `spoofed`, drop
+//!    chain arriving            input: what this host itself takes, put together from its fragments
+//!      to the port                                           go to `vxlan`
+//!    chain vxlan
+//!      not from the bridge, (source, inner source) in pairs  accept
+//!      not UDP                                               accept
+//!      from the bridge                                       count `inside`, drop
+//!      source not in peers                                   count `strangers`, drop
+//!      inner source not in owned                             accept
+//!      all else                                              count `spoofed`, drop
 //!    chain passing             forward
-//!      to the port                              count `inside`, drop
+//!      to the port, by UDP, not to the bridge                count `inside`, drop
 //! ```
 //!
 //! The last one is for containers that another network of this host masquerades: what they send
 //! to a peer's VXLAN port would arrive there with this host's address (fastpath F12).
+//!
+//! Each packet of the fast path comes by here, so what is usual is quick: a linked peer's frames are
+//! accepted by one look into a set. Where br_netfilter is at work, what the bridge passes on comes by
+//! `passing`, but not by `arriving`. Both begin with the port, a comparison that nftables makes in
+//! place.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -51,16 +60,19 @@ const GET_OBJECT: u16 = 19;
 /// Length of `struct nfgenmsg`.
 const FIXED: usize = 4;
 const INET: u8 = 1;
-const HOOK_PREROUTING: u32 = 0;
+const HOOK_INPUT: u32 = 1;
 const HOOK_FORWARD: u32 = 2;
-/// Before connection tracking and every translation of addresses.
+/// Before everybody else's chains at the hook.
 const PRIORITY: i32 = -350;
 const OBJECT_COUNTER: u32 = 1;
 const REGISTER: u32 = 1;
 const VERDICT: u32 = 0;
 const DROP: u32 = 0;
-const EQUAL: u32 = 0;
+const ACCEPT: u32 = 1;
+/// To a chain, without coming back.
+const GOTO: u32 = (-4_i32).cast_unsigned();
 const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
 const BASE_NETWORK: u32 = 1;
@@ -72,8 +84,9 @@ const STRANGERS: &str = "strangers";
 const INSIDE: &str = "inside";
 const SPOOFED: &str = "spoofed";
 const ARRIVING: &str = "arriving";
+const VXLAN: &str = "vxlan";
 const PASSING: &str = "passing";
-const RULES: usize = 6;
+const RULES: usize = 10;
 /// The sets of peers, with what a rule needs: family, and where the source is in the IP header.
 const FAMILIES: [Family; 2] = [
     Family { peers: "peers4", pairs: "pairs4", family: 2, offset: 12, length: 4, key_type: 7 },
@@ -234,41 +247,61 @@ impl Guard {
                     body.nest(4, |_| {});
                 });
             }
-            self.chain(batch, ARRIVING, HOOK_PREROUTING);
-            self.chain(batch, PASSING, HOOK_FORWARD);
+            self.chain(batch, VXLAN, None);
+            self.chain(batch, ARRIVING, Some(HOOK_INPUT));
+            self.chain(batch, PASSING, Some(HOOK_FORWARD));
             self.rule(batch, ARRIVING, |rule| {
-                rule.arrives_by(&self.bridge);
                 rule.is_for_port(self.port);
-                rule.count_and_drop(INSIDE);
+                rule.verdict(GOTO, Some(VXLAN));
             });
-            for Family { peers, family, offset, length, .. } in &FAMILIES {
-                self.rule(batch, ARRIVING, |rule| {
-                    rule.is_for_port(self.port);
-                    rule.meta(META_FAMILY, &[*family]);
-                    rule.payload(REGISTER, BASE_NETWORK, *offset, *length);
-                    rule.is_in(peers, REGISTER, false);
-                    rule.count_and_drop(STRANGERS);
-                });
-            }
-            for Family { pairs, family, offset, length, .. } in &FAMILIES {
-                self.rule(batch, ARRIVING, |rule| {
-                    rule.is_for_port(self.port);
-                    rule.meta(META_FAMILY, &[*family]);
-                    rule.payload(REGISTER, BASE_TRANSPORT, INNER_SOURCE, 6);
-                    rule.is_in(OWNED, REGISTER, true);
-                    rule.payload(REGISTER_SMALL, BASE_NETWORK, *offset, *length);
-                    rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 6);
-                    rule.is_in(pairs, REGISTER_SMALL, false);
-                    rule.count_and_drop(SPOOFED);
-                });
-            }
+            self.vxlan_rules(batch);
             self.rule(batch, PASSING, |rule| {
                 rule.is_for_port(self.port);
+                rule.meta(META_PROTOCOL, Is::Equal, &[UDP]);
+                rule.meta(META_OIFNAME, Is::Other, &self.bridge_name());
                 rule.count_and_drop(INSIDE);
             });
             self.peers(batch, NEW_ELEMENT, &peers[..first]);
         })?;
         self.admit(&peers[first..])
+    }
+
+    /// What becomes of what is for the port.
+    fn vxlan_rules(&self, batch: &mut Batch) {
+        for Family { pairs, family, offset, length, .. } in &FAMILIES {
+            self.rule(batch, VXLAN, |rule| {
+                rule.meta(META_IIFNAME, Is::Other, &self.bridge_name());
+                rule.meta(META_FAMILY, Is::Equal, &[*family]);
+                rule.payload(REGISTER_SMALL, BASE_NETWORK, *offset, *length);
+                rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 6);
+                rule.is_in(pairs, REGISTER_SMALL, true);
+                rule.verdict(ACCEPT, None);
+            });
+        }
+        self.rule(batch, VXLAN, |rule| {
+            rule.meta(META_PROTOCOL, Is::Other, &[UDP]);
+            rule.verdict(ACCEPT, None);
+        });
+        self.rule(batch, VXLAN, |rule| {
+            rule.meta(META_IIFNAME, Is::Equal, &self.bridge_name());
+            rule.count_and_drop(INSIDE);
+        });
+        for Family { peers, family, offset, length, .. } in &FAMILIES {
+            self.rule(batch, VXLAN, |rule| {
+                rule.meta(META_FAMILY, Is::Equal, &[*family]);
+                rule.payload(REGISTER, BASE_NETWORK, *offset, *length);
+                rule.is_in(peers, REGISTER, false);
+                rule.count_and_drop(STRANGERS);
+            });
+        }
+        self.rule(batch, VXLAN, |rule| {
+            rule.payload(REGISTER, BASE_TRANSPORT, INNER_SOURCE, 6);
+            rule.is_in(OWNED, REGISTER, false);
+            rule.verdict(ACCEPT, None);
+        });
+        // Also where there is no inner source to look at: a first fragment of IPv6, which comes by
+        // before it is put together, may be cut so short.
+        self.rule(batch, VXLAN, |rule| rule.count_and_drop(SPOOFED));
     }
 
     /// Lets VXLAN from these addresses pass.
@@ -312,12 +345,12 @@ impl Guard {
         }
     }
 
-    /// Whether the guard is there, whole, lets exactly these addresses pass, and knows so many
-    /// MAC addresses' owners.
+    /// Whether the guard is there, whole, lets exactly these addresses pass, and knows as many
+    /// owners of MAC addresses.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub fn stands(&self, peers: &BTreeSet<IpAddr>, owned: usize) -> io::Result<bool> {
+    pub fn stands<'a>(&self, peers: &BTreeSet<IpAddr>, owned: impl IntoIterator<Item = &'a Owned>) -> io::Result<bool> {
         let mut rules = 0;
         self.dump(
             GET_RULE,
@@ -330,9 +363,16 @@ impl Guard {
         for Family { peers, .. } in &FAMILIES {
             self.list(peers, |key| found.extend(address(key)))?;
         }
-        let mut count = 0;
-        self.list(OWNED, |_| count += 1)?;
-        Ok(rules == RULES && found == *peers && count == owned)
+        // The addresses, and their pairs by IPv4 and IPv6.
+        let (mut counts, mut expected) = ([0; 3], [0; 3]);
+        for (set, count) in [OWNED, FAMILIES[0].pairs, FAMILIES[1].pairs].into_iter().zip(&mut counts) {
+            self.list(set, |_| *count += 1)?;
+        }
+        for Owned { from: [v4, v6], .. } in owned {
+            let there = [true, v4.is_some(), v6.is_some()];
+            expected.iter_mut().zip(there).for_each(|(count, there)| *count += usize::from(there));
+        }
+        Ok(rules == RULES && found == *peers && counts == expected)
     }
 
     fn list(&self, set: &str, mut take: impl FnMut(&[u8])) -> io::Result<()> {
@@ -408,16 +448,28 @@ impl Guard {
         });
     }
 
-    fn chain(&self, batch: &mut Batch, name: &str, hook: u32) {
+    /// A chain at a hook, or one that others go to.
+    fn chain(&self, batch: &mut Batch, name: &str, hook: Option<u32>) {
         self.message(batch, NEW_CHAIN, libc::NLM_F_CREATE, |body| {
             body.text(1, &self.table);
             body.text(3, name);
-            body.nest(4, |body| {
-                body.number(1, hook);
-                body.put(2, &PRIORITY.to_be_bytes());
-            });
-            body.text(7, "filter");
+            if let Some(hook) = hook {
+                body.nest(4, |body| {
+                    body.number(1, hook);
+                    body.put(2, &PRIORITY.to_be_bytes());
+                });
+                body.text(7, "filter");
+            }
         });
+    }
+
+    /// As the kernel compares names of interfaces.
+    fn bridge_name(&self) -> [u8; libc::IFNAMSIZ] {
+        let mut padded = [0; libc::IFNAMSIZ];
+        for (to, from) in padded.iter_mut().zip(self.bridge.bytes()) {
+            *to = from;
+        }
+        padded
     }
 
     fn rule(&self, batch: &mut Batch, chain: &str, write: impl FnOnce(&mut Rule<'_, '_>)) {
@@ -463,6 +515,13 @@ impl Guard {
     }
 }
 
+/// How two values compare (`nft_cmp_ops`).
+#[derive(Clone, Copy)]
+enum Is {
+    Equal = 0,
+    Other = 1,
+}
+
 /// The expressions of a rule being written.
 struct Rule<'a, 'b>(&'a mut Body<'b>);
 
@@ -474,20 +533,21 @@ impl Rule<'_, '_> {
         });
     }
 
-    fn compare(&mut self, value: &[u8]) {
+    fn compare(&mut self, how: Is, value: &[u8]) {
         self.expression("cmp", |body| {
             body.number(1, REGISTER);
-            body.number(2, EQUAL);
+            body.number(2, how as u32);
             body.nest(3, |body| body.put(1, value));
         });
     }
 
-    fn meta(&mut self, key: u32, value: &[u8]) {
+    /// Goes on only if a property of the packet is as said.
+    fn meta(&mut self, key: u32, how: Is, value: &[u8]) {
         self.expression("meta", |body| {
             body.number(1, REGISTER);
             body.number(2, key);
         });
-        self.compare(value);
+        self.compare(how, value);
     }
 
     fn payload(&mut self, register: u32, base: u32, offset: u32, length: u32) {
@@ -499,18 +559,10 @@ impl Rule<'_, '_> {
         });
     }
 
-    fn arrives_by(&mut self, name: &str) {
-        let mut padded = [0; libc::IFNAMSIZ];
-        for (to, from) in padded.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
-        self.meta(META_IIFNAME, &padded);
-    }
-
+    /// Goes on only with TCP or UDP to that port, and what looks like it.
     fn is_for_port(&mut self, port: u16) {
-        self.meta(META_PROTOCOL, &[UDP]);
         self.payload(REGISTER, BASE_TRANSPORT, 2, 2);
-        self.compare(&port.to_be_bytes());
+        self.compare(Is::Equal, &port.to_be_bytes());
     }
 
     /// Goes on only if the register is in the set, or only if it is not.
@@ -529,9 +581,20 @@ impl Rule<'_, '_> {
             body.number(1, OBJECT_COUNTER);
             body.text(2, counter);
         });
+        self.verdict(DROP, None);
+    }
+
+    fn verdict(&mut self, code: u32, chain: Option<&str>) {
         self.expression("immediate", |body| {
             body.number(1, VERDICT);
-            body.nest(2, |body| body.nest(2, |body| body.number(1, DROP)));
+            body.nest(2, |body| {
+                body.nest(2, |body| {
+                    body.number(1, code);
+                    if let Some(chain) = chain {
+                        body.text(2, chain);
+                    }
+                });
+            });
         });
     }
 }

@@ -195,8 +195,7 @@ impl Bench {
         Ok(match figure {
             Figure::Tcp1 => {
                 let (seen, routers) = busy(course, || bulk(1, self.lasting))?;
-                let mut samples =
-                    vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)];
+                let mut samples = vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)];
                 samples.extend(routers.map(|share| (Metric::Routers, share)));
                 samples
             }

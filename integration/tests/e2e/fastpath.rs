@@ -4,9 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use weft::lab::{
-    traffic::{GapStream, tcp_transfer},
-    wire::Impairment,
+use weft::{
+    lab::{
+        raw::RawSocket,
+        traffic::{GapStream, tcp_transfer},
+        wait_until,
+        wire::Impairment,
+    },
+    netlink::{Mac, container::INTERFACE, fdb::Fdb},
 };
 
 use crate::{
@@ -19,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("two_hosts_without_a_secret_are_promoted_and_the_kernel_carries_their_frames", 60, promoted),
     ("a_blocked_port_moves_frames_to_sleeve_and_back", 2400, blocked),
     ("a_path_that_shrinks_moves_frames_to_sleeve_and_back", 60, shrunk),
+    ("an_address_that_moves_to_another_host_is_followed_on_the_fast_path", 90, moved),
 ];
 
 /// Port of VXLAN: the one after the router's.
@@ -172,4 +178,45 @@ fn shrunk() {
     mesh.all_reach(&[0, 1], Duration::from_secs(3));
     mesh.lab.wire().heal_all();
     wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(2));
+}
+
+/// An address that no container of the mesh has by itself, as that of a machine in one.
+const WANDERER: Mac = [2, 0x77, 0, 0, 0, 0x42];
+/// How soon the frames of others find it where it is now.
+const FOLLOWED: Duration = Duration::from_secs(2);
+
+fn moved() {
+    const OBSERVER: usize = 2;
+    let mesh = Mesh::start(&open_mesh(3));
+    for (a, b) in [(0, 1), (0, OBSERVER), (1, OBSERVER)] {
+        wait_for_carrier(&mesh, a, b, "fast", PATIENCE);
+    }
+    let mut sockets = [0, 1, OBSERVER].map(|at| RawSocket::open(&mesh.containers[at], INTERFACE).must("a socket"));
+    let observer = mesh.containers[OBSERVER].link(INTERFACE).must("look").must("an interface").mac.must("an address");
+    let frame = |to: Mac, from: Mac| [&to[..], &from, &[0x88, 0xb6], &[7; 64]].concat();
+    let leads_to = |host: usize| {
+        let entries = mesh.lab.host(OBSERVER).namespace().run(|| Fdb::open().and_then(|fdb| fdb.entries()));
+        let entries = entries.must("enter the host").must("list");
+        let entry = entries.into_iter().find(|entry| entry.mac == WANDERER && entry.remote.is_some());
+        entry.and_then(|entry| entry.remote) == Some(mesh.lab.host(host).v4().into())
+    };
+    for home in [0, 1, 0] {
+        // It says that it is here, and goes on to talk.
+        let arrived = Instant::now();
+        let known = wait_until(FOLLOWED, || {
+            sockets[home].send(&frame([0xff; 6], WANDERER)).must("send");
+            leads_to(home)
+        });
+        assert!(known, "the kernel of the third host still sends elsewhere than to host {home}");
+        eprintln!("at host {home} after {:?}", arrived.elapsed());
+        let before = frames(&mesh, OBSERVER);
+        sockets[home].drain().must("drain");
+        for _ in 0..20 {
+            sockets[OBSERVER].send(&frame(WANDERER, observer)).must("send");
+        }
+        let is_for_it = |frame: &[u8]| frame[..6] == WANDERER;
+        let got = sockets[home].collect(Instant::now() + FOLLOWED, 20, is_for_it).must("receive");
+        assert_eq!(got.len(), 20, "at host {home}");
+        assert!(frames(&mesh, OBSERVER) - before < 10, "the router carried what is the kernel's");
+    }
 }

@@ -1,25 +1,29 @@
 //! Who may send what by VXLAN, and with whom there is a fast path at all.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use weft::{
     fastpath::FastConfig,
-    lab::raw::RawSocket,
-    netlink::{Mac, container::INTERFACE},
+    lab::{raw::RawSocket, wait_until},
+    netlink::{Mac, Netlink, Route, container::INTERFACE},
 };
 
 use crate::{
     Case,
     fastpath::{VXLAN, open_mesh, wait_for_carrier},
-    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, router_config},
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, no_gaps, router_config},
 };
 
 pub(crate) const CASES: &[Case] = &[
     ("forged_vxlan_is_dropped_and_counted", 60, forged),
+    ("forged_vxlan_in_fragments_is_dropped_and_counted", 60, fragmented),
+    ("vxlan_of_containers_reaches_no_peer_and_their_own_port_is_theirs", 60, inside),
     ("with_a_secret_only_mutual_trust_opens_the_fast_path", 90, trust),
+    ("a_revoked_peer_loses_the_fast_path_at_once", 90, revoked),
     ("a_line_of_three_has_the_fast_path_where_there_are_links", 120, line),
 ];
 
@@ -74,20 +78,81 @@ fn forged() {
     assert_eq!(arrives(host(1), macs[2]), 0);
     assert_eq!(arrives(host(1), macs[0]), 0);
     assert_eq!(dropped(&mesh, 0, "fast_spoofed"), 2 * COUNT as u64);
-
-    // A container, to the address of its own host in the overlay.
-    let exposed = mesh.routers[0].command(["expose"]).must("expose");
-    let address: ipnet::IpNet = exposed.lines().next().must("an address").parse().must("an address");
-    let before = dropped(&mesh, 0, "fast_inside");
-    mesh.containers[0].run(|| {
-        let socket = UdpSocket::bind(("0.0.0.0", 0)).must("bind");
-        for number in 0..COUNT {
-            socket.send_to(&vxlan(macs[0], macs[1], number as u8), (address.addr(), VXLAN)).must("send");
-        }
-    });
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(dropped(&mesh, 0, "fast_inside") - before, COUNT as u64);
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
+}
+
+fn fragmented() {
+    for v6_underlay in [false, true] {
+        let mesh = Mesh::start(&MeshConfig { v6_underlay, ..open_mesh(2) });
+        wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+        mesh.all_reach(&[0, 1], Duration::from_secs(2));
+        let macs = [0, 1].map(|container| mac(&mesh, container));
+        let mut victim = RawSocket::open(&mesh.containers[0], INTERFACE).must("a socket");
+        let peer = mesh.lab.host(1);
+        let peer = if v6_underlay { peer.v6() } else { peer.v4().into() };
+        let mut id = 0;
+        let mut arrives = |from: Mac, first: usize| {
+            victim.drain().must("drain");
+            for number in 0..COUNT {
+                id += 1;
+                let packet = vxlan(macs[0], from, number as u8);
+                let source = SocketAddr::new(peer, 40_000);
+                mesh.lab.inject_fragments(0, source, VXLAN, &packet, id, first).must("inject");
+            }
+            let end = Instant::now() + Duration::from_millis(500);
+            victim.collect(end, COUNT, |frame| frame[12..14] == ETHERTYPE).must("receive").len()
+        };
+        // The inner source is in the first fragment, or is not: UDP, VXLAN, destination, source.
+        assert_eq!(arrives(macs[1], 32), COUNT, "the forger can do it right");
+        assert_eq!(dropped(&mesh, 0, "fast_spoofed"), 0);
+        for (times, first) in [(1, 32), (2, 24), (3, 8)] {
+            assert_eq!(arrives(macs[0], first), 0, "cut after {first} bytes");
+            assert_eq!(dropped(&mesh, 0, "fast_spoofed"), times * COUNT as u64, "cut after {first} bytes");
+        }
+    }
+}
+
+fn inside() {
+    let mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let macs = [0, 1].map(|container| mac(&mesh, container));
+    let exposed = mesh.routers[0].command(["expose"]).must("expose");
+    let own: IpNet = exposed.lines().next().must("an address").parse().must("an address");
+    let mut caught = dropped(&mesh, 0, "fast_inside");
+    let mut send = |to: IpAddr| {
+        mesh.containers[0].run(|| {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).must("bind");
+            for number in 0..COUNT {
+                socket.send_to(&vxlan(macs[0], macs[1], number as u8), (to, VXLAN)).must("send");
+            }
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let before = std::mem::replace(&mut caught, dropped(&mesh, 0, "fast_inside"));
+        caught - before
+    };
+    // To its own host, and past it to a peer: as where another network of the host masquerades.
+    assert_eq!(send(own.addr()), COUNT as u64);
+    let peer = IpAddr::V4(mesh.lab.host(1).v4());
+    Netlink::block_on_in(mesh.lab.host(0).namespace(), async |netlink| {
+        netlink.sysctl("ipv4", "all", "forwarding", "1")
+    })
+    .must("forward");
+    Netlink::block_on_in(mesh.containers[0].namespace(), async |netlink| {
+        let link = netlink.need_link(INTERFACE).await?;
+        netlink.add_route(&link, &Route { destination: IpNet::from(peer), via: Some(own.addr()) }).await
+    })
+    .must("a route");
+    assert_eq!(send(peer), COUNT as u64);
+
+    // What they do with that port among themselves is theirs.
+    let listener = mesh.containers[1].run(|| UdpSocket::bind(("0.0.0.0", VXLAN))).must("bind");
+    listener.set_read_timeout(Some(Duration::from_secs(5))).must("a time limit");
+    assert_eq!(send(mesh.v4(1)), 0);
+    let mut buffer = [0; 1500];
+    for _ in 0..COUNT {
+        listener.recv(&mut buffer).must("every datagram");
+    }
 }
 
 fn trusted(hosts: usize) -> MeshConfig {
@@ -114,6 +179,33 @@ fn trust() {
     assert_eq!(leaked, 0, "nothing goes by VXLAN");
     let peer = mesh.peer(0, "host2").must("the peer");
     assert_eq!(peer["encrypted"].as_bool(), Some(true), "{peer}");
+}
+
+fn revoked() {
+    let mesh = Mesh::start(&trusted(3));
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        wait_for_carrier(&mesh, a, b, "fast", PATIENCE);
+    }
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let kept = mesh.streams(&[(0, 1)]);
+    // Its own kernel goes on to send to the others.
+    let streams = mesh.streams(&[(2, 0), (0, 2)]);
+    mesh.routers[1].command(["peer", "revoke", "host3"]).must("revoke");
+    let start = Instant::now();
+    let told = |host| mesh.peer(host, "host3").is_some_and(|peer| peer["state"] == "removed");
+    assert!(wait_until(Duration::from_secs(5), || told(0) && told(1)), "{}", mesh.status(0));
+    let strangers = dropped(&mesh, 0, "fast_stranger");
+    std::thread::sleep(Duration::from_secs(2));
+    let cut = start.elapsed();
+    assert!(dropped(&mesh, 0, "fast_stranger") > strangers, "{}", mesh.status(0));
+    for (from, to, stream) in streams {
+        let report = stream.finish().must("end a stream");
+        eprintln!("from {from} to {to}, revoked {cut:?} ago: {report:?}");
+        assert!(report.longest_gap + Duration::from_secs(1) > cut, "{report:?}");
+    }
+    mesh.is_cut_off(0, 2);
+    mesh.is_cut_off(2, 1);
+    no_gaps(kept);
 }
 
 fn line() {
