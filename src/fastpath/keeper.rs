@@ -156,7 +156,7 @@ impl Keeper {
     fn install_guard(&self) -> Result<()> {
         let admitted: Vec<_> = self.admitted.iter().copied().collect();
         let owned: Vec<_> = self.owned.values().copied().collect();
-        let installed = self.guard.install(&admitted).and_then(|()| self.guard.own(&[], &owned));
+        let installed = self.guard.install(self.bridge, &admitted).and_then(|()| self.guard.own(&[], &owned));
         installed.map_err(|error| problem(&self.config.bridge, "set up the guard of the VXLAN port (nftables)", error))
     }
 
@@ -202,6 +202,7 @@ impl Keeper {
             self.probes = sys::packet_socket(bridge.index, ETHERTYPE)
                 .map_err(|error| problem(&bridge.name, "open a packet socket", error))?;
             self.bridge = bridge.index;
+            self.install_guard()?;
         }
         let names = FastConfig::devices(&self.config.bridge);
         for (v6, name) in [false, true].into_iter().zip(&names) {
@@ -214,13 +215,19 @@ impl Keeper {
                 Err(error) => return Err(error),
             }
         }
+        self.renew(&bridge).await
+    }
+
+    /// Sees to all entries of the devices that stand. The devices themselves are left alone: each
+    /// change of theirs is told to whoever keeps them, this task not the last.
+    async fn renew(&mut self, bridge: &Link) -> Result<()> {
         self.find_devices().await?;
         let own = FdbEdit::Local { bridge: self.bridge, mac: probe_mac(self.config.me).0 };
         let refused = self.fdb.apply(&[own]).map_err(|error| problem(&bridge.name, "add an entry", error))?;
         if let Some((_, error)) = refused.into_iter().next() {
             return Err(problem(&bridge.name, "add an entry for probes", error));
         }
-        self.resync(&bridge).await
+        self.resync(bridge).await
     }
 
     const fn vxlan<'a>(&self, v6: bool, name: &'a str) -> Vxlan<'a> {
@@ -439,10 +446,11 @@ impl Keeper {
                 stand &= self.netlink.vxlan_stands(&self.vxlan(at == 1, name), self.bridge).await?;
             }
         }
-        if !stand {
-            tracing::warn!("somebody changed the VXLAN devices: they are put right");
+        if stand {
+            let bridge = self.netlink.need_link(&self.config.bridge).await?;
+            return self.renew(&bridge).await;
         }
-        // Also renews the entry for probes, and compares all others.
+        tracing::warn!("somebody changed the VXLAN devices: they are put right");
         self.ensure_devices().await
     }
 

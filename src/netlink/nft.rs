@@ -23,8 +23,9 @@
 //!
 //! Each packet of the fast path comes by here, so what is usual is quick: a linked peer's frames are
 //! accepted by one look into a set. Where br_netfilter is at work, what the bridge passes on comes by
-//! `passing`, but not by `arriving`. Both begin with the port, a comparison that nftables makes in
-//! place.
+//! `passing`, but not by `arriving`. Both begin with the port: up to four bytes that lie at a multiple
+//! of their number are read and compared by nftables in place, without a call. The inner source is
+//! therefore read in two parts, and the bridge known by its index.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -71,6 +72,7 @@ const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 /// To a chain, without coming back.
 const GOTO: u32 = (-4_i32).cast_unsigned();
+const META_IIF: u32 = 4;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_FAMILY: u32 = 15;
@@ -95,6 +97,8 @@ const FAMILIES: [Family; 2] = [
 const OWNED: &str = "owned";
 /// How `nft list` shows MAC addresses (ether_addr).
 const ETHER_TYPE: u32 = 9;
+/// The same for parts of two and of four bytes (inet_service, mark), of which there is nothing better.
+const PART_TYPES: u32 = 13 << 6 | 19;
 /// Where the inner source is, behind the headers of UDP and VXLAN and the inner destination.
 const INNER_SOURCE: u32 = 8 + 8 + 6;
 /// The first of the registers of four bytes.
@@ -124,10 +128,10 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A MAC address in a key that it ends: filled up to whole registers.
-fn padded(mac: Mac) -> [u8; 8] {
+/// A MAC address in a key that it ends: its two parts, each filled up to a register.
+fn in_parts(mac: Mac) -> [u8; 8] {
     let [a, b, c, d, e, f] = mac;
-    [a, b, c, d, e, f, 0, 0]
+    [a, b, 0, 0, c, d, e, f]
 }
 
 /// An address of each family, IPv4 first, if there is one.
@@ -222,11 +226,12 @@ impl Guard {
         Ok(Self { socket, table: table.to_owned(), bridge: bridge.to_owned(), port })
     }
 
-    /// Sets the guard up, or anew, in one step: there is no moment without.
+    /// Sets the guard up, or anew, in one step: there is no moment without. `bridge` is the index of
+    /// the bridge: when there is another one, it has to be set up anew.
     ///
     /// # Errors
     /// If the kernel has no nftables, or refuses.
-    pub fn install(&self, peers: &[IpAddr]) -> io::Result<()> {
+    pub fn install(&self, bridge: u32, peers: &[IpAddr]) -> io::Result<()> {
         let first = peers.len().min(ELEMENTS);
         self.transact(|batch| {
             // Made first, so that there is something to delete.
@@ -236,7 +241,7 @@ impl Guard {
             for (id, Family { peers, pairs, length, key_type, .. }) in (1..).step_by(2).zip(&FAMILIES) {
                 self.set(batch, peers, id, *length, *key_type);
                 // Types of concatenated keys are written one behind the other, six bits each.
-                self.set(batch, pairs, id + 1, length + 8, key_type << 6 | ETHER_TYPE);
+                self.set(batch, pairs, id + 1, length + 8, key_type << 12 | PART_TYPES);
             }
             self.set(batch, OWNED, 9, 6, ETHER_TYPE);
             for name in [STRANGERS, INSIDE, SPOOFED] {
@@ -254,7 +259,7 @@ impl Guard {
                 rule.is_for_port(self.port);
                 rule.verdict(GOTO, Some(VXLAN));
             });
-            self.vxlan_rules(batch);
+            self.vxlan_rules(batch, bridge);
             self.rule(batch, PASSING, |rule| {
                 rule.is_for_port(self.port);
                 rule.meta(META_PROTOCOL, Is::Equal, &[UDP]);
@@ -267,13 +272,14 @@ impl Guard {
     }
 
     /// What becomes of what is for the port.
-    fn vxlan_rules(&self, batch: &mut Batch) {
+    fn vxlan_rules(&self, batch: &mut Batch, bridge: u32) {
         for Family { pairs, family, offset, length, .. } in &FAMILIES {
             self.rule(batch, VXLAN, |rule| {
-                rule.meta(META_IIFNAME, Is::Other, &self.bridge_name());
+                rule.meta(META_IIF, Is::Other, &bridge.to_ne_bytes());
                 rule.meta(META_FAMILY, Is::Equal, &[*family]);
                 rule.payload(REGISTER_SMALL, BASE_NETWORK, *offset, *length);
-                rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 6);
+                rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 2);
+                rule.payload(REGISTER_SMALL + length / 4 + 1, BASE_TRANSPORT, INNER_SOURCE + 2, 4);
                 rule.is_in(pairs, REGISTER_SMALL, true);
                 rule.verdict(ACCEPT, None);
             });
@@ -492,7 +498,7 @@ impl Guard {
         for Family { pairs, family: wanted, .. } in &FAMILIES {
             let pair = |owned: &Owned| {
                 let ip = owned.from.into_iter().flatten().find(|ip| family(*ip).family == *wanted)?;
-                Some([&octets(ip)[..], &padded(owned.mac)].concat())
+                Some([&octets(ip)[..], &in_parts(owned.mac)].concat())
             };
             self.elements(batch, kind, pairs, owned.iter().filter_map(pair).collect());
         }

@@ -68,13 +68,14 @@ impl Netlink {
         self.need_link(wanted.name).await
     }
 
-    /// Whether the device is there, up, and a closed port of the bridge.
+    /// Whether the device is there, up, of the right size, and a closed port of the bridge.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
     pub async fn vxlan_stands(&self, wanted: &Vxlan<'_>, bridge: u32) -> Result<bool> {
         let Some(link) = self.link(wanted.name).await? else { return Ok(false) };
         Ok(link.up
+            && link.mtu == wanted.mtu
             && link.master == Some(bridge)
             && self.is_vxlan(&link, wanted).await?
             && self.is_closed_port(&link).await?)

@@ -17,7 +17,7 @@ use weft::{
     fastpath::{FastConfig, FastHandle, Seen},
     lab::wait_until,
     netlink::{
-        NetNs, Netlink,
+        NetNs, Netlink, Topic,
         fdb::{Fdb, FdbEdit, FdbEntry},
         nft::Guard,
     },
@@ -32,6 +32,7 @@ use crate::{
 pub(crate) const CASES: &[Case] = &[
     ("a_stopped_router_and_a_killed_one_lose_no_frame_of_the_kernels", 300, without_a_router),
     ("what_others_delete_is_put_back_within_a_second", 60, put_back),
+    ("a_router_at_rest_changes_no_interface", 60, at_rest),
     ("nothing_of_the_fast_path_is_left_after_down", 60, nothing_left),
     ("ten_thousand_addresses_of_a_hundred_peers_are_programmed", 60, programmed),
 ];
@@ -118,6 +119,25 @@ fn put_back() {
     assert!(wait_until(PUT_BACK, || complete() == before), "{:?} are there of {before:?}", complete());
     wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
     mesh.all_reach(&[0, 1], Duration::from_secs(2));
+}
+
+/// Whoever changes interfaces because an interface changed never comes to rest.
+fn at_rest() {
+    let mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = Netlink::block_on_in(mesh.lab.host(0).namespace(), async |netlink| {
+        let mut monitor = netlink.monitor(&[Topic::Links])?;
+        let mut seen = Vec::new();
+        let end = tokio::time::Instant::now() + Duration::from_secs(3);
+        while let Ok(notice) = tokio::time::timeout_at(end, monitor.next()).await {
+            seen.push(notice?);
+        }
+        Ok(seen)
+    });
+    let seen = seen.must("watch");
+    assert!(seen.is_empty(), "{seen:?}");
 }
 
 fn nothing_left() {
