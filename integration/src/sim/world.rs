@@ -327,7 +327,11 @@ impl World {
                 let way = self.env.net.way(*a, *b);
                 (way.loss, way.twice, way.jitter) = (*loss, *twice, *jitter);
             }
-            Fault::Narrow(a, b, payload) => self.env.net.way(*a, *b).payload = *payload,
+            Fault::Narrow(a, b, payload) => {
+                let way = self.env.net.way(*a, *b);
+                // Never wider: mending would then be what makes it narrow, after the last fault.
+                way.payload = way.payload.min(*payload);
+            }
             Fault::Split(sides) => self.env.net.split(sides),
             Fault::Join => self.env.net.join(),
             Fault::Disks(refused) => self.env.disk_faults = *refused,
