@@ -9,6 +9,7 @@
 //! made, and plugging twice changes nothing.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -19,6 +20,10 @@ use super::{
 
 /// Name of the interface inside a container, unless told otherwise.
 pub const INTERFACE: &str = "weft0";
+
+/// How long an interface may take to carry frames once it is up, and how often it is looked at.
+const RUNNING_PATIENCE: Duration = Duration::from_secs(2);
+const RUNNING_STEP: Duration = Duration::from_millis(5);
 
 /// What to plug in.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +165,8 @@ async fn complete(
     for route in plug.routes {
         inside.add_route(&link, route).await?;
     }
+    wait_running(host, host_name).await?;
+    wait_running(inside, plug.interface).await?;
     let link = inside.need_link(plug.interface).await?;
     let mut addresses = inside.addresses(&link).await?;
     addresses.retain(|net| match net.addr() {
@@ -167,6 +174,20 @@ async fn complete(
         IpAddr::V6(ip) => !ip.is_unicast_link_local(),
     });
     Ok((link, addresses))
+}
+
+/// Waits until an interface carries frames: the kernel starts the queue and the bridge port of one
+/// that came up in a worker of its own, on a busy host long after, and drops what is sent before.
+async fn wait_running(namespace: &Netlink, name: &str) -> Result<()> {
+    let until = Instant::now() + RUNNING_PATIENCE;
+    while !namespace.need_link(name).await?.running {
+        if Instant::now() >= until {
+            tracing::warn!(interface = name, "still not running: its first frames may be lost");
+            break;
+        }
+        tokio::time::sleep(RUNNING_STEP).await;
+    }
+    Ok(())
 }
 
 async fn prepare_inside(inside: &Netlink, plug: &Plug<'_>, link: &Link) -> Result<()> {

@@ -34,6 +34,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Up and ready: what is sent through it is not dropped.
+    pub running: bool,
     /// It is a loopback interface.
     pub loopback: bool,
     /// Index of the bridge it is a port of.
@@ -66,6 +68,7 @@ fn parse(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
+        running: flags.contains(LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         master: None,
         peer: None,
