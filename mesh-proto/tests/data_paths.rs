@@ -344,6 +344,25 @@ fn a_removed_peer_hears_and_says_nothing_more() {
 }
 
 #[test]
+fn a_peer_that_forgot_the_keys_asks_for_new_ones_when_it_can_be_reached_again() {
+    let mut net = Net::new(3);
+    net.ready(&[(0, 1), (1, 2)]);
+    acquaint(&mut net);
+    net.link(&[(0, 1)]);
+    net.run(ms(3000));
+    net.command(2, Command::Remove(id(0)));
+    net.events[2].clear();
+    net.link(&[(0, 1), (1, 2)]);
+    net.run(ms(1000));
+    // Nobody has sent a frame.
+    assert!(net.has_event(2, |event| *event == DataEvent::SessionWanted { peer: id(0) }), "{:?}", net.events[2]);
+    net.session(2, 0);
+    net.run(ms(500));
+    assert_eq!(stream(&mut net, 0, 2, 100, 10, 200).len(), 20);
+    assert_eq!(stream(&mut net, 2, 0, 100, 10, 200).len(), 20);
+}
+
+#[test]
 fn an_idle_mesh_is_nearly_silent() {
     let mut net = Net::new(3);
     net.ready(TRIANGLE);

@@ -206,7 +206,14 @@ impl Sessions {
         Ok((records, opened))
     }
 
-    /// Whether to tell the other end now that we use the new keys.
+    /// The peer was out of reach: it may have forgotten us and our keys (sleeve S33).
+    pub(crate) fn confirm_again(&mut self, now: Duration) {
+        if self.current.is_some() {
+            (self.confirm_at, self.confirm_tries) = (Some(now), 0);
+        }
+    }
+
+    /// Whether to tell the other end now that we use these keys.
     pub(crate) fn confirm_due(&mut self, now: Duration) -> bool {
         if self.confirm_at.is_none_or(|at| now < at) {
             return false;
@@ -251,10 +258,10 @@ impl Sessions {
         if may_send && let Some(old) = core::mem::replace(&mut self.current, next) {
             ended = self.keep(old, now);
         }
-        if let Some(current) = self.current.as_mut().filter(|s| s.local_index == index)
-            && current.confirmed.is_none()
-        {
-            (current.confirmed, current.waiting) = (Some(now), false);
+        if let Some(current) = self.current.as_mut().filter(|s| s.local_index == index) {
+            if current.confirmed.is_none() {
+                (current.confirmed, current.waiting) = (Some(now), false);
+            }
             self.confirm_at = None;
         }
         (may_send, ended)

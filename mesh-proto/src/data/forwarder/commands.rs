@@ -40,8 +40,15 @@ impl Forwarder {
             }
             if let Some(slot) = self.slot(id) {
                 let peer = &mut self.peers[slot as usize];
+                let parted = peer.direct.is_none() && peer.relays.iter().all(Option::is_none);
                 peer.relays = relays;
                 peer.children.clear();
+                if parted
+                    && relays.iter().any(Option::is_some)
+                    && let Some(link) = &mut peer.link
+                {
+                    link.sessions.confirm_again(now);
+                }
             }
         }
         self.children.clear();

@@ -9,6 +9,7 @@ use crate::data::counters::DropReason;
 use crate::data::fragment::Outcome;
 use crate::data::joiner::Piece;
 use crate::data::limits::MOVED_EVERY;
+use crate::data::peer::Peer;
 use crate::data::session::{OpenError, Opened};
 use crate::data::stage::Route;
 use crate::data::{Hop, Sink};
@@ -22,8 +23,8 @@ use crate::wire::record::{Fragment, Record, Records};
 pub(super) enum Arrival {
     /// From this address.
     Direct(SocketAddr),
-    /// Through a relay.
-    Relayed,
+    /// Through a relay, from the peer that its header names.
+    Relayed(ShortId),
 }
 
 impl Forwarder {
@@ -68,9 +69,9 @@ impl Forwarder {
         }
         let inner = &arena[at.start + RELAY_HEADER..at.end];
         match Datagram::parse(inner) {
-            Ok(Datagram::Sleeve(header)) => {
+            Ok(Datagram::Sleeve(inner)) => {
                 let body = at.start + RELAY_HEADER + SLEEVE_HEADER..at.end;
-                self.open(&header, arena, body, Arrival::Relayed, now, sink);
+                self.open(&inner, arena, body, Arrival::Relayed(header.source), now, sink);
             }
             Ok(Datagram::Quic) => {
                 // Nothing but the neighbour that it came from speaks for it.
@@ -136,14 +137,14 @@ impl Forwarder {
         sink: &mut impl Sink,
     ) {
         let Some(slot) = self.by_index.get(&header.receiver) else {
-            return self.counters.drop(DropReason::UnknownSession);
+            return self.unknown_session(arrival, now);
         };
         let Some(link) = self.peers[slot as usize].link.as_mut() else {
-            return self.counters.drop(DropReason::UnknownSession);
+            return self.unknown_session(arrival, now);
         };
         let (records, opened) = match link.sessions.open(header, &mut arena[body.clone()], now) {
             Ok((records, opened)) => (body.start..body.start + records.len(), opened),
-            Err(OpenError::Unknown) => return self.counters.drop(DropReason::UnknownSession),
+            Err(OpenError::Unknown) => return self.unknown_session(arrival, now),
             Err(OpenError::Seal) => return self.counters.drop(DropReason::BadSeal),
             Err(OpenError::Replayed) => {
                 self.counters.replayed += 1;
@@ -166,6 +167,23 @@ impl Forwarder {
                 }
                 Err(_) => self.counters.drop(DropReason::BadRecord),
             }
+        }
+    }
+
+    /// Somebody uses keys that are not here. A peer that there are none with at all has not noticed
+    /// that we forgot it: it needs new ones, and only we know (sleeve S33). Who it is is not proven,
+    /// so this asks no more than a frame for that peer would.
+    #[cold]
+    fn unknown_session(&mut self, arrival: Arrival, now: Duration) {
+        self.counters.drop(DropReason::UnknownSession);
+        let from = match arrival {
+            Arrival::Direct(from) => self.by_addr.get(&from),
+            Arrival::Relayed(source) => self.by_id.get(&source),
+        };
+        let shown = |peer: &Peer| peer.link.as_ref().is_some_and(|link| link.sessions.shown().is_some());
+        if let Some(slot) = from.filter(|slot| self.peers[*slot as usize].listed && !shown(&self.peers[*slot as usize]))
+        {
+            self.want_session(slot, now);
         }
     }
 

@@ -197,7 +197,7 @@ impl Forwarder {
     pub(super) fn send_echo(&mut self, slot: u32, probe: Probe, arrival: Arrival, now: Duration, sink: &mut impl Sink) {
         let route = match arrival {
             Arrival::Direct(from) => Some(Route::Direct(from)),
-            Arrival::Relayed => self.relay_route(slot).or_else(|| self.route(slot, None)),
+            Arrival::Relayed(_) => self.relay_route(slot).or_else(|| self.route(slot, None)),
         };
         let Some(route) = route else {
             return self.counters.drop(DropReason::NoRoute);
