@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  arena   ┌ slot 0: one datagram ──────┬ slot 1: dgram│dgram│dgram … ┬ …
-//!          └ touched as far as it is filled, so 64 small ones stay in the cache
+//!          └ touched as far as it is filled, so many small ones stay in the cache
 //! ```
 
 use std::io;
@@ -13,8 +13,9 @@ use mesh_proto::address::canonical;
 
 use super::sys::{Messages, Received};
 
-/// Messages that are received before what they carry is handed over.
-const SLOTS: usize = 64;
+/// Messages that are received before what they carry must be handed over: two super-frames, a
+/// message for each datagram.
+const SLOTS: usize = 128;
 
 /// Bytes of a slot: the largest message that the kernel puts together, and an odd rest, for slots
 /// of a multiple of 4 KiB would all compete for the same few cache lines.
@@ -24,17 +25,22 @@ const SLOT: usize = 65_536 + 192;
 /// are looked at.
 const FEW: usize = 4;
 
+/// … while they are small.
+const MANY: usize = 32;
+
 /// From this average on messages are large, in bytes.
 const LARGE: usize = 8192;
 
 /// Bytes that are received before what they carry is handed over.
 const BYTES: usize = 512 * 1024;
 
-/// Receives datagrams.
+/// Receives datagrams, batch behind batch until [`Receiver::rewind`].
 pub(super) struct Receiver {
     messages: Messages,
     arena: Box<[u8]>,
     received: Vec<Option<Received>>,
+    /// Where the newest batch begins among them.
+    fresh: usize,
     /// Messages of the next system call.
     want: usize,
 }
@@ -42,32 +48,34 @@ pub(super) struct Receiver {
 impl Receiver {
     pub(super) fn new() -> Self {
         Self {
-            messages: Messages::new(SLOTS),
+            messages: Messages::new(MANY),
             arena: vec![0; SLOT * SLOTS].into(),
             received: Vec::with_capacity(SLOTS),
+            fresh: 0,
             want: FEW,
         }
     }
 
-    /// Takes what waits in the socket, up to a bound.
+    /// Takes what waits in the socket, up to a bound, as the newest batch. What the batches before
+    /// left in the arena stays.
     ///
     /// # Errors
     /// Of the first call. What was received before a later one failed is kept.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
-        self.received.clear();
+        self.fresh = self.received.len();
         let mut bytes = 0;
         while self.received.len() < SLOTS && bytes < BYTES {
             let first = self.received.len();
             let last = (first + self.want).min(SLOTS);
             let count = match self.messages.receive(socket, &mut self.arena[first * SLOT..last * SLOT], SLOT) {
                 Ok(count) => count,
-                Err(error) if first == 0 => return Err(error),
+                Err(error) if first == self.fresh => return Err(error),
                 Err(_) => break,
             };
             self.received.extend((0..count).map(|n| self.messages.received(n)));
             let of_call: usize = self.received[first..].iter().flatten().map(|message| message.len).sum();
             bytes += of_call;
-            self.want = if of_call > LARGE * count { FEW } else { SLOTS / 2 };
+            self.want = if of_call > LARGE * count { FEW } else { MANY };
             if count < last - first {
                 break;
             }
@@ -75,17 +83,28 @@ impl Receiver {
         Ok(())
     }
 
-    /// Messages in the batch.
-    pub(super) fn messages(&self) -> u64 {
-        self.received.len() as u64
+    /// Begins at the start of the arena again: what is in it is not needed any more.
+    pub(super) fn rewind(&mut self) {
+        self.received.clear();
+        self.fresh = 0;
     }
 
-    /// The batch: where its datagrams are, `None` for one that was too long, and the arena that
+    /// Whether another batch has room behind those that are there.
+    pub(super) fn has_room(&self) -> bool {
+        self.received.len() + FEW <= SLOTS
+    }
+
+    /// Messages in the newest batch.
+    pub(super) fn messages(&self) -> u64 {
+        (self.received.len() - self.fresh) as u64
+    }
+
+    /// The newest batch: where its datagrams are, `None` for one that was too long, and the arena that
     /// they are in.
     pub(super) fn datagrams(
         &mut self,
     ) -> (impl Iterator<Item = Option<(SocketAddr, Range<usize>)>> + use<'_>, &mut [u8]) {
-        let messages = self.received.iter().enumerate();
+        let messages = self.received.iter().enumerate().skip(self.fresh);
         let datagrams = messages.flat_map(|(n, message)| {
             let start = n * SLOT;
             let (from, len, size) = message.map_or((None, 1, 1), |m| (Some(canonical(m.from)), m.len, m.size));
@@ -123,7 +142,11 @@ mod tests {
         while receiver.receive(socket).is_ok() {
             let (datagrams, arena) = receiver.datagrams();
             all.extend(datagrams.map(|found| found.map(|(from, at)| (from, arena[at].to_vec()))));
+            if !receiver.has_room() {
+                receiver.rewind();
+            }
         }
+        receiver.rewind();
         all
     }
 

@@ -88,7 +88,7 @@ impl DataHandle {
     /// outputs or to other handles: frames flow on while control is away.
     ///
     /// # Errors
-    /// When the kernel refuses the epoll instance, the eventfd or the thread.
+    /// When the kernel refuses the eventfd or the thread.
     pub fn start(config: DataConfig) -> io::Result<(Self, DataOutputs)> {
         let (inner, outputs) = worker::start(config)?;
         Ok((Self { inner }, outputs))

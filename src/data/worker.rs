@@ -1,8 +1,8 @@
 //! The data thread: waits, reads, hands over, sends.
 //!
 //! ```text
-//!  loop {  wait (epoll: TAP, socket, eventfd; until the forwarder's next timer)
-//!          eventfd?  commands, relayed QUIC datagrams, reports
+//!  loop {  nothing found in the last turn?  wait (TAP, socket, eventfd; until the next timer)
+//!          called?   commands, relayed QUIC datagrams, reports
 //!          timer?    handle_timeout
 //!          TAP?      up to FRAMES frames or TAP_BYTES
 //!          socket?   up to a batch of datagrams
@@ -10,10 +10,14 @@
 //! ```
 //!
 //! A turn is bounded from every source, so a flood from one side does not starve the other.
+//!
+//! It waits by `ppoll`, not by epoll: an epoll instance hears of each datagram that comes or goes,
+//! in the kernel and under its lock, also while the thread is awake and would look anyway. That
+//! costs more than asking anew before each sleep, for under load there are few.
 
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,15 +25,14 @@ use std::time::Duration;
 
 use mesh_proto::data::forwarder::Forwarder;
 use mesh_proto::data::virtio::{VIRTIO_HEADER, VirtioHeader};
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use super::batch::Receiver;
 use super::events::Events;
-use super::handle::{Inbox, Shared};
+use super::handle::{Inbox, Shared, Wake};
 use super::outbox::Outbox;
 use super::quiet::Quiet;
 use super::tap::Tap;
@@ -51,35 +54,33 @@ const OUTPUTS: usize = 1024;
 const EVENTS_RETRY: Duration = Duration::from_millis(5);
 /// How long a source that fails is left alone.
 const MUTE: Duration = Duration::from_millis(100);
-/// Longest wait: a number that every kernel's epoll takes.
+/// How long the start of a super-frame waits for datagrams that its sender said are under way: they
+/// come right behind, and what goes to the TAP whole costs the host a fraction of its pieces.
+const HOLD: Duration = Duration::from_micros(50);
+/// Longest wait: a number that every kernel takes.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
-
-const TAP: u64 = 0;
-const SOCKET: u64 = 1;
-const WAKE: u64 = 2;
 
 /// Starts the thread.
 pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)> {
     let (shared, inbox, wake, stop) = Shared::new()?;
     let (events, events_end) = mpsc::channel(OUTPUTS);
     let (quic, quic_end) = mpsc::channel(OUTPUTS);
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let tap = Arc::new(config.tap);
-    epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
     let outbox = Outbox::new(tap.clone(), config.socket.clone(), quic)?;
     let now = config.clock.now();
     let thread = Thread {
-        tap: Source::new(tap, TAP),
-        socket: Source::new(config.socket, SOCKET),
+        tap: Source { fd: tap, muted_until: None },
+        socket: Source { fd: config.socket, muted_until: None },
         forwarder: Forwarder::new(config.forwarder, config.seed, now),
         clock: config.clock,
-        epoll,
         wake,
         inbox,
         receiver: Receiver::new(),
         outbox,
         events: Events::new(events),
         frame: vec![0; READ_MAX].into(),
+        held_until: None,
+        found: false,
         more_inputs: false,
         events_kept: false,
         tap_lost: false,
@@ -88,59 +89,47 @@ pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)
         panics: 0,
         quiet: Quiet::default(),
     };
-    thread.tap.listen(&thread.epoll)?;
-    thread.socket.listen(&thread.epoll)?;
     let join = std::thread::Builder::new().name("weft-data".to_owned()).spawn(move || thread.run(&stop))?;
     shared.set_thread(join);
     Ok((Arc::new(shared), DataOutputs { events: events_end, quic: quic_end }))
 }
 
-/// A descriptor that epoll watches, and leaves alone for a while after it failed.
+/// A descriptor that is read, and left alone for a while after it failed.
 struct Source<F> {
     fd: Arc<F>,
-    token: u64,
     muted_until: Option<Duration>,
 }
 
 impl<F: AsFd> Source<F> {
-    const fn new(fd: Arc<F>, token: u64) -> Self {
-        Self { fd, token, muted_until: None }
+    /// What to wait for: something else while this is left alone, for errors are reported whatever
+    /// is asked for.
+    fn poll<'a>(&'a self, instead: &'a Wake) -> PollFd<'a> {
+        if self.muted_until.is_some() {
+            PollFd::new(instead, PollFlags::IN)
+        } else {
+            PollFd::new(&self.fd, PollFlags::IN)
+        }
     }
 
-    fn listen(&self, epoll: &OwnedFd) -> io::Result<()> {
-        Ok(epoll::add(epoll, &self.fd, EventData::new_u64(self.token), EventFlags::IN)?)
-    }
-
-    fn ignore(&self, epoll: &OwnedFd) {
-        // Fails only if it is not listened to: as wanted.
-        let _ = epoll::delete(epoll, &self.fd);
-    }
-
-    /// Stops listening until [`MUTE`] from now: epoll would report the error again and again.
-    fn mute(&mut self, epoll: &OwnedFd, now: Duration) {
-        self.ignore(epoll);
+    fn mute(&mut self, now: Duration) {
         self.muted_until = Some(now + MUTE);
     }
 
-    fn unmute(&mut self, epoll: &OwnedFd, now: Duration) {
-        if self.muted_until.is_some_and(|until| until <= now) {
-            self.muted_until = self.listen(epoll).is_err().then(|| now + MUTE);
-        }
+    fn unmute(&mut self, now: Duration) {
+        self.muted_until = self.muted_until.filter(|until| *until > now);
     }
 }
 
-/// Which sources have something.
-#[derive(Default)]
+/// Which sources may have something.
+#[derive(Clone, Copy)]
 struct Ready {
     tap: bool,
     socket: bool,
-    wake: bool,
 }
 
 struct Thread {
     clock: Clock,
-    epoll: OwnedFd,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Wake>,
     inbox: Inbox,
     tap: Source<Tap>,
     socket: Source<UdpSocket>,
@@ -149,6 +138,10 @@ struct Thread {
     outbox: Outbox,
     events: Events,
     frame: Box<[u8]>,
+    /// When the start of a super-frame is handed over whose rest has not come.
+    held_until: Option<Duration>,
+    /// The last turn read something: there may be more by now.
+    found: bool,
     more_inputs: bool,
     events_kept: bool,
     tap_lost: bool,
@@ -165,6 +158,8 @@ impl Thread {
             if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
                 self.panics += 1;
                 self.forwarder.recover();
+                self.receiver.rewind();
+                self.held_until = None;
                 if let Some(kept_quiet) = self.quiet.may_speak() {
                     error!(kept_quiet, "bug in the data path (see the panic above): a batch was lost, going on");
                 }
@@ -173,10 +168,10 @@ impl Thread {
     }
 
     fn turn(&mut self) {
-        let ready = self.wait();
+        let ready = if std::mem::take(&mut self.found) { self.awake() } else { self.wait() };
         self.turns += 1;
         let now = self.clock.now();
-        if ready.wake || self.more_inputs {
+        if self.wake.was_called() || self.more_inputs {
             self.inputs(now);
         }
         self.timers(now);
@@ -185,6 +180,9 @@ impl Thread {
         }
         if ready.socket {
             self.read_socket(now);
+        }
+        if self.held_until.is_some_and(|until| until <= now) {
+            self.settle();
         }
         self.forwarder.flush(now, &mut self.outbox);
         while let Some((to, size)) = self.outbox.next_too_large() {
@@ -196,28 +194,29 @@ impl Thread {
         self.events_kept = self.events.retry();
     }
 
+    /// Both sources, unless they are to be left alone.
+    fn awake(&self) -> Ready {
+        Ready { tap: self.tap.muted_until.is_none(), socket: self.socket.muted_until.is_none() }
+    }
+
     fn wait(&mut self) -> Ready {
-        let none = epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
-        let mut found = [none; 3];
         let timeout = self.patience().and_then(|patience| Timespec::try_from(patience).ok());
-        let count = match epoll::wait(&self.epoll, &mut found, timeout.as_ref()) {
-            Ok(count) => count,
-            Err(Errno::INTR) => 0,
+        let wake = PollFd::new(&self.wake, PollFlags::IN);
+        let mut sources = [self.tap.poll(&self.wake), self.socket.poll(&self.wake), wake];
+        let found = poll(&mut sources, timeout.as_ref());
+        let [tap, socket, _] = sources.map(|source| !source.revents().is_empty());
+        match found {
+            Ok(_) => {
+                let awake = self.awake();
+                Ready { tap: tap && awake.tap, socket: socket && awake.socket }
+            }
+            Err(Errno::INTR) => Ready { tap: false, socket: false },
             Err(error) => {
                 self.warn("waiting for work failed", error);
                 std::thread::sleep(MUTE);
-                0
-            }
-        };
-        let mut ready = Ready::default();
-        for event in &found[..count] {
-            match event.data.u64() {
-                TAP => ready.tap = true,
-                SOCKET => ready.socket = true,
-                _ => ready.wake = true,
+                self.awake()
             }
         }
-        ready
     }
 
     /// How long there is nothing to do without input; `None` is for ever.
@@ -229,6 +228,7 @@ impl Thread {
             self.forwarder.poll_timeout().map(|(at, _why)| at),
             self.tap.muted_until,
             self.socket.muted_until,
+            self.held_until,
             self.events_kept.then(|| self.clock.now() + EVENTS_RETRY),
         ];
         let next = timers.into_iter().flatten().min()?;
@@ -239,8 +239,8 @@ impl Thread {
         if self.forwarder.poll_timeout().is_some_and(|(at, _why)| at <= now) {
             self.forwarder.handle_timeout(now, &mut self.outbox);
         }
-        self.tap.unmute(&self.epoll, now);
-        self.socket.unmute(&self.epoll, now);
+        self.tap.unmute(now);
+        self.socket.unmute(now);
         if self.tap_lost && self.tap.muted_until.is_none() {
             // It may be back, and nothing to read in it would not tell.
             self.read_tap(now);
@@ -248,8 +248,6 @@ impl Thread {
     }
 
     fn inputs(&mut self, now: Duration) {
-        // Resets the eventfd; what is queued after this wakes the thread again.
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         let mut left = INPUTS;
         for command in self.inbox.commands.try_iter().take(INPUTS) {
             self.forwarder.handle_command(command, now, &mut self.outbox);
@@ -289,6 +287,7 @@ impl Thread {
                     self.outbox.counters.tap_read_frames += 1;
                     self.outbox.counters.tap_read_bytes += len as u64;
                     self.take_frame(len, now);
+                    self.found = true;
                     bytes += len;
                     if bytes >= TAP_BYTES {
                         return;
@@ -302,7 +301,7 @@ impl Thread {
                 Err(Errno::BADFD) => return self.lose_tap("deleted", now),
                 Err(error) => {
                     self.outbox.counters.tap_read_failed += 1;
-                    self.tap.mute(&self.epoll, now);
+                    self.tap.mute(now);
                     return self.warn("reading the TAP failed", error);
                 }
             }
@@ -327,7 +326,7 @@ impl Thread {
 
     #[cold]
     fn lose_tap(&mut self, how: &str, now: Duration) {
-        self.tap.mute(&self.epoll, now);
+        self.tap.mute(now);
         if !self.tap_lost {
             self.tap_lost = true;
             error!("the TAP was {how}: no frames from or to this host until it is back");
@@ -338,6 +337,7 @@ impl Thread {
         if let Err(error) = self.receiver.receive(&self.socket.fd) {
             return self.receive_failed(&error, now);
         }
+        self.found = true;
         let counters = &mut self.outbox.counters;
         counters.udp_messages += self.receiver.messages();
         let (datagrams, arena) = self.receiver.datagrams();
@@ -350,7 +350,19 @@ impl Thread {
             self.outbox.counters.udp_received_bytes += at.len() as u64;
             self.forwarder.handle_received(from, arena, at, now, &mut self.outbox);
         }
+        if self.forwarder.is_joining() && self.receiver.has_room() {
+            self.held_until.get_or_insert_with(|| self.clock.now() + HOLD);
+        } else {
+            self.settle();
+        }
+    }
+
+    /// Hands over what was held back for its rest.
+    fn settle(&mut self) {
+        let (_, arena) = self.receiver.datagrams();
         self.forwarder.settle(arena, &mut self.outbox);
+        self.receiver.rewind();
+        self.held_until = None;
     }
 
     #[cold]
@@ -362,7 +374,7 @@ impl Thread {
             ConnectionRefused | ConnectionReset => self.outbox.counters.udp_receive_failed += 1,
             _ => {
                 self.outbox.counters.udp_receive_failed += 1;
-                self.socket.mute(&self.epoll, now);
+                self.socket.mute(now);
                 self.warn("receiving failed", error);
             }
         }

@@ -166,8 +166,9 @@ impl Forwarder {
     }
 
     /// One datagram of a batch that was received into `arena`. It is opened in place. What it
-    /// carries may be held back to be joined with what the next ones carry: after the last one
-    /// call [`Self::settle`] with the same arena, whose other bytes must be left alone until then.
+    /// carries may be held back to be joined with what the next ones carry: after the last one, or
+    /// after those of further batches if [`Self::is_joining`], call [`Self::settle`] with the same
+    /// arena, whose other bytes must be left alone until then.
     ///
     /// # Panics
     /// If `at` is not inside of `arena`.
@@ -180,6 +181,13 @@ impl Forwarder {
         sink: &mut impl Sink,
     ) {
         self.receive(canonical(from), arena, at, now, sink);
+    }
+
+    /// Whether the start of a super-frame is held back whose rest is under way: datagrams that come
+    /// soon, into other places of the same arena, may be joined to it before [`Self::settle`].
+    #[must_use]
+    pub fn is_joining(&self) -> bool {
+        self.joiner.is_open()
     }
 
     /// Hands over what was held back of a batch.

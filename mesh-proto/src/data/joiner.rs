@@ -168,6 +168,11 @@ impl Joiner {
         run.is_some_and(|run| run.join(piece))
     }
 
+    /// Whether one of them may go on.
+    pub(crate) fn is_open(&self) -> bool {
+        self.busy > 0 && self.runs.iter().any(|run| run.busy() && run.open)
+    }
+
     /// Begins anew with a piece that was not joined.
     pub(crate) fn begin(&mut self, piece: &Piece<'_>, arena: &[u8], sink: &mut impl Sink) {
         self.deliver_of(piece.peer, arena, sink);
