@@ -1,6 +1,6 @@
 # A static router in an empty image. It needs the host's network and processes, /dev/net/tun, a
 # /proc/sys that it can write (to switch IPv6 on in containers), and three capabilities;
-# docs/running.md says what each is for (--cap-add NET_RAW is for the fast path besides):
+# docs/running.md says what each is for (--cap-add NET_RAW is for the fast path besides, SYS_NICE for busy hosts):
 #
 #   docker run -d --name weft --network host --pid host --read-only --device /dev/net/tun \
 #     --cap-drop ALL --cap-add NET_ADMIN --cap-add SYS_ADMIN --cap-add SYS_PTRACE \

@@ -17,6 +17,7 @@
 
 mod batch;
 mod events;
+mod flow;
 mod handle;
 mod outbox;
 mod quiet;

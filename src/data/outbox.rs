@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::flow::flow;
 use super::quiet::Quiet;
 use super::sys::Gather;
 use super::tap::Tap;
@@ -215,7 +216,8 @@ impl Sink for Outbox {
         };
         if self.tap.has_header() && takes {
             let header = header.bytes();
-            let result = self.gather.write(&self.tap, std::iter::once(&header[..]).chain(bytes.iter()));
+            let queue = self.tap.queue_of(flow(bytes.iter().next().unwrap_or_default()));
+            let result = self.gather.write(queue, std::iter::once(&header[..]).chain(bytes.iter()));
             return self.written(result);
         }
         let (mut whole, mut cut) = (std::mem::take(&mut self.whole), std::mem::take(&mut self.cut));

@@ -1,4 +1,13 @@
 //! The TAP: where the host's bridge and the router exchange Ethernet frames and super-frames.
+//!
+//! ```text
+//!            ┌─ queue ─ bulk bulk bulk bulk ─┐
+//!  bridge ───┤─ queue ─ ping ────────────────├──► one frame of each in turn
+//!            └─ queue ───────────────────────┘
+//! ```
+//!
+//! The kernel puts the frames of a flow into one of several queues, so who fills his own with bulk
+//! data is not in the way of the others.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,12 +23,20 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 /// One read or write is one whole Ethernet frame or super-frame.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI;
 
+/// The same with a virtio header, and as one queue of several.
+const SEVERAL: libc::c_int = FLAGS | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+/// Only if there is no such interface.
+const EXCLUSIVE: libc::c_int = libc::IFF_TUN_EXCL;
+
 const TCP: libc::c_uint = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// Frames that may wait in the TAP until they are read. Of super-frames each may have 64 KiB:
-/// more of them would only wait longer.
-const QUEUE: libc::c_int = 256;
+/// Queues of a TAP.
+pub(super) const QUEUES: usize = 8;
+
+/// Frames that may wait in each of them until they are read: of small ones what a sender makes while
+/// the data thread waits for a processor. Of super-frames more would only wait longer.
+const QUEUE: libc::c_int = 500;
 
 /// What is in use of the kernel's offloads, and why not the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,10 +53,11 @@ pub struct Offloads {
     pub missing: Vec<String>,
 }
 
-/// The TAP's descriptor, with what it can do.
+/// The TAP's descriptors, with what it can do.
 #[derive(Debug)]
 pub struct Tap {
-    fd: OwnedFd,
+    /// One for each queue; there is at least one.
+    queues: Box<[OwnedFd]>,
     header: bool,
     /// What the kernel was told to give: `TUN_F_*`.
     kinds: libc::c_uint,
@@ -49,13 +67,14 @@ pub struct Tap {
 /// A descriptor whose reads and writes are frames, without a header and complete.
 impl From<OwnedFd> for Tap {
     fn from(fd: OwnedFd) -> Self {
-        Self { fd, header: false, kinds: 0, offloads: Offloads::default() }
+        Self { queues: Box::new([fd]), header: false, kinds: 0, offloads: Offloads::default() }
     }
 }
 
+/// The first queue.
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.queues[0].as_fd()
     }
 }
 
@@ -64,7 +83,18 @@ impl Tap {
     #[must_use]
     pub fn with_header(fd: OwnedFd) -> Self {
         let offloads = Offloads { checksum: true, tcp: true, udp: true, ..Offloads::default() };
-        Self { fd, header: true, kinds: 0, offloads }
+        Self { queues: Box::new([fd]), header: true, kinds: 0, offloads }
+    }
+
+    /// All queues.
+    pub(super) const fn queues(&self) -> &[OwnedFd] {
+        &self.queues
+    }
+
+    /// The queue to write the frames of a flow to, given a number that is the same for all of them:
+    /// the kernel puts the flow's answers into the queue that it saw its frames on.
+    pub(super) fn queue_of(&self, flow: u32) -> &OwnedFd {
+        &self.queues[flow as usize % self.queues.len()]
     }
 
     /// Whether each read and write begins with a virtio header.
@@ -77,15 +107,22 @@ impl Tap {
         &self.offloads
     }
 
-    /// Another descriptor of the same TAP.
+    /// Other descriptors of the same TAP.
     ///
     /// # Errors
     /// When the process may not open more.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { fd: self.fd.try_clone()?, offloads: self.offloads.clone(), ..*self })
+        let queues: io::Result<Box<[OwnedFd]>> = self.queues.iter().map(OwnedFd::try_clone).collect();
+        Ok(Self { queues: queues?, offloads: self.offloads.clone(), ..*self })
     }
 
-    /// Asks for as many offloads as the kernel has.
+    /// Of queues that give headers, with as many offloads as the kernel has.
+    fn of(queues: Vec<OwnedFd>) -> Self {
+        let mut tap = Self { queues: queues.into(), header: true, kinds: 0, offloads: Offloads::default() };
+        tap.probe();
+        tap
+    }
+
     fn probe(&mut self) {
         let steps = [
             (libc::TUN_F_CSUM | TCP | UDP, "UDP super-frames (kernels before 6.2 have none)"),
@@ -93,7 +130,7 @@ impl Tap {
             (libc::TUN_F_CSUM, "open checksums"),
         ];
         for (kinds, what) in steps {
-            match sys::tun_set_offload(&self.fd, kinds) {
+            match sys::tun_set_offload(&*self, kinds) {
                 Ok(()) => {
                     self.kinds = kinds;
                     self.offloads.checksum = true;
@@ -116,11 +153,11 @@ impl Tap {
 pub fn open_tap(name: &str, trial: &Trial) -> io::Result<Tap> {
     let opened = match trial {
         Trial::Failed(why) => Err(io::Error::other(format!("the self test failed: {why}"))),
-        Trial::Passed | Trial::Skipped(_) => open_with_header(name),
+        Trial::Passed | Trial::Skipped(_) => open_several(name),
     };
     let mut tap = opened.or_else(|error| {
         let tun = open_tun()?;
-        attach(&tun, name, false).map_err(|error| explain_interface(&error, name))?;
+        attach(&tun, name, FLAGS).map_err(|error| explain_interface(&error, name))?;
         let mut tap = Tap::from(OwnedFd::from(tun));
         tap.offloads.missing.push(format!("TAP without super-frames and open checksums: {error}"));
         Ok::<_, io::Error>(tap)
@@ -134,13 +171,36 @@ pub fn open_tap(name: &str, trial: &Trial) -> io::Result<Tap> {
     Ok(tap)
 }
 
-/// The same, with a header before each frame and as many offloads as the kernel has.
+/// The same, with a header before each frame, as many offloads as the kernel has, and several queues.
+fn open_several(name: &str) -> io::Result<Tap> {
+    let tun = open_tun()?;
+    // Whoever may add queues could add one to another router's TAP: it must be new.
+    if let Err(error) = attach(&tun, name, SEVERAL | EXCLUSIVE) {
+        let mut tap = open_with_header(name)?;
+        tap.offloads.missing.push(format!("TAP with one queue: {error}"));
+        return Ok(tap);
+    }
+    let mut queues = vec![tun.into()];
+    let mut missing = Vec::new();
+    while queues.len() < QUEUES {
+        match open_tun().and_then(|tun| attach(&tun, name, SEVERAL).map(|()| tun)) {
+            Ok(tun) => queues.push(tun.into()),
+            Err(error) => {
+                missing.push(format!("TAP with {} queues of {QUEUES}: {error}", queues.len()));
+                break;
+            }
+        }
+    }
+    let mut tap = Tap::of(queues);
+    tap.offloads.missing.append(&mut missing);
+    Ok(tap)
+}
+
+/// The same with one queue.
 pub(super) fn open_with_header(name: &str) -> io::Result<Tap> {
     let tun = open_tun()?;
-    attach(&tun, name, true)?;
-    let mut tap = Tap { fd: tun.into(), header: true, kinds: 0, offloads: Offloads::default() };
-    tap.probe();
-    Ok(tap)
+    attach(&tun, name, FLAGS | libc::IFF_VNET_HDR)?;
+    Ok(Tap::of(vec![tun.into()]))
 }
 
 fn open_tun() -> io::Result<File> {
@@ -155,8 +215,16 @@ fn open_tun() -> io::Result<File> {
 /// # Errors
 /// As [`open_tap`].
 pub fn renew_tap(tap: &Tap, name: &str) -> io::Result<bool> {
-    match attach(tap, name, tap.header) {
+    let flags = match (tap.header, tap.queues.len()) {
+        (false, _) => FLAGS,
+        (true, 1) => FLAGS | libc::IFF_VNET_HDR,
+        (true, _) => SEVERAL,
+    };
+    match attach(tap, name, flags) {
         Ok(()) => {
+            for queue in &tap.queues[1..] {
+                attach(queue, name, flags)?;
+            }
             if tap.header {
                 sys::tun_set_offload(tap, tap.kinds)?;
             }
@@ -170,9 +238,10 @@ pub fn renew_tap(tap: &Tap, name: &str) -> io::Result<bool> {
     }
 }
 
-fn attach(tun: impl AsFd, name: &str, header: bool) -> io::Result<()> {
-    let flags = if header { FLAGS | libc::IFF_VNET_HDR } else { FLAGS };
-    sys::tun_set_interface(tun, name, libc::c_short::try_from(flags).map_err(io::Error::other)?)
+fn attach(tun: impl AsFd, name: &str, flags: libc::c_int) -> io::Result<()> {
+    // All flags have 16 bits; the highest is one of them.
+    let flags = u16::try_from(flags).map_err(io::Error::other)?;
+    sys::tun_set_interface(tun, name, flags.cast_signed())
 }
 
 fn shorten_queue(name: &str) -> io::Result<()> {
@@ -239,6 +308,7 @@ mod tests {
             }
             let tap = open_tap("weft-tap", &Trial::Passed).unwrap();
             assert_eq!(rustix::io::read(&tap, &mut [0; 64]), Err(rustix::io::Errno::AGAIN));
+            assert_eq!(tap.queues().len(), QUEUES, "{:?}", tap.offloads());
             assert!(tap.has_header() && tap.offloads().checksum && tap.offloads().tcp, "{:?}", tap.offloads());
             let error = open_tap("weft-tap", &Trial::Passed).unwrap_err();
             assert!(error.to_string().contains("another router"), "{error}");

@@ -1,10 +1,10 @@
 //! The data thread: waits, reads, hands over, sends.
 //!
 //! ```text
-//!  loop {  nothing found in the last turn?  wait (TAP, socket, eventfd; until the next timer)
+//!  loop {  look (TAP, socket, eventfd); after a turn that found nothing, wait until the next timer
 //!          called?   commands, relayed QUIC datagrams, reports
 //!          timer?    handle_timeout
-//!          TAP?      up to FRAMES frames or TAP_BYTES
+//!          TAP?      a frame of each queue, again and again, up to FRAMES or TAP_BYTES
 //!          socket?   up to a batch of datagrams
 //!          flush, events }
 //! ```
@@ -17,7 +17,6 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,15 +34,15 @@ use super::events::Events;
 use super::handle::{Inbox, Shared, Wake};
 use super::outbox::Outbox;
 use super::quiet::Quiet;
-use super::tap::Tap;
+use super::tap::{QUEUES, Tap};
 use super::{DataConfig, DataOutputs, Report};
 use crate::clock::Clock;
 
 /// Frames read from the TAP in one turn.
 const FRAMES: usize = 64;
-/// Bytes after which no more is read in one turn: four super-frames, so that what comes from
-/// peers does not wait for long.
-const TAP_BYTES: usize = 256 * 1024;
+/// Bytes after which no more is read in one turn: two super-frames, so that what comes from peers,
+/// or into an empty queue, does not wait for long.
+const TAP_BYTES: usize = 128 * 1024;
 /// Longest that a TAP gives: a super-frame and its virtio header.
 const READ_MAX: usize = VIRTIO_HEADER + 65_536 + 64;
 /// Inputs of control handled in one turn, of each kind.
@@ -57,6 +56,9 @@ const MUTE: Duration = Duration::from_millis(100);
 /// How long the start of a super-frame waits for datagrams that its sender said are under way: they
 /// come right behind, and what goes to the TAP whole costs the host a fraction of its pieces.
 const HOLD: Duration = Duration::from_micros(50);
+/// The thread's `nice` value, where it may be set (`CAP_SYS_NICE`): what forwards frames runs before
+/// what makes them, as in the kernel, or they pile up in front of it and are lost.
+const PRIORITY: i32 = -10;
 /// Longest wait: a number that every kernel takes.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -79,6 +81,7 @@ pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)
         outbox,
         events: Events::new(events),
         frame: vec![0; READ_MAX].into(),
+        next_queue: 0,
         held_until: None,
         found: false,
         more_inputs: false,
@@ -100,15 +103,10 @@ struct Source<F> {
     muted_until: Option<Duration>,
 }
 
-impl<F: AsFd> Source<F> {
-    /// What to wait for: something else while this is left alone, for errors are reported whatever
-    /// is asked for.
-    fn poll<'a>(&'a self, instead: &'a Wake) -> PollFd<'a> {
-        if self.muted_until.is_some() {
-            PollFd::new(instead, PollFlags::IN)
-        } else {
-            PollFd::new(&self.fd, PollFlags::IN)
-        }
+impl<F> Source<F> {
+    /// Whether it is to be read.
+    const fn is_open(&self) -> bool {
+        self.muted_until.is_none()
     }
 
     fn mute(&mut self, now: Duration) {
@@ -120,11 +118,16 @@ impl<F: AsFd> Source<F> {
     }
 }
 
-/// Which sources may have something.
+/// What has something.
 #[derive(Clone, Copy)]
 struct Ready {
-    tap: bool,
+    /// The queues of the TAP, a bit for each.
+    tap: u32,
     socket: bool,
+}
+
+impl Ready {
+    const NOTHING: Self = Self { tap: 0, socket: false };
 }
 
 struct Thread {
@@ -138,6 +141,8 @@ struct Thread {
     outbox: Outbox,
     events: Events,
     frame: Box<[u8]>,
+    /// The queue of the TAP that is read next.
+    next_queue: usize,
     /// When the start of a super-frame is handed over whose rest has not come.
     held_until: Option<Duration>,
     /// The last turn read something: there may be more by now.
@@ -153,6 +158,8 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, stop: &AtomicBool) {
+        // Err: it may not be set.
+        let _ = rustix::process::setpriority_process(None, PRIORITY);
         while !stop.load(Ordering::Acquire) {
             // A bug in the forwarder costs the batch that triggered it, not the host's network.
             if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
@@ -168,15 +175,15 @@ impl Thread {
     }
 
     fn turn(&mut self) {
-        let ready = if std::mem::take(&mut self.found) { self.awake() } else { self.wait() };
+        let ready = self.look();
         self.turns += 1;
         let now = self.clock.now();
         if self.wake.was_called() || self.more_inputs {
             self.inputs(now);
         }
         self.timers(now);
-        if ready.tap {
-            self.read_tap(now);
+        if ready.tap != 0 {
+            self.read_tap(ready.tap, now);
         }
         if ready.socket {
             self.read_socket(now);
@@ -194,27 +201,35 @@ impl Thread {
         self.events_kept = self.events.retry();
     }
 
-    /// Both sources, unless they are to be left alone.
-    fn awake(&self) -> Ready {
-        Ready { tap: self.tap.muted_until.is_none(), socket: self.socket.muted_until.is_none() }
-    }
-
-    fn wait(&mut self) -> Ready {
-        let timeout = self.patience().and_then(|patience| Timespec::try_from(patience).ok());
-        let wake = PollFd::new(&self.wake, PollFlags::IN);
-        let mut sources = [self.tap.poll(&self.wake), self.socket.poll(&self.wake), wake];
-        let found = poll(&mut sources, timeout.as_ref());
-        let [tap, socket, _] = sources.map(|source| !source.revents().is_empty());
-        match found {
-            Ok(_) => {
-                let awake = self.awake();
-                Ready { tap: tap && awake.tap, socket: socket && awake.socket }
+    /// What there is now; after a turn that found nothing, as soon as there is something.
+    fn look(&mut self) -> Ready {
+        let patience = if std::mem::take(&mut self.found) { Some(Duration::ZERO) } else { self.patience() };
+        let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        // A source that is left alone is not asked, for errors are reported whatever is asked for.
+        let wake = || PollFd::new(&self.wake, PollFlags::IN);
+        let mut sources: [PollFd<'_>; QUEUES + 2] = std::array::from_fn(|_| wake());
+        let queues = self.tap.fd.queues().len().min(QUEUES);
+        if self.tap.is_open() {
+            for (source, queue) in sources.iter_mut().zip(self.tap.fd.queues()) {
+                *source = PollFd::new(queue, PollFlags::IN);
             }
-            Err(Errno::INTR) => Ready { tap: false, socket: false },
+        }
+        if self.socket.is_open() {
+            sources[queues] = PollFd::new(&self.socket.fd, PollFlags::IN);
+        }
+        match poll(&mut sources[..queues + 2], timeout.as_ref()) {
+            Ok(_) => {
+                let bit = |(n, source): (usize, &PollFd<'_>)| u32::from(!source.revents().is_empty()) << n;
+                Ready {
+                    tap: sources[..queues].iter().enumerate().map(bit).sum::<u32>() * u32::from(self.tap.is_open()),
+                    socket: self.socket.is_open() && !sources[queues].revents().is_empty(),
+                }
+            }
+            Err(Errno::INTR) => Ready::NOTHING,
             Err(error) => {
                 self.warn("waiting for work failed", error);
                 std::thread::sleep(MUTE);
-                self.awake()
+                Ready::NOTHING
             }
         }
     }
@@ -241,9 +256,9 @@ impl Thread {
         }
         self.tap.unmute(now);
         self.socket.unmute(now);
-        if self.tap_lost && self.tap.muted_until.is_none() {
+        if self.tap_lost && self.tap.is_open() {
             // It may be back, and nothing to read in it would not tell.
-            self.read_tap(now);
+            self.read_tap(1, now);
         }
     }
 
@@ -278,24 +293,29 @@ impl Thread {
         }
     }
 
-    fn read_tap(&mut self, now: Duration) {
-        let mut bytes = 0;
-        for _ in 0..FRAMES {
-            match rustix::io::read(&self.tap.fd, &mut *self.frame) {
+    /// Reads a frame of each of these queues, and again while they have more and the turn lasts. The
+    /// next turn begins with another queue.
+    fn read_tap(&mut self, mut queues: u32, now: Duration) {
+        let (mut frames, mut bytes) = (0, 0);
+        let count = self.tap.fd.queues().len();
+        while queues != 0 && frames < FRAMES && bytes < TAP_BYTES {
+            let queue = self.next_queue % count;
+            self.next_queue = queue + 1;
+            if queues >> queue & 1 == 0 {
+                continue;
+            }
+            match rustix::io::read(&self.tap.fd.queues()[queue], &mut *self.frame) {
                 Ok(0) => return self.lose_tap("closed", now),
                 Ok(len) => {
                     self.outbox.counters.tap_read_frames += 1;
                     self.outbox.counters.tap_read_bytes += len as u64;
                     self.take_frame(len, now);
                     self.found = true;
-                    bytes += len;
-                    if bytes >= TAP_BYTES {
-                        return;
-                    }
+                    (frames, bytes) = (frames + 1, bytes + len);
                 }
                 Err(Errno::AGAIN) => {
                     self.tap_lost = false;
-                    return;
+                    queues &= !(1 << queue);
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::BADFD) => return self.lose_tap("deleted", now),
