@@ -155,7 +155,11 @@ pub fn open_tap(name: &str, trial: &Trial) -> io::Result<Tap> {
         Trial::Failed(why) => Err(io::Error::other(format!("the self test failed: {why}"))),
         Trial::Passed | Trial::Skipped(_) => open_several(name),
     };
+    let is_taken = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
     let mut tap = opened.or_else(|error| {
+        if is_taken(&error) {
+            return Err(explain_interface(&error, name));
+        }
         let tun = open_tun()?;
         attach(&tun, name, FLAGS).map_err(|error| explain_interface(&error, name))?;
         let mut tap = Tap::from(OwnedFd::from(tun));
@@ -176,7 +180,12 @@ fn open_several(name: &str) -> io::Result<Tap> {
     let tun = open_tun()?;
     // Whoever may add queues could add one to another router's TAP: it must be new.
     if let Err(error) = attach(&tun, name, SEVERAL | EXCLUSIVE) {
-        let mut tap = open_with_header(name)?;
+        // One that somebody made before, for one reader; or another router's, if it takes one more; or
+        // an interface of another kind.
+        let mut tap = match open_with_header(name) {
+            Ok(tap) => tap,
+            Err(alone) => return Err(if attach(&tun, name, SEVERAL).is_ok() { error } else { alone }),
+        };
         tap.offloads.missing.push(format!("TAP with one queue: {error}"));
         return Ok(tap);
     }
