@@ -1,7 +1,7 @@
 //! The control side's end of the queues to the data thread.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,44 +24,7 @@ const REPORTS: usize = 16;
 /// How long a report is waited for: a thread that takes longer is stuck.
 const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Tells the thread that something is in its inbox.
-pub(super) struct Wake {
-    /// Looked at while the thread is awake …
-    called: AtomicBool,
-    /// … and this ends its sleep.
-    eventfd: OwnedFd,
-}
-
-impl Wake {
-    fn new() -> io::Result<Self> {
-        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { called: AtomicBool::new(false), eventfd })
-    }
-
-    fn call(&self) {
-        self.called.store(true, Ordering::Release);
-        // EAGAIN means that the counter is at its maximum: the thread is as awake as can be.
-        let _ = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
-    }
-
-    /// Whether there was a call since the last question.
-    pub(super) fn was_called(&self) -> bool {
-        self.called.load(Ordering::Acquire) && {
-            self.called.store(false, Ordering::Release);
-            // Whoever calls from here on sets both again.
-            let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
-            true
-        }
-    }
-}
-
-impl AsFd for Wake {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.eventfd.as_fd()
-    }
-}
-
-/// The thread's end: looked at when it was called, never per frame.
+/// The thread's end: looked at when the eventfd says so, never per frame.
 pub(super) struct Inbox {
     pub(super) commands: Receiver<Command>,
     pub(super) relayed: Receiver<(PeerId, Vec<u8>)>,
@@ -73,15 +36,15 @@ pub(super) struct Shared {
     commands: SyncSender<Command>,
     relayed: SyncSender<(PeerId, Vec<u8>)>,
     reports: SyncSender<oneshot::Sender<Report>>,
-    wake: Arc<Wake>,
+    wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Shared {
-    /// The two ends, what wakes the thread, and the flag that ends it.
-    pub(super) fn new() -> io::Result<(Self, Inbox, Arc<Wake>, Arc<AtomicBool>)> {
-        let wake = Arc::new(Wake::new()?);
+    /// The two ends, the eventfd that wakes the thread, and the flag that ends it.
+    pub(super) fn new() -> io::Result<(Self, Inbox, Arc<OwnedFd>, Arc<AtomicBool>)> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stop = Arc::new(AtomicBool::new(false));
         let (commands, commands_end) = sync_channel(COMMANDS);
         let (relayed, relayed_end) = sync_channel(RELAYED);
@@ -98,13 +61,13 @@ impl Shared {
 
     pub(super) fn command(&self, command: Command) {
         match self.commands.try_send(command) {
-            Ok(()) => self.wake.call(),
+            Ok(()) => self.wake(),
             Err(TrySendError::Full(command)) => {
-                self.wake.call();
+                self.wake();
                 // The thread drains the queue in each turn of its loop, so this waits for one.
                 // It fails only when the thread has been stopped: then nobody needs the command.
                 let _ = self.commands.send(command);
-                self.wake.call();
+                self.wake();
             }
             Err(TrySendError::Disconnected(_)) => {}
         }
@@ -112,24 +75,29 @@ impl Shared {
 
     pub(super) fn relay_quic(&self, to: PeerId, bytes: &[u8]) -> bool {
         let queued = self.relayed.try_send((to, bytes.to_vec())).is_ok();
-        self.wake.call();
+        self.wake();
         queued
     }
 
     pub(super) async fn report(&self) -> Option<Report> {
         let (answer, answered) = oneshot::channel();
         self.reports.try_send(answer).ok()?;
-        self.wake.call();
+        self.wake();
         tokio::time::timeout(REPORT_PATIENCE, answered).await.ok()?.ok()
     }
 
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        self.wake.call();
+        self.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // Err would be a panic of the thread, which it has logged itself.
             let _ = thread.join();
         }
+    }
+
+    fn wake(&self) {
+        // EAGAIN means that the counter is at its maximum: the thread is as awake as can be.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 }

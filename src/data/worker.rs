@@ -17,6 +17,7 @@
 
 use std::io;
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ use tracing::{error, warn};
 
 use super::batch::Receiver;
 use super::events::Events;
-use super::handle::{Inbox, Shared, Wake};
+use super::handle::{Inbox, Shared};
 use super::outbox::Outbox;
 use super::quiet::Quiet;
 use super::tap::{QUEUES, Tap};
@@ -124,15 +125,16 @@ struct Ready {
     /// The queues of the TAP, a bit for each.
     tap: u32,
     socket: bool,
+    wake: bool,
 }
 
 impl Ready {
-    const NOTHING: Self = Self { tap: 0, socket: false };
+    const NOTHING: Self = Self { tap: 0, socket: false, wake: false };
 }
 
 struct Thread {
     clock: Clock,
-    wake: Arc<Wake>,
+    wake: Arc<OwnedFd>,
     inbox: Inbox,
     tap: Source<Tap>,
     socket: Source<UdpSocket>,
@@ -178,7 +180,7 @@ impl Thread {
         let ready = self.look();
         self.turns += 1;
         let now = self.clock.now();
-        if self.wake.was_called() || self.more_inputs {
+        if ready.wake || self.more_inputs {
             self.inputs(now);
         }
         self.timers(now);
@@ -205,25 +207,21 @@ impl Thread {
     fn look(&mut self) -> Ready {
         let patience = if std::mem::take(&mut self.found) { Some(Duration::ZERO) } else { self.patience() };
         let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        // A source that is left alone is not asked, for errors are reported whatever is asked for.
-        let wake = || PollFd::new(&self.wake, PollFlags::IN);
-        let mut sources: [PollFd<'_>; QUEUES + 2] = std::array::from_fn(|_| wake());
-        let queues = self.tap.fd.queues().len().min(QUEUES);
-        if self.tap.is_open() {
-            for (source, queue) in sources.iter_mut().zip(self.tap.fd.queues()) {
-                *source = PollFd::new(queue, PollFlags::IN);
-            }
+        // A source that is left alone is not asked, for errors are reported whatever is asked for: the
+        // last of these takes its place.
+        let mut sources: [PollFd<'_>; QUEUES + 2] = std::array::from_fn(|_| PollFd::new(&self.wake, PollFlags::IN));
+        let queues = if self.tap.is_open() { self.tap.fd.queues() } else { &[] };
+        for (source, queue) in sources.iter_mut().zip(queues) {
+            *source = PollFd::new(queue, PollFlags::IN);
         }
         if self.socket.is_open() {
-            sources[queues] = PollFd::new(&self.socket.fd, PollFlags::IN);
+            sources[QUEUES] = PollFd::new(&self.socket.fd, PollFlags::IN);
         }
-        match poll(&mut sources[..queues + 2], timeout.as_ref()) {
+        match poll(&mut sources, timeout.as_ref()) {
             Ok(_) => {
-                let bit = |(n, source): (usize, &PollFd<'_>)| u32::from(!source.revents().is_empty()) << n;
-                Ready {
-                    tap: sources[..queues].iter().enumerate().map(bit).sum::<u32>() * u32::from(self.tap.is_open()),
-                    socket: self.socket.is_open() && !sources[queues].revents().is_empty(),
-                }
+                let has = |place: usize| !sources[place].revents().is_empty();
+                let tap = (0..queues.len().min(QUEUES)).map(|queue| u32::from(has(queue)) << queue).sum();
+                Ready { tap, socket: self.socket.is_open() && has(QUEUES), wake: has(QUEUES + 1) }
             }
             Err(Errno::INTR) => Ready::NOTHING,
             Err(error) => {
@@ -263,6 +261,8 @@ impl Thread {
     }
 
     fn inputs(&mut self, now: Duration) {
+        // Resets the eventfd; what is queued after this wakes the thread again.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         let mut left = INPUTS;
         for command in self.inbox.commands.try_iter().take(INPUTS) {
             self.forwarder.handle_command(command, now, &mut self.outbox);
