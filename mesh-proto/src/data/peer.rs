@@ -161,6 +161,11 @@ impl Peer {
         Some(path.map_or(Life::Fresh, Path::life))
     }
 
+    /// Whether there are keys with it, in use or waiting.
+    pub(crate) fn has_session(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.sessions.shown().is_some())
+    }
+
     /// Whether frames can be sealed for it.
     pub(crate) fn can_send(&mut self) -> bool {
         self.link.as_mut().is_some_and(|link| link.sessions.sender().is_some())

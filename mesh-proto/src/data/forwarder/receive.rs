@@ -9,7 +9,6 @@ use crate::data::counters::DropReason;
 use crate::data::fragment::Outcome;
 use crate::data::joiner::Piece;
 use crate::data::limits::MOVED_EVERY;
-use crate::data::peer::Peer;
 use crate::data::session::{OpenError, Opened};
 use crate::data::stage::Route;
 use crate::data::{Hop, Sink};
@@ -180,9 +179,11 @@ impl Forwarder {
             Arrival::Direct(from) => self.by_addr.get(&from),
             Arrival::Relayed(source) => self.by_id.get(&source),
         };
-        let shown = |peer: &Peer| peer.link.as_ref().is_some_and(|link| link.sessions.shown().is_some());
-        if let Some(slot) = from.filter(|slot| self.peers[*slot as usize].listed && !shown(&self.peers[*slot as usize]))
-        {
+        let without = |slot: &u32| {
+            let peer = &self.peers[*slot as usize];
+            peer.listed && !peer.has_session()
+        };
+        if let Some(slot) = from.filter(without) {
             self.want_session(slot, now);
         }
     }

@@ -15,7 +15,7 @@ use crate::data::counters::DropReason;
 use crate::data::limits::{PAYLOAD_BASE, SESSION_WANTED_EVERY};
 use crate::data::mtu::Burst;
 use crate::data::path::{Change, Life};
-use crate::data::peer::{Link, Way};
+use crate::data::peer::Way;
 use crate::data::stage::Route;
 use crate::handover::DataEvent;
 use crate::wire::datagram::{RELAY_HEADER, SLEEVE_HEADER};
@@ -91,8 +91,7 @@ impl Forwarder {
         if !self.peers[slot as usize].alive {
             return;
         }
-        let shown = |link: &Link| link.sessions.shown().is_some();
-        if self.peers[slot as usize].link.as_deref().is_some_and(shown) {
+        if self.peers[slot as usize].has_session() {
             self.poll_link(slot, now, sink);
         } else if self.peers[slot as usize].direct.is_some() {
             // Without a session the path cannot be probed.
