@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use data_net::*;
 use mesh_proto::data::parts::Parts;
-use mesh_proto::data::virtio::{Gso, VirtioHeader};
+use mesh_proto::data::virtio::VirtioHeader;
 use mesh_proto::data::{Hop, Sink};
 
 thread_local! {
@@ -59,26 +59,6 @@ impl Sink for Fixed {
         self.frames += (bytes.len() as u64).div_ceil(u64::from(header.gso_size).max(1 << 16));
     }
     fn quic(&mut self, _from: Hop, _bytes: &[u8]) {}
-}
-
-/// A TCP super-frame from one container to another, with 1300 bytes of payload in each segment.
-fn super_frame(to: [u8; 6], from: [u8; 6], payload: usize) -> (VirtioHeader, Vec<u8>) {
-    let mut frame = [&to[..], &from, &[8, 0]].concat();
-    frame.extend([0x45, 0]);
-    frame.extend((40 + payload as u16).to_be_bytes());
-    frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    frame.extend([1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 1, 1, 0, 0, 0, 0]);
-    frame.resize(54 + payload, 7);
-    let header = VirtioHeader {
-        open_checksum: true,
-        gso: Gso::Tcp4,
-        ecn: false,
-        headers: 54,
-        gso_size: 1300,
-        csum_start: 34,
-        csum_offset: 16,
-    };
-    (header, frame)
 }
 
 /// One frame from host `from` all the way, over as many hosts as it takes. Frames that came out.
