@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use crate::data::fence::Fence;
 use crate::data::macs::Mac;
 use crate::id::{Incarnation, PeerId};
 
@@ -142,6 +143,9 @@ pub enum Command {
     /// The underlay's interfaces carry datagrams with so many bytes of payload from now on: the
     /// upper end of the path MTU search.
     PayloadMax(u16),
+    /// Frames of these peers from these addresses are not delivered from now on, and those of all
+    /// others are.
+    Fences(BTreeMap<PeerId, Arc<Fence>>),
 }
 
 /// What data tells control.

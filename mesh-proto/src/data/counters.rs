@@ -48,11 +48,13 @@ pub enum DropReason {
     Policy,
     /// A frame of this host whose description contradicts it, or asks for what is not known.
     BadOffload,
+    /// A frame of a removed peer from an address that has gone to another one.
+    Fenced,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Malformed,
         Self::UnknownSession,
         Self::BadSeal,
@@ -75,6 +77,7 @@ impl DropReason {
         Self::Incomplete,
         Self::Policy,
         Self::BadOffload,
+        Self::Fenced,
     ];
 
     /// The name in metrics and in `status -o json`.
@@ -103,6 +106,7 @@ impl DropReason {
             Self::Incomplete => "incomplete",
             Self::Policy => "policy",
             Self::BadOffload => "bad_offload",
+            Self::Fenced => "fenced",
         }
     }
 }

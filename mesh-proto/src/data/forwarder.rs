@@ -23,11 +23,13 @@ use core::cmp::Reverse;
 use core::net::SocketAddr;
 use core::ops::Range;
 use core::time::Duration;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 use super::Sink;
 use super::cipher::Policy;
 use super::counters::Counters;
+use super::fence::Fence;
 use super::fragment::Assembler;
 use super::joiner::Joiner;
 use super::limits::{EVENTS_MAX, PAYLOAD_BASE};
@@ -86,6 +88,8 @@ pub struct Forwarder {
     by_addr: Table<SocketAddr, u32>,
     by_index: Table<u32, u32>,
     macs: Macs,
+    /// Of peers in the tables or not.
+    fences: BTreeMap<PeerId, Arc<Fence>>,
     stages: Stages,
     waiting: Waiting,
     assembler: Assembler,
@@ -122,6 +126,7 @@ impl Forwarder {
             by_addr: Table::new(64, seed),
             by_index: Table::new(64, seed),
             macs: Macs::new(config.macs_max, config.mac_age, seed),
+            fences: BTreeMap::new(),
             stages: Stages::new(payload_cap.into()),
             waiting: Waiting::default(),
             assembler: Assembler::new(),
@@ -145,6 +150,7 @@ impl Forwarder {
             Command::Probe(peer) => self.probe_now(peer, now, sink),
             Command::Learn(peer, macs) => self.learn_behind(peer, &macs, now),
             Command::PayloadMax(bytes) => self.set_payload_max(bytes, now),
+            Command::Fences(fences) => self.set_fences(fences),
         }
     }
 

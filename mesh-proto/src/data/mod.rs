@@ -8,6 +8,7 @@
 //! ```
 
 pub mod counters;
+pub mod fence;
 pub mod forwarder;
 pub mod limits;
 pub mod macs;

@@ -2,7 +2,9 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::sync::Arc;
 
+use super::fence::Fence;
 use super::mtu::Mtu;
 use super::path::{Life, Path};
 use super::session::Sessions;
@@ -125,6 +127,8 @@ pub(crate) struct Peer {
     /// To whom its floods are passed on.
     pub(crate) children: Vec<u32>,
     pub(crate) floods: Option<Box<Floods>>,
+    /// What it may not send from; of hardly any peer.
+    pub(crate) fence: Option<Arc<Fence>>,
     pub(crate) link: Option<Box<Link>>,
     pub(crate) stage: Option<usize>,
     pub(crate) next_fragment: u32,
@@ -145,6 +149,7 @@ impl Peer {
             relays: [None; MAX_RELAYS],
             children: Vec::new(),
             floods: None,
+            fence: None,
             link: None,
             stage: None,
             next_fragment: 0,

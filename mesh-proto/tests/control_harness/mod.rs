@@ -463,7 +463,7 @@ impl Mesh {
                 host.removed.push(peer);
                 host.keys.retain(|keys| keys.peer != peer);
             }
-            Command::Probe(_) | Command::Learn(..) | Command::PayloadMax(_) => {}
+            Command::Probe(_) | Command::Learn(..) | Command::PayloadMax(_) | Command::Fences(_) => {}
         }
     }
 

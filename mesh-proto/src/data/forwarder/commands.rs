@@ -2,11 +2,14 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Forwarder;
 use crate::address::canonical;
 use crate::data::Sink;
 use crate::data::counters::DropReason;
+use crate::data::fence::Fence;
 use crate::data::limits::REKEY_JITTER;
 use crate::data::macs::{Mac, Owner};
 use crate::data::path::Path;
@@ -117,6 +120,14 @@ impl Forwarder {
         }
     }
 
+    /// Who may not send from where (ipam I21).
+    pub(super) fn set_fences(&mut self, fences: BTreeMap<PeerId, Arc<Fence>>) {
+        self.fences = fences;
+        for peer in &mut self.peers {
+            peer.fence = self.fences.get(&peer.id).cloned();
+        }
+    }
+
     pub(super) fn probe_now(&mut self, id: PeerId, now: Duration, sink: &mut impl Sink) {
         let Some(slot) = self.slot(id) else {
             return;
@@ -142,11 +153,12 @@ impl Forwarder {
         if self.by_id.get(&id.into()).is_some() {
             return self.slot(id);
         }
+        let peer = Peer { fence: self.fences.get(&id).cloned(), ..Peer::new(id) };
         let slot = if let Some(slot) = self.free.pop() {
-            self.peers[slot as usize] = Peer::new(id);
+            self.peers[slot as usize] = peer;
             slot
         } else {
-            self.peers.push(Peer::new(id));
+            self.peers.push(peer);
             (self.peers.len() - 1) as u32
         };
         self.by_id.insert(id.into(), slot);

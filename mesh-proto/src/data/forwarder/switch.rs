@@ -156,6 +156,13 @@ impl Forwarder {
             self.counters.drop(DropReason::LinkLocal);
             return false;
         }
+        if let Owner::Peer(slot) = owner
+            && let Some(fence) = &self.peers[slot as usize].fence
+            && fence.refuses(frame)
+        {
+            self.counters.drop(DropReason::Fenced);
+            return false;
+        }
         self.learn(from, owner, life, now);
         true
     }
