@@ -49,7 +49,7 @@ fn main() {
 }
 
 fn allocator(me: u8, named_peers: usize, range: IpNet) -> Allocator<Peer> {
-    let config = Config { me: Peer(me), incarnation: 1, ranges: vec![range], named_peers };
+    let config = Config::new(Peer(me), 1, vec![range], named_peers);
     Allocator::new(config, Vec::new(), [me; 32], Duration::ZERO).expect("an empty state and a usable range")
 }
 
@@ -95,6 +95,8 @@ impl World {
                 }
                 Output::Reply { result, .. } => self.given.push(result.expect("there are enough addresses")),
                 Output::Notice(text) => println!("{now:?}: peer {}: {text}", at + 1),
+                // Nobody is removed here, so nobody's frames are to be looked at.
+                Output::Fences(_) => {}
             }
         }
     }

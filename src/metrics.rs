@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 
 use crate::control::api::types::{Peer, Status};
 use crate::control::api::{Api, ApiError, status};
+use crate::router::AddressSpace;
 
 /// What a scraper is told the text is.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -47,7 +48,7 @@ async fn scrape(State(api): State<Api>) -> Result<Response, ApiError> {
     let snapshot = api.router.snapshot().await?;
     let report = api.data.report().await;
     let status = status(&api.info, &snapshot, report.as_ref());
-    let text = render(&status, snapshot.addresses)
+    let text = render(&status, snapshot.addresses, snapshot.address_space)
         .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
@@ -56,17 +57,25 @@ async fn scrape(State(api): State<Api>) -> Result<Response, ApiError> {
 ///
 /// # Errors
 /// None that is known: the text is written to memory.
-pub fn render(status: &Status, addresses: [u64; 3]) -> Result<String, std::fmt::Error> {
+pub fn render(status: &Status, addresses: [u64; 3], space: AddressSpace) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("weft");
     about(&mut registry, status);
     peers(&mut registry, &status.peers);
     counters(&mut registry, status);
     let family = Family::<Labels, Gauge>::default();
-    for (state, count) in ["owned", "free", "used"].into_iter().zip(addresses) {
+    let states = ["owned", "free", "used"].into_iter().zip(addresses);
+    for (state, count) in states.chain([("cooling", space.cooling), ("contested", space.contested)]) {
         family.get_or_create(&vec![("state", state.to_owned())]).set(saturate(count));
     }
-    let help = "Addresses of the network that this router owns, can give, and gave";
+    let help = "Addresses of the network that this router owns, can give, gave, must not give yet, and gave though another peer claims them";
     registry.register("ipam_addresses", help, family);
+    for (name, help, value) in [
+        ("ipam_owners", "Peers that own addresses, this one among them", space.owners),
+        ("ipam_owners_away", "Peers that own addresses and cannot be reached", space.owners_away),
+        ("ipam_addresses_away", "Addresses of owners that cannot be reached", space.owned_away),
+    ] {
+        registry.register(name, help, ConstGauge::new(saturate(value)));
+    }
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -239,13 +248,16 @@ mod tests {
 
     #[test]
     fn the_text_has_every_family_with_its_unit_and_ends_as_it_must() {
-        let text = render(&sample(), [10, 7, u64::MAX]).expect("written");
+        let space = AddressSpace { owners: 3, owners_away: 1, contested: 2, ..AddressSpace::default() };
+        let text = render(&sample(), [10, 7, u64::MAX], space).expect("written");
         for line in [
             "weft_frames_total{direction=\"in\"} 7",
             "weft_replayed_datagrams_total 5",
             "weft_dropped_total{reason=\"no_route\"} 2",
             "weft_ipam_addresses{state=\"owned\"} 10",
             "weft_ipam_addresses{state=\"used\"} 9223372036854775807",
+            "weft_ipam_addresses{state=\"contested\"} 2",
+            "weft_ipam_owners_away 1",
             "weft_peers{state=\"established\",carrier=\"sleeve\"} 1",
             "weft_peers{state=\"retrying\",carrier=\"none\"} 0",
             "weft_mtu_bytes 1410",

@@ -324,7 +324,7 @@ impl PeerKey for Key {
 /// If the fixed configuration is refused.
 pub fn address_messages(mut bytes: &[u8]) {
     let ranges = ["10.32.0.0/16", "fd00:32::/64"].map(|range| range.parse().expect("a range"));
-    let config = Config { me: Key([1; 16]), incarnation: 1, ranges: ranges.to_vec(), named_peers: 0 };
+    let config = Config::new(Key([1; 16]), 1, ranges.to_vec(), 0);
     let mut allocator = Allocator::new(config, Vec::new(), [1; 32], NOW).expect("a usable configuration");
     let mut now = NOW;
     allocator.handle_peers(&[(Key([2; 16]), 1)], now);

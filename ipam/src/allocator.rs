@@ -31,6 +31,33 @@ pub struct Config<P> {
     pub ranges: Vec<IpNet>,
     /// How many peers the operator named, besides this one. None: this peer founds the network.
     pub named_peers: usize,
+    /// How this peer comes to its first network.
+    pub birth: Birth<P>,
+    /// Keys of durable state that cannot be read. A peer that has some looks around before it founds
+    /// a network, and deletes them once it has one.
+    pub forgot: Vec<Vec<u8>>,
+    /// After how long a silence a peer is taken for dead and removed; the same at every peer. At
+    /// half of it, a peer that most voters have not heard of gives no more new addresses. `None`:
+    /// it is not removed for silence.
+    pub dead_after: Option<Duration>,
+}
+
+/// How a peer that has no network comes to one (ipam I3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Birth<P> {
+    /// It founds one alone if no peer was named to it, else with the others.
+    ByItself,
+    /// It waits for one that others found.
+    Observer,
+    /// It is founded by these peers, and each of them knows it without asking.
+    Seeds(Vec<P>),
+}
+
+impl<P> Config<P> {
+    /// A peer that comes to its network by itself, and does not remove silent ones.
+    pub const fn new(me: P, incarnation: u64, ranges: Vec<IpNet>, named_peers: usize) -> Self {
+        Self { me, incarnation, ranges, named_peers, birth: Birth::ByItself, forgot: Vec::new(), dead_after: None }
+    }
 }
 
 /// The address protocol of one peer: converts peer ids, and hands everything to the machine.
@@ -74,6 +101,13 @@ impl<P: PeerKey> Allocator<P> {
             ablation,
             ranges: config.ranges.clone(),
             named: config.named_peers,
+            birth: match config.birth {
+                Birth::ByItself => Birth::ByItself,
+                Birth::Observer => Birth::Observer,
+                Birth::Seeds(peers) => Birth::Seeds(peers.into_iter().map(|peer| Id(peer.to_bytes())).collect()),
+            },
+            forgot: config.forgot,
+            dead_after: config.dead_after,
             seed,
         };
         Ok(Self { machine: Machine::new(setup, state, now)?, ranges: config.ranges, peer: PhantomData })
@@ -168,6 +202,19 @@ impl<P: PeerKey> Allocator<P> {
         result
     }
 
+    /// The lives that were removed, of all peers, as far as this peer knows.
+    pub fn removed(&self) -> impl Iterator<Item = (P, u64)> + '_ {
+        self.machine.removed().map(|owner| (P::from_bytes(owner.peer.0), owner.life))
+    }
+
+    /// Asks the owners of other blocks about addresses of theirs that are in use here: what they
+    /// answer is in [`Summary::contests`] soon after.
+    pub fn ask_about_strays(&mut self, now: Duration) {
+        self.machine.clock(now);
+        self.machine.tell_strays();
+        self.machine.settle();
+    }
+
     /// Whose block an address is in, with the term and epoch of that knowledge: what a frame's
     /// source address is to be checked against.
     #[must_use]
@@ -200,6 +247,9 @@ impl<P: PeerKey> Allocator<P> {
             Output::Store { ticket, changes } => Output::Store { ticket, changes },
             Output::Broadcast { bytes } => Output::Broadcast { bytes },
             Output::Reply { request, result } => Output::Reply { request, result },
+            Output::Fences(fences) => {
+                Output::Fences(fences.into_iter().map(|(peer, runs)| (P::from_bytes(peer.0), runs)).collect())
+            }
             Output::Notice(text) => Output::Notice(text),
         })
     }
@@ -236,8 +286,38 @@ impl<P: PeerKey> Allocator<P> {
             cooling: spare.cooling,
             peers: peers.into_iter().map(|(peer, owned)| (P::from_bytes(peer.0), owned)).collect(),
             allocations: self.machine.allocations(),
+            away: self
+                .machine
+                .away()
+                .into_iter()
+                .map(|Away { peer, silent, removal, removed }| Away {
+                    peer: P::from_bytes(peer.0),
+                    silent,
+                    removal,
+                    removed,
+                })
+                .collect(),
+            contests: self
+                .machine
+                .contests()
+                .into_iter()
+                .map(|it| Contest {
+                    address: it.address,
+                    here: it.here,
+                    peer: P::from_bytes(it.peer.0),
+                    there: it.there,
+                    theirs: it.theirs,
+                })
+                .collect(),
             problems: self.machine.problem_texts(),
         }
+    }
+
+    /// Grows whenever this peer learns whose a block is, or may begin or has to cease to use one:
+    /// for whoever keeps what it derived from that.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.machine.changes()
     }
 
     /// The blocks that this peer may give addresses from, as first and last address.
@@ -267,8 +347,41 @@ pub struct Summary<P> {
     /// Addresses that this peer gave: owner, address, time given (seconds since the Unix epoch
     /// are the caller's business; here it is `now` of the grant, or `None` from before the start).
     pub allocations: Vec<(String, IpNet, Option<Duration>)>,
+    /// Owners that cannot be reached.
+    pub away: Vec<Away<P>>,
+    /// Addresses given here that another peer gave too, or whose block is another's.
+    pub contests: Vec<Contest<P>>,
     /// What is wrong and stays so until somebody does something, a line each.
     pub problems: Vec<String>,
+}
+
+/// An owner that cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Away<P> {
+    /// Who.
+    pub peer: P,
+    /// For how long it was not heard of; `None`: not since this start.
+    pub silent: Option<Duration>,
+    /// In how long the voters will remove it, if they do not hear of it either; `None`: not
+    /// without an operator.
+    pub removal: Option<Duration>,
+    /// It was removed already, and its blocks are about to become others'.
+    pub removed: bool,
+}
+
+/// An address that two peers gave, or that was given here from a block that is another's now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contest<P> {
+    /// The address.
+    pub address: IpAddr,
+    /// Whom this peer gave it.
+    pub here: String,
+    /// The other peer.
+    pub peer: P,
+    /// Whom that one gave it; `None`: nobody, or it has not said.
+    pub there: Option<String>,
+    /// Whether the block is the other peer's: then frames from here are refused by others.
+    pub theirs: bool,
 }
 
 /// Why durable state cannot be used.

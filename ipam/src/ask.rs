@@ -116,7 +116,7 @@ impl Machine {
     /// What is searched for, with the number of blocks that requests wait for.
     fn needs(&self) -> BTreeMap<Wanted, u32> {
         let mut needs: BTreeMap<Wanted, u32> = BTreeMap::new();
-        if self.network.is_none() || (self.inherited && !self.surveyed) {
+        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.has_lease() {
             return needs;
         }
         for pending in self.pending.values() {
@@ -135,6 +135,9 @@ impl Machine {
     /// Takes the next step of every search.
     pub(crate) fn drive_asks(&mut self) {
         let needs = self.needs();
+        if needs.is_empty() && self.asks.is_empty() {
+            return;
+        }
         self.asks.retain(|wanted, _| needs.contains_key(wanted));
         for (wanted, need) in needs {
             let ask = self.asks.entry(wanted).or_insert_with(|| Ask::new(self.now));
@@ -159,7 +162,7 @@ impl Machine {
         if ask.asked.is_none() && self.now >= ask.next {
             if ask.answers.is_empty() {
                 ask.started = self.now;
-                ask.changes = self.changes(&wanted);
+                ask.changes = self.changes_of(&wanted);
             }
             match self.candidate(&wanted, &ask) {
                 Some(peer) => {
@@ -192,7 +195,7 @@ impl Machine {
     /// Everyone was asked: refuses the requests that cannot be served.
     fn end_round(&mut self, wanted: Wanted, ask: &mut Ask) {
         // A block may have been on its way from one that was not asked yet to one that was.
-        let calm = ask.changes == self.changes(&wanted);
+        let calm = ask.changes == self.changes_of(&wanted);
         let everyone_refused = calm && self.silent(&wanted, &ask.answers).is_empty() && !self.is_more_coming(&wanted);
         if everyone_refused {
             let hopeless: Vec<(RequestId, Pending)> = self
@@ -215,7 +218,7 @@ impl Machine {
         ask.fruitless = ask.fruitless.saturating_add(1);
     }
 
-    fn changes(&self, wanted: &Wanted) -> u64 {
+    fn changes_of(&self, wanted: &Wanted) -> u64 {
         self.areas.get(usize::from(wanted.range)).map_or(0, |area| area.ring.changes())
     }
 
@@ -270,8 +273,10 @@ impl Machine {
     /// Blocks of nobody that are to be taken for a search under way: a share of them, begun at a
     /// place of this peer's own, so that peers in need at once seldom want the same.
     pub(crate) fn wanted_of_pool(&self) -> Option<BlockRuns> {
-        let needs = self.needs();
-        needs.into_iter().find_map(|(wanted, need)| {
+        if !self.takes.has_pool() {
+            return None;
+        }
+        self.needs().into_iter().find_map(|(wanted, need)| {
             let area = self.areas.get(usize::from(wanted.range))?;
             let free = |run: &RegRun| run.reg.holder == Holder::Nobody && run.reg.order.term > 0;
             let runs: Vec<(u32, u32)> =
@@ -291,6 +296,9 @@ impl Machine {
         }
         if self.inherited && !self.surveyed {
             return "a look at what runs on this host".to_owned();
+        }
+        if !self.has_lease() {
+            return self.lease_obstacle();
         }
         if self.is_more_coming(wanted)
             && let Some(panel) = &self.panel

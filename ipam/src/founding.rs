@@ -19,7 +19,7 @@ use minicbor::{Decode, Encode};
 
 use crate::id::{Id, NetworkId, Owner};
 use crate::range::Universe;
-use crate::ring::{Holder, Order, Reg, RegRun};
+use crate::ring::{Hash, Holder, Order, Reg, RegRun};
 use crate::wire::{Accepted, Net, WireRun};
 
 /// Most voters of a network.
@@ -78,18 +78,36 @@ impl Network {
         }
     }
 
+    /// The network that these peers were told to found: the same, whoever of them says so. Their
+    /// shares are those of a life that nobody lives, so each settles its own before it uses it.
+    pub(crate) fn seeded(seeds: &[Id], universe: &Universe) -> Self {
+        const NOBODYS: u64 = 0;
+        let founders: BTreeSet<Owner> = seeds.iter().map(|&peer| Owner { peer, life: NOBODYS }).collect();
+        let mut id = [0; 16];
+        for (salt, half) in (1..).zip(id.chunks_exact_mut(8)) {
+            let mut hash = Hash::default();
+            hash.word(salt);
+            hash.word(universe.hash());
+            for owner in &founders {
+                let peer = u128::from_be_bytes(owner.peer.0);
+                hash.word((peer >> 64) as u64);
+                hash.word(peer as u64);
+            }
+            half.copy_from_slice(&hash.finish().to_be_bytes());
+        }
+        Self::found(NetworkId(id), universe, founders.into_iter().collect())
+    }
+
     /// Whether a network read from the wire can be used with these ranges.
     ///
     /// # Errors
     /// Why not.
     pub(crate) fn check(&self, universe: &Universe) -> Result<(), String> {
-        let ours: Vec<Net> = universe.nets().into_iter().map(Net).collect();
-        if self.ranges != ours {
-            let theirs: Vec<String> = self.ranges.iter().map(|net| net.0.to_string()).collect();
+        if self.has_other_ranges(universe) {
             return Err(format!(
                 "the network has the ranges {}, this peer is configured with {}; configure the \
                  same ranges on every peer",
-                theirs.join(", "),
+                self.ranges_text(),
                 universe.text()
             ));
         }
@@ -97,6 +115,17 @@ impl Network {
             return Err("the network has no founder, no voter, or too many voters".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether these are not its ranges.
+    pub(crate) fn has_other_ranges(&self, universe: &Universe) -> bool {
+        !self.ranges.iter().map(|net| net.0).eq(universe.nets())
+    }
+
+    /// Its ranges as text.
+    pub(crate) fn ranges_text(&self) -> String {
+        let texts: Vec<String> = self.ranges.iter().map(|net| net.0.to_string()).collect();
+        texts.join(", ")
     }
 
     /// The registers of the beginning: an even split.

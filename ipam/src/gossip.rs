@@ -29,7 +29,7 @@ impl Machine {
         let mut hash = Hash::default();
         hash.word(self.panel.as_ref().map_or(0, |panel| panel.version));
         for area in &self.areas {
-            for bucket in area.ring.digest() {
+            for &bucket in area.ring.digest() {
                 hash.word(bucket);
             }
         }
@@ -55,6 +55,7 @@ impl Machine {
         if self.network.is_none() || self.peers.is_empty() {
             return;
         }
+        self.tell_strays();
         let count = self.peers.len() as u64;
         let at = usize::try_from(self.rng.next_u64() % count).unwrap_or(0);
         if let Some(&peer) = self.peers.keys().nth(at) {
@@ -69,7 +70,7 @@ impl Machine {
             self.fetch(from);
         } else if self.now >= self.next_digest && root != self.root() {
             self.next_digest = self.now + DIGEST_PAUSE;
-            let digest = self.areas.iter().map(|area| RangeDigest { buckets: area.ring.digest() }).collect();
+            let digest = self.areas.iter().map(|area| RangeDigest { buckets: area.ring.digest().to_vec() }).collect();
             self.send_durably(from.peer, Body::Digest(digest));
             self.send_panel(from.peer);
         }
@@ -79,8 +80,7 @@ impl Machine {
     pub(crate) fn on_digest(&mut self, from: Sender, digest: &[RangeDigest]) {
         let mut parts = Vec::new();
         for (range, (area, theirs)) in (0u16..).zip(self.areas.iter().zip(digest)) {
-            let ours = area.ring.digest();
-            for (bucket, (ours, theirs)) in (0u8..).zip(ours.iter().zip(&theirs.buckets)) {
+            for (bucket, (ours, theirs)) in (0u8..).zip(area.ring.digest().iter().zip(&theirs.buckets)) {
                 if ours != theirs {
                     parts.push(Part { range, bucket });
                 }

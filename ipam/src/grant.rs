@@ -230,9 +230,9 @@ impl Machine {
     }
 
     /// The runs of grants that were not confirmed in time.
-    pub(crate) fn overdue_grants(&self) -> Vec<WireRun> {
+    pub(crate) fn overdue_grants(&self) -> impl Iterator<Item = WireRun> {
         let overdue = self.grants.values().filter(|grant| grant.since + OVERDUE <= self.now);
-        overdue.flat_map(|grant| grant.stored.runs.iter().copied()).collect()
+        overdue.flat_map(|grant| grant.stored.runs.iter().copied())
     }
 
     /// When the next grant becomes overdue.

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 use rand_core::RngCore;
 
+use crate::Change;
+use crate::allocator::Birth;
 use crate::founding::{Acceptor, Ballot, Network, Proposal, majority};
 use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::journal::Effect;
@@ -47,6 +49,8 @@ struct Seeker {
     incarnation: u64,
     life: u64,
     named: usize,
+    /// It takes no part in founding.
+    observer: bool,
     heard: Duration,
 }
 
@@ -68,12 +72,21 @@ pub(crate) struct Join {
     round: u64,
     attempts: u32,
     left: bool,
+    birth: Birth<Id>,
+    /// Keys of durable state that cannot be read.
+    forgot: Vec<Vec<u8>>,
+    /// When this peer, whose state was lost, founds alone if it meets nobody.
+    alone_at: Option<Duration>,
 }
 
 impl Join {
     /// No network yet.
-    pub(crate) fn new(named: usize, now: Duration) -> Self {
+    pub(crate) fn new(named: usize, birth: Birth<Id>, forgot: Vec<Vec<u8>>, now: Duration) -> Self {
+        let alone = !forgot.is_empty() && named == 0 && birth == Birth::ByItself;
         Self {
+            alone_at: alone.then_some(now + HESITATION),
+            birth,
+            forgot,
             acceptor: Acceptor::default(),
             named,
             seekers: BTreeMap::new(),
@@ -109,19 +122,29 @@ impl Join {
             return None;
         }
         let attempt = self.proposal.as_ref().map(|&(_, until)| until);
-        [Some(self.next_seek), self.propose_at, attempt].into_iter().flatten().min()
+        [Some(self.next_seek), self.propose_at, self.alone_at, attempt].into_iter().flatten().min()
+    }
+
+    /// Whether this peer takes no part in founding.
+    fn is_observer(&self) -> bool {
+        self.birth != Birth::ByItself
+    }
+
+    /// The seekers that take part in founding.
+    fn founders(&self) -> impl Iterator<Item = (&Id, &Seeker)> {
+        self.seekers.iter().filter(|(_, seeker)| !seeker.observer)
     }
 
     /// The peers that exist, as far as anybody that was heard was told.
     fn population(&self) -> usize {
-        let told = self.seekers.values().map(|seeker| seeker.named);
+        let told = self.founders().map(|(_, seeker)| seeker.named);
         let told = told.max().unwrap_or(0).max(self.named).saturating_add(1);
-        told.max(self.seekers.len() + 1)
+        told.max(self.founders().count() + 1)
     }
 
     /// How many more seekers are needed to found a network together.
     fn missing(&self) -> usize {
-        majority(self.population()).saturating_sub(self.seekers.len() + 1)
+        majority(self.population()).saturating_sub(self.founders().count() + 1)
     }
 }
 
@@ -131,16 +154,31 @@ impl Machine {
         if self.network.is_some() {
             return;
         }
-        if self.join.named == 0 && (fresh || self.join.acceptor == Acceptor::default()) {
-            let id = self.draw_network_id();
-            let network = Network::found(id, &self.universe, vec![self.me]);
-            let panel = Panel::first(&network.voters);
-            self.adopt(network, panel);
-        } else {
-            // Asked to join, or in the middle of founding with others when it stopped.
-            self.join.named = self.join.named.max(1);
-            self.tick_join();
+        let untried = fresh || self.join.acceptor == Acceptor::default();
+        match &self.join.birth {
+            // Alone and with nobody named, there is nobody who could know more than an empty disk.
+            Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && (seeds.len() > 1 || self.join.named > 0) => {
+                let network = Network::seeded(seeds, &self.universe);
+                let panel = Panel::first(&network.voters);
+                return self.adopt(network, panel);
+            }
+            Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && untried => return self.found_alone(),
+            Birth::ByItself if self.join.named == 0 && untried && self.join.alone_at.is_none() => {
+                return self.found_alone();
+            }
+            _ => {
+                // Asked to join, or in the middle of founding with others when it stopped.
+                self.join.named = self.join.named.max(1);
+                self.tick_join();
+            }
         }
+    }
+
+    fn found_alone(&mut self) {
+        let id = self.draw_network_id();
+        let network = Network::found(id, &self.universe, vec![self.me]);
+        let panel = Panel::first(&network.voters);
+        self.adopt(network, panel);
     }
 
     fn draw_network_id(&mut self) -> NetworkId {
@@ -151,6 +189,9 @@ impl Machine {
 
     /// Makes a network this peer's own, for good.
     fn adopt(&mut self, network: Network, panel: Panel) {
+        for key in core::mem::take(&mut self.join.forgot) {
+            self.journal.put(Change { key, value: None });
+        }
         self.journal.put(store::put(Key::Network, &network));
         self.journal.put(store::put(Key::Panel, &panel));
         self.journal.put(store::delete(Key::Left));
@@ -177,6 +218,7 @@ impl Machine {
         }
         self.network_batch = self.journal.newest();
         self.join.left = false;
+        self.join.alone_at = None;
         self.join.proposal = None;
         self.join.seekers.clear();
         self.problems.clear();
@@ -200,6 +242,13 @@ impl Machine {
                 self.broadcast_durably(body);
             }
         }
+        if let Some(at) = self.join.alone_at {
+            if !self.peers.is_empty() {
+                self.join.alone_at = Some(now + HESITATION);
+            } else if now >= at {
+                return self.found_alone();
+            }
+        }
         self.consider_proposing();
     }
 
@@ -208,6 +257,7 @@ impl Machine {
             named: u32::try_from(self.join.named).unwrap_or(u32::MAX),
             ranges: self.universe.nets().into_iter().map(Net).collect(),
             life: self.me.life,
+            observer: self.join.is_observer().then_some(true),
         }
     }
 
@@ -218,23 +268,30 @@ impl Machine {
             None => self.seeking(),
         };
         self.send_durably(peer, body);
+        let gone: Vec<Owner> = self.gone.iter().copied().filter(|owner| owner.peer == peer).collect();
+        if !gone.is_empty() {
+            self.send_durably(peer, Body::Gone(gone));
+        }
     }
 
     fn consider_proposing(&mut self) {
+        if self.join.is_observer() {
+            return;
+        }
         let now = self.now;
         if self.join.proposal.as_ref().is_some_and(|&(_, until)| now >= until) {
             self.join.proposal = None;
             self.put_off();
         }
         self.join.propose_at = None;
-        if self.join.missing() > 0 || self.join.seekers.is_empty() {
+        if self.join.missing() > 0 || self.join.founders().next().is_none() {
             self.join.turn = None;
             return;
         }
         if self.join.proposal.is_some() {
             return;
         }
-        let before = self.join.seekers.keys().filter(|&&peer| peer < self.me.peer).count();
+        let before = self.join.founders().filter(|&(peer, _)| *peer < self.me.peer).count();
         let rank = u32::try_from(before).unwrap_or(u32::MAX).min(10);
         let turn = *self.join.turn.get_or_insert(now + RANK_PAUSE * rank);
         let at = turn.max(self.join.last_met + self.patience());
@@ -280,7 +337,7 @@ impl Machine {
     }
 
     /// A peer has no network.
-    pub(crate) fn on_seeking(&mut self, from: Sender, named: u32, ranges: &[Net], life: u64) {
+    pub(crate) fn on_seeking(&mut self, from: Sender, named: u32, ranges: &[Net], life: u64, observer: bool) {
         if self.network.is_some() {
             let here = self.here();
             self.tell_network(from.peer, here);
@@ -301,7 +358,7 @@ impl Machine {
         let outdated = format!("peer {} is configured", from.peer);
         self.problems.retain(|text| !text.starts_with(&outdated));
         let named = usize::try_from(named).unwrap_or(usize::MAX);
-        let seeker = Seeker { incarnation: from.incarnation, life, named, heard: self.now };
+        let seeker = Seeker { incarnation: from.incarnation, life, named, observer, heard: self.now };
         if self.peers.get(&from.peer) == Some(&from.incarnation) {
             self.join.seekers.insert(from.peer, seeker);
         }
@@ -348,6 +405,9 @@ impl Machine {
             self.on_fetch(from);
             return;
         }
+        if self.join.is_observer() {
+            return;
+        }
         match self.join.acceptor.prepare(ballot) {
             Ok(accepted) => {
                 self.journal.put(store::put(Key::Vote, &self.join.acceptor));
@@ -362,7 +422,7 @@ impl Machine {
     /// A promise at the proposer.
     pub(crate) fn on_promise(&mut self, from: Owner, ballot: Ballot, accepted: Option<Accepted>, named: u32) {
         let mut founders: Vec<Owner> =
-            self.join.seekers.iter().map(|(&peer, seeker)| Owner { peer, life: seeker.life }).collect();
+            self.join.founders().map(|(&peer, seeker)| Owner { peer, life: seeker.life }).collect();
         let id = self.draw_network_id();
         let Some((proposal, _)) = &mut self.join.proposal else {
             return;
@@ -398,6 +458,9 @@ impl Machine {
             self.on_fetch(from);
             return;
         }
+        if self.join.is_observer() {
+            return;
+        }
         if let Err(why) = accepted.network.check(&self.universe) {
             self.problem(format!("peer {} proposes what cannot be: {why}", from.peer));
             return;
@@ -429,10 +492,14 @@ impl Machine {
 
     /// What a peer without a network waits for.
     pub(crate) fn waiting(&self) -> String {
-        let missing = self.join.missing().max(usize::from(self.join.seekers.is_empty()));
-        let seekers = names(self.join.seekers.keys());
+        let missing = self.join.missing().max(usize::from(self.join.founders().next().is_none()));
+        let seekers = names(self.join.founders().map(|(peer, _)| peer));
         let problems: Vec<String> = self.problems.iter().cloned().collect();
         let mut text = match missing {
+            _ if self.join.is_observer() => "waiting for an address space that others found".to_owned(),
+            _ if self.join.alone_at.is_some() => {
+                "the address state was lost: looking for peers that know more, for up to 30 s".to_owned()
+            }
             0 => format!("founding the address space with {seekers}"),
             _ => format!(
                 "waiting for {missing} of {} named peers, to join their address space or found \

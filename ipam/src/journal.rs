@@ -49,6 +49,8 @@ struct Failing {
 #[derive(Debug, Clone)]
 pub(crate) struct Journal<E> {
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Something changed whose new value is added only when it is written.
+    announced: bool,
     urgent: bool,
     lazy_at: Option<Duration>,
     in_flight: Option<InFlight>,
@@ -82,6 +84,7 @@ impl<E> Journal<E> {
     pub(crate) fn new() -> Self {
         Self {
             pending: BTreeMap::new(),
+            announced: false,
             urgent: false,
             lazy_at: None,
             in_flight: None,
@@ -99,6 +102,25 @@ impl<E> Journal<E> {
         self.urgent = true;
         self.newest = self.next;
         self.next
+    }
+
+    /// As [`Self::put`] of a change that is added only when it is written, by [`Self::add`].
+    pub(crate) fn announce(&mut self) -> u64 {
+        self.announced = true;
+        self.urgent = true;
+        self.newest = self.next;
+        self.next
+    }
+
+    /// As [`Self::put_lazily`] of a change that is added only when it is written.
+    pub(crate) fn announce_lazily(&mut self, now: Duration) {
+        self.announced = true;
+        self.lazy_at.get_or_insert(now + LAZY);
+    }
+
+    /// Adds a change that was announced.
+    pub(crate) fn add(&mut self, change: Change) {
+        self.pending.insert(change.key, change.value);
     }
 
     /// Adds a change that may be lost in a crash: it is written with the next one that may not,
@@ -141,13 +163,19 @@ impl<E> Journal<E> {
         self.held.retain(|(_, effect)| !matches!(effect, Effect::Reply(held) if *held == request));
     }
 
-    /// The next write, if there is one to make now.
-    pub(crate) fn flush(&mut self, now: Duration) -> Option<(u64, Vec<Change>)> {
+    /// Whether there is a write to make now: what was announced is to be added first.
+    pub(crate) fn is_due(&self, now: Duration) -> bool {
         let due = self.urgent || self.lazy_at.is_some_and(|at| at <= now);
         let paused = self.failing.as_ref().is_some_and(|failing| now < failing.retry_at);
-        if self.in_flight.is_some() || self.pending.is_empty() || !due || paused {
+        self.in_flight.is_none() && (self.announced || !self.pending.is_empty()) && due && !paused
+    }
+
+    /// The next write, if there is one to make now.
+    pub(crate) fn flush(&mut self, now: Duration) -> Option<(u64, Vec<Change>)> {
+        if !self.is_due(now) {
             return None;
         }
+        self.announced = false;
         let changes = core::mem::take(&mut self.pending);
         let batch = self.next;
         self.next += 1;
@@ -207,7 +235,7 @@ impl<E> Journal<E> {
 
     /// When [`Self::flush`] should be called again.
     pub(crate) fn next_flush(&self) -> Option<Duration> {
-        if self.in_flight.is_some() || self.pending.is_empty() {
+        if self.in_flight.is_some() || (self.pending.is_empty() && !self.announced) {
             return None;
         }
         match &self.failing {

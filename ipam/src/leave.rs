@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::machine::{MAX_NOTED, Machine};
-use crate::ring::{BUCKETS, Ring};
+use crate::ring::BUCKETS;
 use crate::space::Space;
 use crate::store::{self, Key};
 use crate::voter::Voter;
@@ -137,23 +137,25 @@ impl Machine {
         let Some(network) = self.network.take() else {
             return;
         };
+        self.touched.clear();
         self.journal.put(store::delete(Key::Network));
         self.journal.put(store::put(Key::Left, &true));
         for (range, area) in (0u16..).zip(&mut self.areas) {
-            area.ring = Ring::new(area.ring.blocks());
+            area.ring.forget();
             area.counted = None;
             for bucket in (0u8..).take(BUCKETS as usize) {
                 self.journal.put(store::delete(Key::Ring { range, bucket }));
                 self.journal.put(store::delete(Key::Votes { range, bucket }));
             }
         }
-        for key in [Key::Panel, Key::Seat, Key::Gone] {
+        for key in [Key::Panel, Key::Seat, Key::Gone, Key::Silent] {
             self.journal.put(store::delete(key));
         }
         let blocks: Vec<u32> = self.areas.iter().map(|area| area.ring.blocks()).collect();
         self.voter = Voter::new(&blocks, self.now);
         self.panel = None;
         self.gone.clear();
+        self.silence.found.clear();
         self.grants.clear();
         self.witnessing.clear();
         self.restart_takes();

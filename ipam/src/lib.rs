@@ -6,6 +6,7 @@
 
 pub mod allocator;
 mod ask;
+mod fence;
 mod founding;
 mod gossip;
 mod grant;
@@ -21,8 +22,10 @@ mod restore;
 mod ring;
 mod runs;
 mod serve;
+mod silence;
 mod space;
 mod store;
+mod stray;
 mod summary;
 mod take;
 mod voter;
@@ -80,6 +83,10 @@ pub enum Output<P> {
         /// The address with the prefix length of its range, or why there is none.
         result: Result<IpNet, AllocError>,
     },
+    /// Frames of these peers, and of no others, are not to be delivered if they come from these
+    /// addresses: each a run by its first and last. A peer was removed while it was alive, and they
+    /// went to others. Replaces what was said before.
+    Fences(Vec<(P, Vec<(IpAddr, IpAddr)>)>),
     /// Something an operator may want to know, as one line of text.
     Notice(String),
 }

@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-use crate::allocator::StateError;
+use crate::allocator::{Birth, StateError};
 use crate::ask::Ask;
+use crate::fence::Fencing;
 use crate::founding::Network;
 use crate::grant::{Outstanding, Witnessing};
 use crate::id::{Id, NetworkId, Owner, Sender};
@@ -24,8 +25,10 @@ use crate::panel::Panel;
 use crate::range::{Range, Universe};
 use crate::ring::Ring;
 use crate::serve::Pending;
+use crate::silence::Silence;
 use crate::space::Space;
-use crate::store::{self, Key, StoredRun};
+use crate::store::{self, Key, StoredRun, StoredVote};
+use crate::stray::Told;
 use crate::take::Takes;
 use crate::voter::Voter;
 use crate::wire::{Body, Message, Wanted};
@@ -56,6 +59,17 @@ pub(crate) struct Area {
     pub(crate) counted: Option<(u64, u128)>,
 }
 
+/// A part of a ring, or of what this voter knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RingPart {
+    /// Of the votes.
+    pub(crate) votes: bool,
+    /// Number of the range.
+    pub(crate) index: usize,
+    /// Number of the bucket.
+    pub(crate) bucket: u32,
+}
+
 /// What a [`Machine`] is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
@@ -67,6 +81,12 @@ pub(crate) struct Setup {
     pub(crate) ranges: Vec<IpNet>,
     /// Number of other peers that the operator named.
     pub(crate) named: usize,
+    /// How this peer comes to its first network.
+    pub(crate) birth: Birth<Id>,
+    /// Keys of durable state that cannot be read.
+    pub(crate) forgot: Vec<Vec<u8>>,
+    /// After how long a silence a peer is removed.
+    pub(crate) dead_after: Option<Duration>,
     /// Seed of all randomness.
     pub(crate) seed: [u8; 32],
     /// Rules to break, for tests.
@@ -110,6 +130,14 @@ pub(crate) struct Machine {
     /// Lives that were removed.
     pub(crate) gone: BTreeSet<Owner>,
     pub(crate) next_gone: Option<Duration>,
+    /// The operator was told that this peer was removed.
+    pub(crate) knows_removal: bool,
+    pub(crate) fencing: Fencing,
+    pub(crate) silence: Silence,
+    pub(crate) told: Told,
+    /// Peers that an operator has removed here, and until when lives of theirs that this peer did
+    /// not know of are removed too.
+    pub(crate) removing: BTreeMap<Id, Duration>,
     /// Blocks of an earlier life are in use again.
     pub(crate) inherited: bool,
     /// What runs on the host was told.
@@ -119,6 +147,8 @@ pub(crate) struct Machine {
     /// Where the addresses of each owner are: number of the range and offset.
     pub(crate) owners: BTreeMap<String, BTreeSet<(usize, u128)>>,
     pub(crate) journal: Journal<Packet>,
+    /// What of rings and votes is to be written next: encoded then, however often it changes before.
+    pub(crate) touched: BTreeSet<RingPart>,
     pub(crate) pending: BTreeMap<RequestId, Pending>,
     pub(crate) deadlines: VecDeque<(Duration, RequestId)>,
     /// Requests whose address waits to be durable.
@@ -175,19 +205,25 @@ impl Machine {
             witnessing: BTreeMap::new(),
             gone: BTreeSet::new(),
             next_gone: None,
+            knows_removal: false,
+            fencing: Fencing::default(),
+            silence: Silence::new(setup.dead_after, now),
+            told: Told::default(),
+            removing: BTreeMap::new(),
             inherited: false,
             surveyed: false,
             ablation: setup.ablation,
             areas,
             owners: BTreeMap::new(),
             journal: Journal::new(),
+            touched: BTreeSet::new(),
             pending: BTreeMap::new(),
             deadlines: VecDeque::new(),
             answering: BTreeMap::new(),
             asks: BTreeMap::new(),
             next_seq: 0,
             grants: BTreeMap::new(),
-            join: Join::new(setup.named, now),
+            join: Join::new(setup.named, setup.birth, setup.forgot, now),
             next_gossip: now,
             next_digest: now,
             wake: false,
@@ -210,11 +246,14 @@ impl Machine {
         self.clock(now);
         let mut peers = peers;
         peers.remove(&self.me.peer);
+        self.note_heard();
         let new: Vec<Id> =
             peers.iter().filter(|&(peer, life)| self.peers.get(peer) != Some(life)).map(|(&peer, _)| peer).collect();
         self.peers = peers;
+        self.fencing.look_again = true;
         let peers = &self.peers;
         self.voter.members.retain(|peer, _| peers.contains_key(peer));
+        self.welcome_back();
         for &peer in &new {
             self.greet(peer);
             self.hurry_grants(peer);
@@ -269,7 +308,9 @@ impl Machine {
             self.voter.members.entry(from.peer).or_insert(self.now);
         }
         match message.body {
-            Body::Seeking { named, ranges, life } => self.on_seeking(from, named, &ranges, life),
+            Body::Seeking { named, ranges, life, observer } => {
+                self.on_seeking(from, named, &ranges, life, observer.unwrap_or(false));
+            }
             Body::Here { root, .. } => self.on_here(from, root),
             Body::Fetch => self.on_fetch(from),
             Body::Founded(network, panel) => self.on_founded(network, panel),
@@ -294,7 +335,8 @@ impl Machine {
 
     fn dispatch_to_voter(&mut self, from: Sender, body: Body) {
         match body {
-            Body::Panel(panel) => self.learn_panel(panel),
+            Body::Panel(panel) => self.on_panel(from, panel),
+            Body::PanelAsk => self.on_panel_ask(from),
             Body::BlockPrepare(prepare) => self.on_block_prepare(from, &prepare),
             Body::BlockPromise { nonce, runs } => self.on_block_promise(from, nonce, &runs),
             Body::BlockAccept { version, term, runs } => self.on_block_accept(from, version, term, &runs),
@@ -309,6 +351,12 @@ impl Machine {
             Body::PanelAccept { version, next } => self.on_panel_accept(from, version, next),
             Body::PanelAccepted { version, ballot } => self.on_panel_accepted(from, version, ballot),
             Body::Gone(gone) => self.learn_gone(&gone),
+            Body::Lease { version, nonce, life } => self.on_lease(from, version, nonce, life),
+            Body::Leased { version, nonce } => self.on_leased(from, version, nonce),
+            Body::Strays(claims) => self.on_strays(from, &claims),
+            Body::Theirs(claims) => self.on_theirs(from, &claims),
+            Body::Silent { version, nonce, lives } => self.on_silent(from, version, nonce, lives),
+            Body::SilentToo { version, nonce, lives } => self.on_silent_too(from, version, nonce, &lives),
             _ => {}
         }
     }
@@ -350,6 +398,7 @@ impl Machine {
         self.tick_voter();
         self.tick_gone();
         self.tick_takes();
+        self.tick_silence();
         self.expire_requests();
         self.settle();
     }
@@ -372,12 +421,25 @@ impl Machine {
                 self.serve_all();
             }
             self.drive_asks();
-            if let Some((batch, changes)) = self.journal.flush(self.now) {
-                self.out.push_back(Output::Store { ticket: Ticket(batch), changes });
-            }
+            self.look_at_fences();
+            self.flush();
             if self.inbox.is_empty() && !self.wake {
                 return;
             }
+        }
+    }
+
+    /// Writes what is due.
+    fn flush(&mut self) {
+        if !self.journal.is_due(self.now) {
+            return;
+        }
+        for part in core::mem::take(&mut self.touched) {
+            let change = self.encode_part(part);
+            self.journal.add(change);
+        }
+        if let Some((batch, changes)) = self.journal.flush(self.now) {
+            self.out.push_back(Output::Store { ticket: Ticket(batch), changes });
         }
     }
 
@@ -405,6 +467,7 @@ impl Machine {
             (self.next_vote(), "vote"),
             (self.next_take(), "settle blocks through the voters"),
             (self.next_gone, "tell of removed peers"),
+            (self.silence.next().filter(|_| self.network.is_some()), "look who is silent"),
             (cooled, "end the reuse delay of an address"),
         ]
         .into_iter()
@@ -468,6 +531,11 @@ impl Machine {
         self.out.push_back(Output::Reply { request, result });
     }
 
+    /// Asks for something outside.
+    pub(crate) fn output(&mut self, output: Output<Id>) {
+        self.out.push_back(output);
+    }
+
     /// Tells the operator.
     pub(crate) fn notice(&mut self, text: String) {
         self.out.push_back(Output::Notice(text));
@@ -488,32 +556,34 @@ impl Machine {
 
     /// Writes the parts of a ring that have blocks of `lo..hi`; see [`Journal::put`].
     pub(crate) fn record(&mut self, index: usize, lo: u32, hi: u32) {
-        for change in self.ring_changes(index, lo, hi) {
-            self.journal.put(change);
-        }
+        self.touch(index, lo, hi);
+        self.journal.announce();
     }
 
     /// As [`Self::record`] for what other peers can tell again; see [`Journal::put_lazily`].
     pub(crate) fn record_lazily(&mut self, index: usize, lo: u32, hi: u32) {
-        for change in self.ring_changes(index, lo, hi) {
-            self.journal.put_lazily(change, self.now);
-        }
+        self.touch(index, lo, hi);
+        self.journal.announce_lazily(self.now);
     }
 
-    fn ring_changes(&self, index: usize, lo: u32, hi: u32) -> Vec<Change> {
-        let ring = &self.areas[index].ring;
-        ring.buckets_of(lo, hi)
-            .map(|bucket| {
-                let (from, to) = ring.bucket(bucket);
-                let runs: Vec<StoredRun> =
-                    ring.regs(from, to).map(|run| StoredRun { lo: run.lo, hi: run.hi, reg: run.reg }).collect();
-                let key = Key::Ring {
-                    range: u16::try_from(index).unwrap_or(u16::MAX),
-                    bucket: u8::try_from(bucket).unwrap_or(u8::MAX),
-                };
-                store::put(key, &runs)
-            })
-            .collect()
+    fn touch(&mut self, index: usize, lo: u32, hi: u32) {
+        let buckets = self.areas[index].ring.buckets_of(lo, hi);
+        self.touched.extend(buckets.map(|bucket| RingPart { votes: false, index, bucket }));
+    }
+
+    fn encode_part(&self, part: RingPart) -> Change {
+        let ring = &self.areas[part.index].ring;
+        let (from, to) = ring.bucket(part.bucket);
+        let range = u16::try_from(part.index).unwrap_or(u16::MAX);
+        let bucket = u8::try_from(part.bucket).unwrap_or(u8::MAX);
+        if part.votes {
+            let votes = self.voter.votes[part.index].over(from, to);
+            let runs: Vec<StoredVote> = votes.map(|(lo, hi, vote)| StoredVote { lo, hi, vote: *vote }).collect();
+            return store::put(Key::Votes { range, bucket }, &runs);
+        }
+        let runs: Vec<StoredRun> =
+            ring.regs(from, to).map(|run| StoredRun { lo: run.lo, hi: run.hi, reg: run.reg }).collect();
+        store::put(Key::Ring { range, bucket }, &runs)
     }
 
     /// A random duration below `most`.
@@ -540,6 +610,9 @@ mod tests {
             ablation: Ablation::default(),
             ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
             named,
+            birth: Birth::ByItself,
+            forgot: Vec::new(),
+            dead_after: Some(Duration::from_secs(60)),
             seed: [7; 32],
         };
         let mut machine = Machine::new(setup, Vec::new(), Duration::ZERO).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::Change;
 use crate::allocator::StateError;
 use crate::founding::Network;
 use crate::grant::Outstanding;
@@ -16,6 +17,10 @@ impl Machine {
     pub(crate) fn restore(&mut self, state: Vec<(Vec<u8>, Vec<u8>)>) -> Result<bool, StateError> {
         let fresh = state.is_empty();
         let state: BTreeMap<Vec<u8>, Vec<u8>> = state.into_iter().collect();
+        if let Some(old) = store::read_network(&state)?.filter(|network| network.has_other_ranges(&self.universe)) {
+            self.change_ranges(&old, &state)?;
+            return Ok(true);
+        }
         for (key, value) in &state {
             let corrupt = |why: String| StateError::Corrupt { key: key.escape_ascii().to_string(), why };
             match store::read(key, value)? {
@@ -23,6 +28,7 @@ impl Machine {
                 Entry::Panel(panel) => self.panel = Some(panel),
                 Entry::Seat(seat) => self.voter.seat = seat,
                 Entry::Gone(gone) => self.gone = gone.into_iter().collect(),
+                Entry::Silent(found) => self.silence.found = found.into_iter().collect(),
                 Entry::Votes { range, runs } => {
                     self.restore_votes(usize::from(range), &runs).map_err(corrupt)?;
                 }
@@ -55,6 +61,38 @@ impl Machine {
             self.resume_voting();
         }
         Ok(fresh)
+    }
+
+    /// Other ranges are another network: this peer leaves the old one if nobody here has an
+    /// address of it (ipam I23).
+    fn change_ranges(&mut self, old: &Network, state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StateError> {
+        const NAMED: usize = 3;
+        let mut stranded = Vec::new();
+        for (key, value) in state {
+            if let Entry::Address(address, StoredAddress::Given { owner, .. }) = store::read(key, value)? {
+                stranded.push(format!("{address} of {owner}"));
+            }
+        }
+        let (before, now) = (old.ranges_text(), self.universe.text());
+        if !stranded.is_empty() {
+            let more = stranded.len().saturating_sub(NAMED);
+            stranded.truncate(NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            return Err(StateError::Ranges(format!(
+                "this peer gave addresses from the ranges {before}, and is configured with {now} now, which would \
+                 strand {}{more}; start it with the old ranges and detach what has them first",
+                stranded.join(", ")
+            )));
+        }
+        for key in state.keys() {
+            self.journal.put(Change { key: key.clone(), value: None });
+        }
+        self.notice(format!(
+            "the ranges were {before} and are {now} now: this peer left the address network {}; configure the same \
+             ranges on every peer",
+            old.id
+        ));
+        Ok(())
     }
 
     fn restore_network(&mut self, network: Network) -> Result<(), StateError> {

@@ -17,6 +17,7 @@
 //! the voters. Epoch 0 is written by voters only, so it says so by itself; a register of a higher
 //! epoch is settled once the receiver of the grant has its witnesses (ipam I15).
 
+use core::cell::OnceCell;
 use core::fmt;
 
 use minicbor::{Decode, Encode};
@@ -135,12 +136,19 @@ pub(crate) struct Ring {
     regs: Runs<Reg>,
     held: Runs<bool>,
     changes: u64,
+    /// A hash of each bucket, until something changes.
+    digest: OnceCell<Vec<u64>>,
 }
 
 impl Ring {
     /// A ring of which nothing is known.
     pub(crate) fn new(blocks: u32) -> Self {
-        Self { regs: Runs::new(blocks, Reg::UNKNOWN), held: Runs::new(blocks, false), changes: 0 }
+        Self {
+            regs: Runs::new(blocks, Reg::UNKNOWN),
+            held: Runs::new(blocks, false),
+            changes: 0,
+            digest: OnceCell::new(),
+        }
     }
 
     /// Number of blocks.
@@ -169,9 +177,13 @@ impl Ring {
     }
 
     /// What of `lo..hi` this peer holds, as `(lo, hi)`.
-    pub(crate) fn held(&self, lo: u32, hi: u32) -> impl DoubleEndedIterator<Item = (u32, u32)> {
-        let runs: Vec<_> = self.held.over(lo, hi).filter_map(|(lo, hi, held)| held.then_some((lo, hi))).collect();
-        runs.into_iter()
+    pub(crate) fn held(&self, lo: u32, hi: u32) -> impl Iterator<Item = (u32, u32)> {
+        self.held.over(lo, hi).filter_map(|(lo, hi, held)| held.then_some((lo, hi)))
+    }
+
+    fn touch(&mut self) {
+        self.changes += 1;
+        self.digest.take();
     }
 
     /// Joins a register heard from others into the blocks `run.lo..run.hi` of a peer in the life
@@ -196,7 +208,7 @@ impl Ring {
                     _ => {}
                 }
             }
-            self.changes += 1;
+            self.touch();
             self.regs.set(old.lo, old.hi, new);
             self.held.set(old.lo, old.hi, mine);
         }
@@ -206,14 +218,21 @@ impl Ring {
     /// Writes a register that this peer decided on or was granted, and whether it holds the
     /// blocks from now on.
     pub(crate) fn write(&mut self, run: RegRun, held: bool) {
-        self.changes += 1;
+        self.touch();
         self.regs.set(run.lo, run.hi, run.reg);
         self.held.set(run.lo, run.hi, held);
     }
 
     /// A new life begins: nothing is held.
     pub(crate) fn let_go(&mut self) {
-        self.changes += 1;
+        self.touch();
+        self.held.set(0, self.blocks(), false);
+    }
+
+    /// Nothing is known any more.
+    pub(crate) fn forget(&mut self) {
+        self.touch();
+        self.regs.set(0, self.blocks(), Reg::UNKNOWN);
         self.held.set(0, self.blocks(), false);
     }
 
@@ -226,26 +245,36 @@ impl Ring {
         (border(bucket), border(bucket + 1))
     }
 
+    /// The bucket that a block is in.
+    fn bucket_of(&self, block: u32) -> u32 {
+        let blocks = u64::from(self.blocks());
+        let at = (u64::from(BUCKETS) * (u64::from(block) + 1) - 1) / blocks;
+        u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
     /// The buckets that have a block of `lo..hi`.
     pub(crate) fn buckets_of(&self, lo: u32, hi: u32) -> impl Iterator<Item = u32> {
-        (0..BUCKETS).filter(move |&bucket| {
+        let hi = hi.min(self.blocks());
+        let buckets = if lo < hi { self.bucket_of(lo)..self.bucket_of(hi - 1) + 1 } else { 0..0 };
+        // Of few blocks, some buckets have none.
+        buckets.filter(|&bucket| {
             let (from, to) = self.bucket(bucket);
-            from < hi && lo < to
+            from < to
         })
     }
 
     /// A hash of each bucket: equal rings have equal hashes.
-    pub(crate) fn digest(&self) -> Vec<u64> {
-        (0..BUCKETS)
-            .map(|bucket| {
-                let (lo, hi) = self.bucket(bucket);
-                let mut hash = Hash::default();
-                for run in self.regs(lo, hi) {
-                    hash.run(run);
-                }
-                hash.finish()
-            })
-            .collect()
+    pub(crate) fn digest(&self) -> &[u64] {
+        self.digest.get_or_init(|| (0..BUCKETS).map(|bucket| self.hash_of(bucket)).collect())
+    }
+
+    fn hash_of(&self, bucket: u32) -> u64 {
+        let (lo, hi) = self.bucket(bucket);
+        let mut hash = Hash::default();
+        for run in self.regs(lo, hi) {
+            hash.run(run);
+        }
+        hash.finish()
     }
 }
 
@@ -388,9 +417,13 @@ mod tests {
             for bucket in 0..BUCKETS {
                 let (lo, hi) = ring.bucket(bucket);
                 assert_eq!(lo, next);
+                assert!((lo..hi).all(|block| ring.bucket_of(block) == bucket));
                 next = hi;
             }
             assert_eq!(next, blocks);
+            let all = (0..BUCKETS).filter(|&bucket| ring.bucket(bucket).0 < ring.bucket(bucket).1);
+            assert!(ring.buckets_of(0, blocks).eq(all));
+            assert_eq!(ring.buckets_of(blocks, blocks + 1).count(), 0);
         }
     }
 }

@@ -8,19 +8,20 @@
 //! Ownership is a few long runs in practice, so that all questions about 16,384 blocks cost no
 //! more than the number of runs. Neighbouring runs always differ: equal content has one form.
 
-use std::collections::BTreeMap;
-
-/// A total map from `0..end` to values.
+/// A total map from `0..end` to values: where each run starts, in order. The first starts at 0.
+///
+/// A sorted list instead of a tree: most questions are about few runs or about all of them, and a
+/// change of a whole ring comes in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Runs<V> {
     end: u32,
-    starts: BTreeMap<u32, V>,
+    starts: Vec<(u32, V)>,
 }
 
 impl<V: Clone + Eq> Runs<V> {
     /// The same value everywhere in `0..end`; `end` is at least 1.
     pub(crate) fn new(end: u32, value: V) -> Self {
-        Self { end: end.max(1), starts: BTreeMap::from([(0, value)]) }
+        Self { end: end.max(1), starts: vec![(0, value)] }
     }
 
     /// The number of blocks.
@@ -28,27 +29,25 @@ impl<V: Clone + Eq> Runs<V> {
         self.end
     }
 
+    /// Number of the run that a block is in; beyond the end the last one.
+    fn index(&self, at: u32) -> usize {
+        self.starts.partition_point(|&(start, _)| start <= at).saturating_sub(1)
+    }
+
     /// The value of a block; beyond the end that of the last one.
     pub(crate) fn get(&self, at: u32) -> &V {
-        let (_, value) = self.starts.range(..=at).next_back().expect("the run that starts at 0 is never removed");
-        value
+        &self.starts[self.index(at)].1
     }
 
     /// The runs that overlap `lo..hi`, cut to it: `(lo, hi, value)`.
     pub(crate) fn over(&self, lo: u32, hi: u32) -> impl Iterator<Item = (u32, u32, &V)> {
         let hi = hi.min(self.end);
-        let first = (lo < hi).then(|| self.starts.range(..=lo).next_back()).flatten();
-        let from = lo.saturating_add(1).min(hi);
-        let rest = self.starts.range(from..hi);
-        let mut runs = first
-            .map(|(_, value)| (lo, value))
-            .into_iter()
-            .chain(rest.map(|(&start, value)| (start, value)))
-            .peekable();
+        let first = if lo < hi { self.index(lo) } else { self.starts.len() };
+        let mut runs = self.starts[first..].iter().take_while(move |&&(start, _)| start < hi).peekable();
         core::iter::from_fn(move || {
             let (start, value) = runs.next()?;
-            let end = runs.peek().map_or(hi, |&(next, _)| next);
-            Some((start, end, value))
+            let end = runs.peek().map_or(hi, |&&(next, _)| next);
+            Some((lo.max(*start), end, value))
         })
     }
 
@@ -58,27 +57,22 @@ impl<V: Clone + Eq> Runs<V> {
         if lo >= hi {
             return;
         }
-        if hi < self.end && !self.starts.contains_key(&hi) {
-            let after = self.get(hi).clone();
-            self.starts.insert(hi, after);
+        let first = self.starts.partition_point(|&(start, _)| start < lo);
+        let mut after = self.index(hi - 1) + 1;
+        let (_, last) = &self.starts[after - 1];
+        let joins_before = first > 0 && self.starts[first - 1].1 == value;
+        // What is left of the last run that is covered, unless it is covered whole or goes on as
+        // the new one.
+        let rest = match self.starts.get(after) {
+            Some(&(start, _)) if start == hi => None,
+            None if hi == self.end => None,
+            _ => (*last != value).then(|| (hi, last.clone())),
+        };
+        if rest.is_none() && self.starts.get(after).is_some_and(|(start, next)| *start == hi && *next == value) {
+            after += 1;
         }
-        let inside: Vec<u32> = self.starts.range(lo..hi).map(|(&start, _)| start).collect();
-        for start in inside {
-            self.starts.remove(&start);
-        }
-        self.starts.insert(lo, value);
-        self.join_at(lo);
-        self.join_at(hi);
-    }
-
-    /// Removes the border at `at` if both sides are equal.
-    fn join_at(&mut self, at: u32) {
-        if at == 0 || at >= self.end {
-            return;
-        }
-        if self.get(at - 1) == self.get(at) {
-            self.starts.remove(&at);
-        }
+        let run = (!joins_before).then_some((lo, value));
+        self.starts.splice(first..after, run.into_iter().chain(rest));
     }
 }
 

@@ -129,7 +129,7 @@ impl Machine {
             self.answer(request, index, offset);
             return true;
         }
-        if self.network.is_none() || (self.inherited && !self.surveyed) {
+        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.has_lease() {
             return false;
         }
         let area = &mut self.areas[index];
@@ -164,7 +164,8 @@ impl Machine {
             return true;
         }
         // The reuse delay is for addresses that come up by chance; this one is meant.
-        if self.network.is_none() || !area.ring.holds(area.range.block_of(offset)) {
+        let held = area.ring.holds(area.range.block_of(offset));
+        if self.network.is_none() || !held || !self.has_lease() {
             return false;
         }
         let net = area.range.net();
@@ -279,6 +280,16 @@ impl Machine {
             self.take_back(index, offset);
         }
         freed
+    }
+
+    /// Refuses what was about to be answered: blocks of a life that is over may be another peer's.
+    pub(crate) fn withdraw_new(&mut self) {
+        for (request, (index, offset)) in core::mem::take(&mut self.answering) {
+            self.journal.forget(request);
+            let address = self.areas[index].range.address(offset);
+            self.forget(index, offset);
+            self.reply(request, Err(AllocError::Withdrawn { address }));
+        }
     }
 
     /// Refuses the requests that were about to be answered with an address.

@@ -8,6 +8,7 @@
 //!  panel                              the voters
 //!  seat                               this voter's promises about the next panel
 //!  gone                               lives that were removed
+//!  silent                             lives that this voter found silent
 //!  votes | range (2) | bucket (1)     what this voter promised and accepted, one part of a ring
 //!  ring  | range (2) | bucket (1)     registers of one part of a ring
 //!  addr  | 4 or 6    | address (16)   an address: given, or freed lately
@@ -15,6 +16,7 @@
 //! ```
 
 use core::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeMap;
 
 use minicbor::{Decode, Encode};
 
@@ -25,7 +27,7 @@ use crate::id::Owner;
 use crate::panel::{Panel, Seat};
 use crate::ring::Reg;
 use crate::voter::Vote;
-use crate::wire::{Net, WireRun, from_cbor, to_cbor};
+use crate::wire::{Net, WireRun, append_cbor, from_cbor};
 
 const VERSION: u8 = 2;
 const HEAD: usize = 5;
@@ -41,6 +43,8 @@ pub(crate) enum Key {
     Seat,
     /// Lives that were removed.
     Gone,
+    /// Lives that this voter found silent.
+    Silent,
     /// A part of what a voter knows.
     Votes {
         /// Number of the range.
@@ -137,6 +141,8 @@ pub(crate) enum Entry {
     Seat(Seat),
     /// See [`Key::Gone`].
     Gone(Vec<Owner>),
+    /// See [`Key::Silent`].
+    Silent(Vec<Owner>),
     /// See [`Key::Votes`].
     Votes {
         /// Number of the range.
@@ -168,6 +174,7 @@ impl Key {
             Self::Panel => b"panel".to_vec(),
             Self::Seat => b"seat".to_vec(),
             Self::Gone => b"gone".to_vec(),
+            Self::Silent => b"silent".to_vec(),
             Self::Left => b"left".to_vec(),
             Self::Vote => b"vote".to_vec(),
             Self::Ring { range, bucket } | Self::Votes { range, bucket } => {
@@ -201,6 +208,7 @@ impl Key {
             b"panel" => return Some(Self::Panel),
             b"seat" => return Some(Self::Seat),
             b"gone" => return Some(Self::Gone),
+            b"silent" => return Some(Self::Silent),
             b"left" => return Some(Self::Left),
             b"vote" => return Some(Self::Vote),
             _ => {}
@@ -226,9 +234,9 @@ impl Key {
     }
 }
 
-/// CRC-32 (IEEE 802.3) of each byte.
-const CRC_TABLE: [u32; 256] = {
-    let mut table = [0; 256];
+/// CRC-32 (IEEE 802.3) of each byte, followed by so many zero bytes as the number of the table.
+const CRC_TABLES: [[u32; 256]; 8] = {
+    let mut tables = [[0; 256]; 8];
     let mut byte = 0;
     while byte < 256 {
         let mut crc = byte as u32;
@@ -237,33 +245,68 @@ const CRC_TABLE: [u32; 256] = {
             crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
             bit += 1;
         }
-        table[byte] = crc;
+        tables[0][byte] = crc;
         byte += 1;
     }
-    table
+    let mut table = 1;
+    while table < 8 {
+        let mut byte = 0;
+        while byte < 256 {
+            let before = tables[table - 1][byte];
+            tables[table][byte] = (before >> 8) ^ tables[0][(before & 0xff) as usize];
+            byte += 1;
+        }
+        table += 1;
+    }
+    tables
 };
 
+/// The checksum of all parts, eight bytes at a time.
 fn crc32(parts: &[&[u8]]) -> u32 {
-    let bytes = parts.iter().copied().flatten();
-    !bytes.fold(u32::MAX, |crc, &byte| {
-        let [low, ..] = (crc ^ u32::from(byte)).to_le_bytes();
-        (crc >> 8) ^ CRC_TABLE[usize::from(low)]
-    })
+    let mut crc = u32::MAX;
+    for part in parts {
+        let (words, rest) = part.as_chunks::<8>();
+        for [a, b, c, d, e, f, g, h] in words {
+            let [i, j, k, l] = crc.to_le_bytes();
+            let bytes = [h, g, f, e, &(d ^ l), &(c ^ k), &(b ^ j), &(a ^ i)].map(|&byte| usize::from(byte));
+            crc = CRC_TABLES.iter().zip(bytes).fold(0, |crc, (table, byte)| crc ^ table[byte]);
+        }
+        for &byte in rest {
+            let [low, ..] = (crc ^ u32::from(byte)).to_le_bytes();
+            crc = (crc >> 8) ^ CRC_TABLES[0][usize::from(low)];
+        }
+    }
+    !crc
 }
 
 /// The change that writes a value.
 pub(crate) fn put<T: Encode<()>>(key: Key, value: &T) -> Change {
     let key = key.encode();
-    let body = to_cbor(value);
-    let mut bytes = vec![VERSION];
-    bytes.extend(crc32(&[&key, &body]).to_be_bytes());
-    bytes.extend(body);
+    let mut bytes = Vec::with_capacity(128);
+    bytes.resize(HEAD, 0);
+    append_cbor(value, &mut bytes);
+    if let Some((head, body)) = bytes.split_first_chunk_mut::<HEAD>() {
+        let [a, b, c, d] = crc32(&[&key, body]).to_be_bytes();
+        *head = [VERSION, a, b, c, d];
+    }
     Change { key, value: Some(bytes) }
 }
 
 /// The change that deletes a value.
 pub(crate) fn delete(key: Key) -> Change {
     Change { key: key.encode(), value: None }
+}
+
+/// Reads the network, if there is one.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_network(state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Option<Network>, StateError> {
+    let key = Key::Network.encode();
+    match state.get(&key).map(|value| read(&key, value)).transpose()? {
+        Some(Entry::Network(network)) => Ok(Some(network)),
+        _ => Ok(None),
+    }
 }
 
 /// Reads an entry.
@@ -297,6 +340,7 @@ fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
         Key::Panel => Entry::Panel(from_cbor(body)?),
         Key::Seat => Entry::Seat(from_cbor(body)?),
         Key::Gone => Entry::Gone(from_cbor(body)?),
+        Key::Silent => Entry::Silent(from_cbor(body)?),
         Key::Votes { range, .. } => Entry::Votes { range, runs: from_cbor(body)? },
         Key::Left => from_cbor::<bool>(body).map(|_| Entry::Left)?,
         Key::Vote => Entry::Vote(from_cbor(body)?),

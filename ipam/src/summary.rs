@@ -2,10 +2,11 @@
 
 use core::net::IpAddr;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use crate::allocator::Away;
 use crate::id::Id;
 use crate::machine::Machine;
 use crate::wire::Wanted;
@@ -41,6 +42,9 @@ impl Machine {
         }
         if !self.journal.is_durable(self.network_batch) {
             return Err("the address state is being written".to_owned());
+        }
+        if !self.has_lease() {
+            return Err(format!("waiting for {}", self.lease_obstacle()));
         }
         for (range, area) in (0u16..).zip(&self.areas) {
             if area.owned() == 0 {
@@ -86,6 +90,18 @@ impl Machine {
         core::iter::once(mine).chain(others).collect()
     }
 
+    /// Owners that cannot be reached.
+    pub(crate) fn away(&self) -> Vec<Away<Id>> {
+        let rings = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
+        let owners: BTreeSet<Id> = rings.filter_map(|run| run.reg.holder.peer()).collect();
+        let away = owners.into_iter().filter(|peer| *peer != self.me.peer && !self.peers.contains_key(peer));
+        away.map(|peer| {
+            let (silent, removal) = self.silence_of(peer).unzip();
+            Away { peer, silent, removal: removal.flatten(), removed: self.is_gone(&peer) }
+        })
+        .collect()
+    }
+
     /// The addresses given here: owner, address, since when.
     pub(crate) fn allocations(&self) -> Vec<(String, IpNet, Option<Duration>)> {
         let mut list = Vec::new();
@@ -98,6 +114,11 @@ impl Machine {
             }
         }
         list
+    }
+
+    /// How often a register, or what is held, has changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.areas.iter().map(|area| area.ring.changes()).sum()
     }
 
     /// The blocks held here, as first and last address.

@@ -78,6 +78,8 @@ struct Found {
     settle: Vec<(usize, u32, u32)>,
     /// Of this life by their registers, and not held.
     unheld: Vec<(usize, u32, u32)>,
+    /// Whether there are blocks of nobody.
+    pool: bool,
 }
 
 fn next_term(newest: u64, version: u64, chance: u64) -> u64 {
@@ -113,6 +115,11 @@ impl Takes {
     pub(crate) fn look_again(&mut self) {
         self.found = Found::default();
     }
+
+    /// Whether there are blocks of nobody.
+    pub(crate) fn has_pool(&self) -> bool {
+        self.found.pool
+    }
 }
 
 impl Machine {
@@ -133,9 +140,9 @@ impl Machine {
 
     /// Blocks that are this life's by their registers, but that it neither holds nor has a grant
     /// for: who gave them away forgot it before the grant arrived.
-    fn unclaimed(&self) -> Vec<(usize, u32, u32)> {
+    fn unclaimed(&self) -> impl Iterator<Item = (usize, u32, u32)> {
         let unheld = self.takes.found.unheld.iter().copied();
-        unheld.filter(|&(index, lo, hi)| !self.is_witnessing(index, lo, hi)).collect()
+        unheld.filter(move |&(index, lo, hi)| !self.is_witnessing(index, lo, hi))
     }
 
     /// Looks through all registers if anything has changed since the last time.
@@ -149,6 +156,7 @@ impl Machine {
         let mut found = Found { seen, ..Found::default() };
         for (index, area) in self.areas.iter().enumerate() {
             for run in area.ring.regs(0, area.ring.blocks()) {
+                found.pool |= run.reg.holder == Holder::Nobody && run.reg.order.term > 0;
                 if self.is_to_settle(&run.reg, version) {
                     found.settle.push((index, run.lo, run.hi));
                 }
@@ -166,7 +174,25 @@ impl Machine {
     }
 
     fn has_to_take(&self) -> bool {
-        !self.blocks_to_settle().is_empty()
+        self.panel.is_some()
+            && (!self.takes.found.settle.is_empty()
+                || (self.is_claiming() && self.unclaimed().next().is_some())
+                || self.overdue_blocks().next().is_some())
+    }
+
+    /// Whether the blocks that no grant came for have waited long enough.
+    fn is_claiming(&self) -> bool {
+        self.takes.unclaimed.is_some_and(|since| since + GRANT_WAIT <= self.now)
+    }
+
+    /// The blocks of grants that nobody took.
+    fn overdue_blocks(&self) -> impl Iterator<Item = (usize, u32, u32)> {
+        self.overdue_grants().flat_map(move |wire| {
+            let (index, run) = wire.parts();
+            let regs = self.areas.get(index).map(|area| area.ring.regs(run.lo, run.hi));
+            let same = regs.into_iter().flatten().filter(move |now| now.reg == run.reg);
+            same.map(move |now| (index, now.lo, now.hi))
+        })
     }
 
     /// Whether a register is to be settled anew by this peer.
@@ -188,7 +214,7 @@ impl Machine {
         if self.panel.is_none() {
             return batch.blocks;
         }
-        if self.takes.unclaimed.is_some_and(|since| since + GRANT_WAIT <= self.now) {
+        if self.is_claiming() {
             for (index, lo, hi) in self.unclaimed() {
                 batch.add(index, lo, hi);
             }
@@ -196,14 +222,8 @@ impl Machine {
         for &(index, lo, hi) in &self.takes.found.settle {
             batch.add(index, lo, hi);
         }
-        for run in self.overdue_grants() {
-            let (index, run) = run.parts();
-            let Some(area) = self.areas.get(index) else {
-                continue;
-            };
-            for now in area.ring.regs(run.lo, run.hi).filter(|now| now.reg == run.reg) {
-                batch.add(index, now.lo, now.hi);
-            }
+        for (index, lo, hi) in self.overdue_blocks() {
+            batch.add(index, lo, hi);
         }
         batch.blocks
     }
@@ -217,12 +237,10 @@ impl Machine {
         if self.takes.now.is_some() || self.now < self.takes.next || self.network.is_none() {
             return;
         }
-        self.takes.unclaimed = match self.unclaimed().is_empty() {
-            true => None,
-            false => self.takes.unclaimed.or(Some(self.now)),
-        };
-        let blocks = self.blocks_to_settle();
-        if !blocks.is_empty() {
+        let unclaimed = self.unclaimed().next().is_some();
+        self.takes.unclaimed = unclaimed.then(|| self.takes.unclaimed.unwrap_or(self.now));
+        if self.has_to_take() {
+            let blocks = self.blocks_to_settle();
             self.take(blocks, false);
         } else if let Some(blocks) = self.wanted_of_pool() {
             self.take(vec![blocks], true);

@@ -17,7 +17,7 @@ use rand_core::RngCore;
 
 use crate::founding::Ballot;
 use crate::id::{Id, Sender};
-use crate::machine::Machine;
+use crate::machine::{Machine, RingPart};
 use crate::panel::{NextPanel, Panel, PanelChange, Seat, wished};
 use crate::ring::{Order, Reg, RegRun};
 use crate::runs::Runs;
@@ -101,6 +101,8 @@ pub(crate) struct Voter {
     /// Since when peers were heard of as members without interruption.
     pub(crate) members: BTreeMap<Id, Duration>,
     sole_until: Option<Duration>,
+    /// When peers have said last that they know the same voters.
+    pub(crate) same_panel: BTreeMap<Id, Duration>,
 }
 
 impl Voter {
@@ -119,6 +121,7 @@ impl Voter {
             round: 0,
             members: BTreeMap::new(),
             sole_until: None,
+            same_panel: BTreeMap::new(),
         }
     }
 
@@ -129,12 +132,18 @@ impl Voter {
         self.learned = Seat::default();
         self.next_fetch = now;
         self.change = None;
+        self.same_panel.clear();
     }
+}
+
+/// Range, blocks and register of a run.
+fn blocks_of(run: &WireRun) -> (usize, u32, u32, Reg) {
+    (usize::from(run.range), run.lo, run.hi, run.reg)
 }
 
 impl Machine {
     /// Whether this peer may answer for this version of the panel.
-    fn votes_for(&self, version: u64) -> bool {
+    pub(crate) fn votes_for(&self, version: u64) -> bool {
         self.may_change_panel(version) && (self.voter.seat.accepted.is_none() || self.ablation.no_seal)
     }
 
@@ -153,10 +162,7 @@ impl Machine {
 
     /// The votes of a voter that was there when the network was founded.
     pub(crate) fn sit_first(&mut self, registers: &[WireRun]) {
-        for run in registers {
-            let (index, run) = run.parts();
-            self.vote(index, run.lo, run.hi, |vote| vote.reg = vote.reg.join(run.reg));
-        }
+        self.vote(registers.iter().map(blocks_of), |vote, reg| vote.reg = vote.reg.join(*reg));
         self.voter.seat = Seat { version: 1, ..Seat::default() };
         self.voter.ready = true;
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
@@ -175,25 +181,23 @@ impl Machine {
         self.finish_reading();
     }
 
-    /// Changes the votes of some blocks, and records them.
-    fn vote(&mut self, index: usize, lo: u32, hi: u32, change: impl Fn(&mut Vote)) {
-        let Some(votes) = self.voter.votes.get_mut(index) else {
-            return;
-        };
-        let before: Vec<(u32, u32, Vote)> = votes.over(lo, hi).map(|(lo, hi, vote)| (lo, hi, *vote)).collect();
-        for (lo, hi, mut vote) in before {
-            change(&mut vote);
-            votes.set(lo, hi, vote);
-        }
-        let votes = &self.voter.votes[index];
-        let ring = &self.areas[index].ring;
-        for bucket in ring.buckets_of(lo, hi) {
-            let (from, to) = ring.bucket(bucket);
-            let runs: Vec<StoredVote> =
-                votes.over(from, to).map(|(lo, hi, vote)| StoredVote { lo, hi, vote: *vote }).collect();
-            let range = u16::try_from(index).unwrap_or(u16::MAX);
-            let bucket = u8::try_from(bucket).unwrap_or(u8::MAX);
-            self.journal.put(store::put(Key::Votes { range, bucket }, &runs));
+    /// Changes the votes of some blocks, and records those that are others then.
+    fn vote<T>(&mut self, blocks: impl IntoIterator<Item = (usize, u32, u32, T)>, change: impl Fn(&mut Vote, &T)) {
+        for (index, lo, hi, by) in blocks {
+            let Some((votes, area)) = self.voter.votes.get_mut(index).zip(self.areas.get(index)) else {
+                continue;
+            };
+            let before: Vec<(u32, u32, Vote)> = votes.over(lo, hi).map(|(lo, hi, vote)| (lo, hi, *vote)).collect();
+            for (lo, hi, old) in before {
+                let mut new = old;
+                change(&mut new, &by);
+                if new != old {
+                    votes.set(lo, hi, new);
+                    let buckets = area.ring.buckets_of(lo, hi);
+                    self.touched.extend(buckets.map(|bucket| RingPart { votes: true, index, bucket }));
+                    self.journal.announce();
+                }
+            }
         }
     }
 
@@ -217,7 +221,7 @@ impl Machine {
     }
 
     /// Tells whoever asks for another version of the panel what the panel is.
-    fn correct(&mut self, to: Id, version: u64) {
+    pub(crate) fn correct(&mut self, to: Id, version: u64) {
         if self.panel.as_ref().is_some_and(|panel| panel.version != version) {
             self.refuse(to, 0, 0);
         }
@@ -237,9 +241,8 @@ impl Machine {
         }
         let runs = votes.iter().map(|&(index, lo, hi, vote)| WireRun::new(index, RegRun { lo, hi, reg: vote.reg }));
         let runs = runs.collect();
-        for run in &prepare.blocks {
-            self.vote(usize::from(run.range), run.lo, run.hi, |vote| vote.promised = prepare.term);
-        }
+        let blocks = prepare.blocks.iter().map(|run| (usize::from(run.range), run.lo, run.hi, prepare.term));
+        self.vote(blocks, |vote, term| vote.promised = *term);
         self.send_durably(from.peer, Body::BlockPromise { nonce: prepare.term.nonce, runs });
     }
 
@@ -261,13 +264,10 @@ impl Machine {
         if !votes.iter().all(|(.., vote)| may(vote)) {
             return self.refuse(from.peer, term.nonce, newest);
         }
-        for run in runs {
-            let (index, run) = run.parts();
-            self.vote(index, run.lo, run.hi, |vote| {
-                vote.promised = term;
-                vote.reg = run.reg;
-            });
-        }
+        self.vote(runs.iter().map(blocks_of), |vote, reg| {
+            vote.promised = term;
+            vote.reg = *reg;
+        });
         self.send_durably(from.peer, Body::BlockAccepted { nonce: term.nonce });
     }
 
@@ -288,10 +288,7 @@ impl Machine {
         if !fits {
             return self.refuse(from.peer, id, newest);
         }
-        for run in runs {
-            let (index, run) = run.parts();
-            self.vote(index, run.lo, run.hi, |vote| vote.reg = run.reg);
-        }
+        self.vote(runs.iter().map(blocks_of), |vote, reg| vote.reg = *reg);
         self.send_durably(from.peer, Body::Witnessed { id, version });
     }
 
@@ -306,7 +303,23 @@ impl Machine {
         self.voter.sole_until = None;
         self.restart_takes();
         self.restart_witnesses();
+        self.silence.begin(self.now);
         self.tick_voter();
+    }
+
+    /// A peer asks for the voters that are known here.
+    pub(crate) fn on_panel_ask(&mut self, from: Sender) {
+        if let Some(panel) = self.panel.clone() {
+            self.send_durably(from.peer, Body::Panel(panel));
+        }
+    }
+
+    /// The voters as a peer knows them.
+    pub(crate) fn on_panel(&mut self, from: Sender, panel: Panel) {
+        if self.panel.as_ref() == Some(&panel) {
+            self.voter.same_panel.insert(from.peer, self.now);
+        }
+        self.learn_panel(panel);
     }
 
     /// The voting part of the clock.
@@ -380,8 +393,9 @@ impl Machine {
             next = None;
         }
         let next = next.filter(|&(range, _)| usize::from(range) < self.voter.votes.len());
-        let state =
-            SeatState { version: panel.version, life, seat: self.voter.seat.clone(), range, from: lo, runs, next };
+        let found = (range == 0 && lo == 0).then(|| self.silence.found.iter().copied().collect());
+        let seat = self.voter.seat.clone();
+        let state = SeatState { version: panel.version, life, seat, range, from: lo, runs, next, found };
         self.send_durably(from.peer, Body::SeatState(state));
     }
 
@@ -398,9 +412,9 @@ impl Machine {
         let theirs = state.seat.version;
         let useful = theirs == panel.version || theirs.saturating_add(1) == panel.version;
         if useful {
-            for run in &state.runs {
-                self.vote(usize::from(state.range), run.lo, run.hi, |vote| *vote = vote.join(run.vote));
-            }
+            let runs = state.runs.iter().map(|run| (usize::from(state.range), run.lo, run.hi, run.vote));
+            self.vote(runs, |vote, theirs| *vote = vote.join(*theirs));
+            self.learn_found(state.found.iter().flatten());
         }
         match state.next.filter(|_| useful) {
             Some(next) if next > place => {
@@ -420,12 +434,12 @@ impl Machine {
 
     /// Begins to answer once enough was heard.
     fn finish_reading(&mut self) {
-        let Some(panel) = self.panel.clone() else {
-            return;
-        };
         if !self.is_learning_to_vote() {
             return;
         }
+        let Some(panel) = self.panel.clone() else {
+            return;
+        };
         self.voter.sole_until = self.voter.sole_until.filter(|&until| self.now < until);
         let (me, voter) = (self.me.peer, &self.voter);
         let version = panel.version;
@@ -468,10 +482,7 @@ impl Machine {
         for (index, area) in self.areas.iter().enumerate().filter(|_| heard) {
             known.extend(area.ring.regs(0, area.ring.blocks()).map(|run| WireRun::new(index, run)));
         }
-        for run in known {
-            let (index, run) = run.parts();
-            self.vote(index, run.lo, run.hi, |vote| vote.reg = vote.reg.join(run.reg));
-        }
+        self.vote(known.iter().map(blocks_of), |vote, reg| vote.reg = vote.reg.join(*reg));
     }
 
     /// Makes this peer the only voter, with what it knows: for when most voters are gone for good.
@@ -488,6 +499,7 @@ impl Machine {
         self.voter.ready = true;
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
         self.panel = Some(panel.clone());
+        self.silence.begin(self.now);
         self.restart_takes();
         self.restart_witnesses();
         self.broadcast_durably(Body::Panel(panel));
@@ -495,15 +507,15 @@ impl Machine {
 
     /// Proposes a better panel if there is one.
     fn look_at_panel(&mut self) {
-        let Some(panel) = self.panel.clone() else {
-            return;
-        };
         if self.voter.change.as_ref().is_some_and(|&(_, until)| self.now >= until) {
             self.voter.change = None;
         }
-        if self.now < self.voter.next_look || self.voter.change.is_some() || !self.may_change_panel(panel.version) {
+        if self.now < self.voter.next_look || self.voter.change.is_some() {
             return;
         }
+        let Some(panel) = self.panel.clone().filter(|panel| self.may_change_panel(panel.version)) else {
+            return;
+        };
         let pause = PERIOD + self.jitter(PERIOD);
         self.voter.next_look = self.now + pause;
         let now = self.now;

@@ -216,6 +216,9 @@ pub(crate) struct SeatState {
     /// Where the next page begins: range and block.
     #[n(6)]
     pub(crate) next: Option<(u16, u32)>,
+    /// Lives that it has found silent; in the first page.
+    #[n(7)]
+    pub(crate) found: Option<Vec<Owner>>,
 }
 
 /// Why nothing is granted.
@@ -269,6 +272,18 @@ pub(crate) struct RangeDigest {
     pub(crate) buckets: Vec<u64>,
 }
 
+/// An address that somebody has.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Claim {
+    /// The address, as a network of one.
+    #[n(0)]
+    pub(crate) address: Net,
+    /// Who.
+    #[n(1)]
+    pub(crate) owner: String,
+}
+
 /// A value accepted under a ballot.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
@@ -297,6 +312,9 @@ pub(crate) enum Body {
         /// My life.
         #[n(2)]
         life: u64,
+        /// I take no part in founding.
+        #[n(3)]
+        observer: Option<bool>,
     },
     /// My registers, in one hash.
     #[n(1)]
@@ -518,9 +536,67 @@ pub(crate) enum Body {
         #[n(1)]
         ballot: Ballot,
     },
-    /// These lives were removed by an operator.
+    /// These lives were removed.
     #[n(29)]
     Gone(#[n(0)] Vec<Owner>),
+    /// I am alive.
+    #[n(30)]
+    Lease {
+        /// Version of the panel.
+        #[n(0)]
+        version: u64,
+        /// Named in the answer.
+        #[n(1)]
+        nonce: u64,
+        /// My life.
+        #[n(2)]
+        life: u64,
+    },
+    /// So I see.
+    #[n(31)]
+    Leased {
+        /// Version of the panel.
+        #[n(0)]
+        version: u64,
+        /// Of the lease.
+        #[n(1)]
+        nonce: u64,
+    },
+    /// I have not heard of these lives for long; have you?
+    #[n(32)]
+    Silent {
+        /// Version of the panel.
+        #[n(0)]
+        version: u64,
+        /// Named in the answer.
+        #[n(1)]
+        nonce: u64,
+        /// The lives.
+        #[n(2)]
+        lives: Vec<Owner>,
+    },
+    /// Neither have I of these.
+    #[n(33)]
+    SilentToo {
+        /// Version of the panel.
+        #[n(0)]
+        version: u64,
+        /// Of the question.
+        #[n(1)]
+        nonce: u64,
+        /// The lives.
+        #[n(2)]
+        lives: Vec<Owner>,
+    },
+    /// These addresses of your blocks are in use here.
+    #[n(34)]
+    Strays(#[n(0)] Vec<Claim>),
+    /// I gave these to others.
+    #[n(35)]
+    Theirs(#[n(0)] Vec<Claim>),
+    /// Which voters do you know?
+    #[n(36)]
+    PanelAsk,
 }
 
 /// A message.
@@ -535,12 +611,10 @@ pub(crate) struct Message {
     pub(crate) body: Body,
 }
 
-/// CBOR of a value. Writing to memory cannot fail, and no type here refuses to be encoded.
-pub(crate) fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let result = minicbor::encode(value, &mut bytes);
+/// Appends a value as CBOR. Writing to memory cannot fail, and no type here refuses to be encoded.
+pub(crate) fn append_cbor<T: Encode<()>>(value: &T, bytes: &mut Vec<u8>) {
+    let result = minicbor::encode(value, bytes);
     debug_assert!(result.is_ok(), "encoding to memory cannot fail");
-    bytes
 }
 
 /// The value of CBOR bytes, all of them.
@@ -559,8 +633,9 @@ pub(crate) fn from_cbor<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, Str
 impl Message {
     /// The bytes to send.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION];
-        bytes.extend(to_cbor(self));
+        let mut bytes = Vec::with_capacity(256);
+        bytes.push(VERSION);
+        append_cbor(self, &mut bytes);
         bytes
     }
 
@@ -703,6 +778,7 @@ pub(crate) mod tests {
         let seat = (number(), proptest::option::of(ballot()), proptest::option::of(next_panel()))
             .prop_map(|(version, promised, accepted)| Seat { version, promised, accepted });
         let place = proptest::option::of((few16(), few32()));
+        let found = proptest::option::of(proptest::collection::vec(owner(), 0..4));
         prop_oneof![
             panel().prop_map(Body::Panel),
             (number(), term(), blocks).prop_map(|(version, term, blocks)| Body::BlockPrepare(Prepare {
@@ -722,9 +798,9 @@ pub(crate) mod tests {
                 range,
                 from
             }),
-            (number(), number(), seat, few16(), few32(), votes, place).prop_map(
-                |(version, life, seat, range, from, runs, next)| {
-                    Body::SeatState(SeatState { version, life, seat, range, from, runs, next })
+            (number(), number(), seat, few16(), few32(), votes, place, found).prop_map(
+                |(version, life, seat, range, from, runs, next, found)| {
+                    Body::SeatState(SeatState { version, life, seat, range, from, runs, next, found })
                 }
             ),
             (number(), ballot()).prop_map(|(version, ballot)| Body::PanelPrepare { version, ballot }),
@@ -733,7 +809,20 @@ pub(crate) mod tests {
             (number(), next_panel()).prop_map(|(version, next)| Body::PanelAccept { version, next }),
             (number(), ballot()).prop_map(|(version, ballot)| Body::PanelAccepted { version, ballot }),
             proptest::collection::vec(owner(), 0..4).prop_map(Body::Gone),
+            (number(), number(), number()).prop_map(|(version, nonce, life)| Body::Lease { version, nonce, life }),
+            (number(), number()).prop_map(|(version, nonce)| Body::Leased { version, nonce }),
+            (number(), number(), proptest::collection::vec(owner(), 0..4))
+                .prop_map(|(version, nonce, lives)| Body::Silent { version, nonce, lives }),
+            (number(), number(), proptest::collection::vec(owner(), 0..4))
+                .prop_map(|(version, nonce, lives)| Body::SilentToo { version, nonce, lives }),
+            claims().prop_map(Body::Strays),
+            claims().prop_map(Body::Theirs),
+            Just(Body::PanelAsk),
         ]
+    }
+
+    fn claims() -> impl Strategy<Value = Vec<Claim>> {
+        proptest::collection::vec((net(), ".*").prop_map(|(address, owner)| Claim { address, owner }), 0..4)
     }
 
     pub(crate) fn body() -> impl Strategy<Value = Body> {
@@ -749,8 +838,8 @@ pub(crate) mod tests {
         ];
         prop_oneof![
             about_voters(),
-            (any::<u32>(), proptest::collection::vec(net(), 0..4), number())
-                .prop_map(|(named, ranges, life)| Body::Seeking { named, ranges, life }),
+            (any::<u32>(), proptest::collection::vec(net(), 0..4), number(), proptest::option::of(any::<bool>()))
+                .prop_map(|(named, ranges, life, observer)| Body::Seeking { named, ranges, life, observer }),
             (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(root, untouched, ranges)| Body::Here {
                 root,
                 untouched,

@@ -34,7 +34,7 @@ fn damaged_messages_neither_panic_nor_lose_what_was_given() {
     let sample = world.sample.clone();
     assert!(sample.len() > 30);
     for round in 0..20_000u64 {
-        let mut bytes = sample[world.below(sample.len() as u64) as usize].clone();
+        let mut bytes = sample[world.below(sample.len() as u64) as usize].to_vec();
         for _ in 0..=world.below(3) {
             let at = world.below(bytes.len() as u64) as usize;
             match world.below(4) {

@@ -200,7 +200,7 @@ impl Model {
             With::NoDisk => node.disk.clear(),
         }
         let named_peers = usize::from(at > 0 || with == With::NoDisk);
-        let config = Config { me: Peer(at as u8 + 1), incarnation: node.life, ranges: vec![range()], named_peers };
+        let config = Config::new(Peer(at as u8 + 1), node.life, vec![range()], named_peers);
         let seed = [at as u8 ^ (node.life as u8) << 4; 32];
         let disk = node.disk.clone().into_iter().collect();
         node.allocator = Allocator::with_broken_rules(config, disk, seed, node.now, self.ablation)
@@ -294,7 +294,7 @@ fn drain(state: &mut State, at: usize) {
             Output::Reply { request, result: Ok(net) } => {
                 node.has.insert(net.addr(), format!("c{at}.{}", request.0));
             }
-            Output::Reply { .. } | Output::Notice(_) => {}
+            Output::Reply { .. } | Output::Notice(_) | Output::Fences(_) => {}
         }
     }
 }

@@ -271,8 +271,7 @@ fn a_damaged_entry_is_named_and_other_ranges_are_refused() {
     world.start(0);
     let request = world.allocate(0, "c1", net("10.0.0.0/24"));
     world.answer(request).unwrap();
-    let config =
-        |range: &str| Config { me: world.nodes[0].peer, incarnation: 2, ranges: vec![net(range)], named_peers: 0 };
+    let config = |range: &str| Config::new(world.nodes[0].peer, 2, vec![net(range)], 0);
     for key in world.nodes[0].disk.keys() {
         let mut disk = world.nodes[0].disk.clone();
         disk.get_mut(key).unwrap()[3] ^= 4;

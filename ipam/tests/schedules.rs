@@ -31,6 +31,8 @@ enum Birth {
     Together,
     /// All found alone and are connected later, before anybody asks for an address.
     Apart,
+    /// Some are told that they are the founders; faults from the first moment.
+    Seeded,
 }
 
 /// What a schedule did.
@@ -59,6 +61,8 @@ struct Schedule {
     /// Disks are lost, and old copies of them put back, one voter's at a time.
     losses: bool,
     lost: BTreeSet<usize>,
+    /// For which panel voters have known all, when last seen.
+    knows: BTreeMap<usize, u64>,
     losses_done: u64,
     /// Peers are removed, dead or alive.
     removals: bool,
@@ -77,7 +81,7 @@ impl Schedule {
         let mut named = vec![count - 1; count];
         match birth {
             Birth::Alone => named[0] = 0,
-            Birth::Together => {}
+            Birth::Together | Birth::Seeded => {}
             Birth::Apart => named.fill(0),
         }
         let ranges = SMALL[world.below(5) as usize];
@@ -97,8 +101,17 @@ impl Schedule {
         };
         let (partitions, crashes) = (sometimes(1) == 1, sometimes(1) == 1);
         let (losses, removals, jumps) = (sometimes(1) == 1, sometimes(1) == 1, sometimes(1) == 1);
+        // Whoever is removed by an operator may have a lease; so not both.
+        let silence = sometimes(1) == 1 && !removals;
         world.clock_jumps = jumps;
         world.faults = faults;
+        world.dead_after = silence.then(|| Duration::from_secs(10 + world.below(30)));
+        if birth == Birth::Seeded {
+            let seeds = 1 + world.below(count as u64) as u8;
+            world.seeds = Some((1..=seeds).map(Peer).collect());
+        } else if birth == Birth::Together && count > 3 && world.below(4) == 0 {
+            world.nodes[count - 1].observer = true;
+        }
         Self {
             world,
             birth,
@@ -108,6 +121,7 @@ impl Schedule {
             crashed: 0,
             losses,
             lost: BTreeSet::new(),
+            knows: BTreeMap::new(),
             losses_done: 0,
             removals,
             removed: 0,
@@ -117,7 +131,7 @@ impl Schedule {
     }
 
     fn begin(&mut self) {
-        if self.birth != Birth::Together {
+        if matches!(self.birth, Birth::Alone | Birth::Apart) {
             let faults = self.world.faults.clone();
             if self.birth == Birth::Alone {
                 self.world.faults.write_crash = 0;
@@ -152,6 +166,7 @@ impl Schedule {
             self.world.run_for(Duration::from_millis(pause));
             self.world.lift_fences();
             self.world.check_blocks();
+            self.note_voters();
             if !self.world.check.violations.is_empty() {
                 return;
             }
@@ -209,27 +224,39 @@ impl Schedule {
         }
     }
 
-    /// The newest voters that anybody knows of.
-    fn voters(&self) -> Vec<usize> {
+    /// The newest voters that anybody knows of, with their version.
+    fn voters(&self) -> (u64, Vec<usize>) {
         let up = self.world.nodes.iter().filter_map(|node| node.allocator.as_ref());
         let newest = up.filter_map(|allocator| allocator.panel()).max_by_key(|(version, _)| *version);
-        newest.map_or_else(Vec::new, |(_, voters)| voters.iter().map(|peer| usize::from(peer.0) - 1).collect())
+        let (version, voters) = newest.unwrap_or_default();
+        (version, voters.iter().map(|peer| usize::from(peer.0) - 1).collect())
+    }
+
+    /// Notes which voters know all that was settled for which panel.
+    fn note_voters(&mut self) {
+        for (at, node) in self.world.nodes.iter().enumerate() {
+            if let Some(up) = node.allocator.as_ref().filter(|up| !up.is_learning_to_vote())
+                && let Some((version, voters)) = up.panel()
+                && voters.contains(&node.peer)
+            {
+                self.knows.insert(at, version);
+            }
+        }
     }
 
     /// Whether the network bears that the state of one more peer is lost: at most one voter may
     /// be without its state at a time, and before there are three, none.
     fn bears_loss_of(&mut self, node: usize) -> bool {
-        let voters = self.voters();
+        self.note_voters();
+        let (newest, voters) = self.voters();
         let nodes = &self.world.nodes;
         self.lost.retain(|&lost| {
             let it = &nodes[lost];
             let well = it.allocator.as_ref().is_some_and(|up| up.panel().is_some() && !up.is_learning_to_vote());
             voters.contains(&lost) && !well
         });
-        let learning = voters.iter().any(|&voter| {
-            let up = nodes[voter].allocator.as_ref();
-            voter != node && up.is_some_and(|up| up.is_learning_to_vote())
-        });
+        // One that does not even know yet that it is a voter knows nothing of what was settled.
+        let learning = voters.iter().any(|&voter| voter != node && self.knows.get(&voter) != Some(&newest));
         let others = self.lost.iter().any(|&lost| lost != node);
         voters.len() >= 3 && !others && !learning
     }
@@ -244,6 +271,7 @@ impl Schedule {
         } else if !self.world.roll_back(node, pause) {
             return;
         }
+        self.knows.remove(&node);
         self.losses_done += 1;
         self.lost.insert(node);
     }
@@ -309,7 +337,8 @@ impl Schedule {
                 self.world.rise(node, with_disk);
             }
         }
-        self.world.run_for(Duration::from_secs(60));
+        // Longer than the reuse delay.
+        self.world.run_for(Duration::from_secs(35));
         self.world.lift_fences();
         let now = self.world.now;
         self.world.check.overdue(now);
@@ -331,7 +360,7 @@ impl Schedule {
         if networks.len() != 1 {
             self.world.check.violation(format!("APART {networks:?}"));
         }
-        for _ in 0..20 {
+        for _ in 0..45 {
             if self.views().len() == 1 {
                 return;
             }
@@ -369,10 +398,9 @@ impl Schedule {
     }
 
     fn gets_an_address(&mut self, node: usize, range: IpNet) {
-        let free = self.free_anywhere(range);
         let request = self.world.allocate(node, "last", range);
         let answer = self.world.answer(request);
-        if answer.is_err() && free {
+        if answer.is_err() && self.free_anywhere(range) {
             let text = format!("STUCK {:?} in {range}: {answer:?}", self.world.nodes[node].peer);
             self.world.check.violation(text);
         }
@@ -478,7 +506,12 @@ fn run_many(birth: Birth) {
         }
     }
     println!("{birth:?}: {count} schedules, {total:?}");
-    let name = format!("{birth:?}").to_lowercase();
+    let name = match birth {
+        Birth::Alone => "alone",
+        Birth::Together => "together",
+        Birth::Apart => "apart",
+        Birth::Seeded => "by_seeds",
+    };
     assert!(
         bad.is_empty(),
         "bad seeds: {bad:?}; run one again with\n  WEFT_IPAM_SEEDS=SEED..SEED+1 cargo test -p ipam \
@@ -518,6 +551,11 @@ fn no_address_is_given_twice_or_lost_founded_apart() {
     run_many(Birth::Apart);
 }
 
+#[test]
+fn no_address_is_given_twice_or_lost_founded_by_seeds() {
+    run_many(Birth::Seeded);
+}
+
 /// Schedules that once found something.
 #[test]
 fn schedules_that_once_failed_hold() {
@@ -536,7 +574,7 @@ fn schedules_that_once_failed_hold() {
 
 #[test]
 fn the_same_seed_makes_the_same_trace() {
-    for birth in [Birth::Alone, Birth::Together, Birth::Apart] {
+    for birth in [Birth::Alone, Birth::Together, Birth::Apart, Birth::Seeded] {
         for seed in 1..10 {
             let one = Schedule::new(birth, seed).run(STEPS);
             let two = Schedule::new(birth, seed).run(STEPS);
@@ -572,8 +610,8 @@ fn is_harmed(outcome: &Outcome) -> bool {
     outcome.violations.iter().any(|text| text.contains("DUPLICATE") || text.contains("two holders"))
 }
 
-/// Schedules with some rule broken that give an address twice.
-fn harmed_without(ablation: Ablation, schedules: u64) -> usize {
+/// Whether one of so many schedules with some rule broken gives an address twice.
+fn harmed_without(ablation: Ablation, schedules: u64) -> bool {
     let harmed = |seed: &u64| {
         let mut schedule = Schedule::new(Birth::Together, *seed);
         schedule.world.ablation = ablation;
@@ -582,19 +620,19 @@ fn harmed_without(ablation: Ablation, schedules: u64) -> usize {
         schedule.world.faults.duplication = 200;
         is_harmed(&schedule.run(STEPS))
     };
-    (1..=schedules).filter(harmed).count()
+    (1..=schedules).any(|seed| harmed(&seed))
 }
 
 #[test]
 fn without_witnesses_old_disks_make_duplicates() {
     let ablation = Ablation { no_witness: true, ..Ablation::default() };
-    assert!(harmed_without(ablation, 150) > 0);
+    assert!(harmed_without(ablation, 1500));
 }
 
 #[test]
 fn without_a_new_term_after_a_restart_old_disks_make_duplicates() {
     let ablation = Ablation { no_restart_term: true, ..Ablation::default() };
-    assert!(harmed_without(ablation, 150) > 0);
+    assert!(harmed_without(ablation, 1500));
 }
 
 /// The same schedules with Weave Net's ring; `losses` and `removals` only where wanted.
@@ -602,6 +640,8 @@ fn harmed_ring(losses: bool, removals: bool) -> usize {
     let harmed = |seed: &u64| {
         let mut schedule = Schedule::new(Birth::Alone, *seed);
         schedule.world.kind = Kind::Weave;
+        // The model writes again what failed, after what came later.
+        schedule.world.faults.write_error = 0;
         schedule.losses &= losses;
         schedule.removals &= removals;
         is_harmed(&schedule.run(STEPS))

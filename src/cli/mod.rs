@@ -67,7 +67,7 @@ enum Command {
     /// List what is attached to this host
     Ps(read::ReadArgs),
     /// Show who owns how much of the address space, and what this host gave
-    Ipam(read::ReadArgs),
+    Ipam(read::IpamArgs),
     /// Show what happened lately
     Events(read::EventsArgs),
     /// Run a whole mesh on this machine, and show it at work
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn the_contract_of_the_command_line_is_accepted() {
         for line in [
-            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --detach --network n --cipher auto --log-level info --log-format json --config /c",
+            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --ipalloc-init consensus=3 --dead-after 1h --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --detach --network n --cipher auto --log-level info --log-format json --config /c",
             "weft down",
             "weft connect a b",
             "weft forget a",
@@ -232,6 +232,8 @@ mod tests {
             "weft peers -o json --socket /x",
             "weft --socket /x ps -o json",
             "weft ipam -o json",
+            "weft ipam check",
+            "weft ipam check --repair -o json",
             "weft events --follow -o json",
             "weft completions bash",
             "weft version -o json",

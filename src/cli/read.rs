@@ -3,13 +3,15 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::client::Client;
 use super::table::{clean, table};
 use super::{FAILED, Format, print};
-use crate::control::api::types::{Attachment, EventList, Ipam, Peer, Status};
+use crate::control::api::types::{
+    Attachment, CheckRequest, EventList, Holding, Ipam, IpamCheck, IpamPeer, Peer, Status,
+};
 
 /// How long `--wait` waits when it is given no time.
 const WAIT_DEFAULT: &str = "30";
@@ -161,7 +163,66 @@ pub(super) async fn ps(client: &Client, args: &ReadArgs) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn ipam(client: &Client, args: &ReadArgs) -> anyhow::Result<ExitCode> {
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct IpamArgs {
+    #[command(subcommand)]
+    command: Option<IpamCommand>,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum IpamCommand {
+    /// Compare what was given with what is there; exits with 1 if they differ
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Free what nobody has, and record what is not recorded
+    #[arg(long)]
+    repair: bool,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+pub(super) async fn ipam(client: &Client, args: &IpamArgs) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Some(IpamCommand::Check(args)) => check(client, args).await,
+        None => show_ipam(client, &args.read).await,
+    }
+}
+
+async fn check(client: &Client, args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let found: IpamCheck = client.post("/v1/ipam/check", &CheckRequest { repair: args.repair }).await?;
+    print(&match args.read.output {
+        Format::Json => json(&found)?,
+        Format::Text => check_text(&found),
+    });
+    let left = found.leaked.len() + found.missing.len() - found.repaired.len() + found.contested.len();
+    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn check_text(found: &IpamCheck) -> String {
+    let done = |address: &str| if found.repaired.iter().any(|it| it == address) { "; repaired" } else { "" };
+    let mut text = String::new();
+    for Holding { address, owner } in &found.leaked {
+        text.push_str(&format!("{address} is given to {}, which is not there{}\n", clean(owner), done(address)));
+    }
+    for Holding { address, owner } in &found.missing {
+        text.push_str(&format!("{address} is used by {} and was not given{}\n", clean(owner), done(address)));
+    }
+    for it in &found.contested {
+        let there = it.peer_owner.as_ref().map_or_else(String::new, |owner| format!(", where {} has it", clean(owner)));
+        let what = if it.fenced { "belongs to peer" } else { "is used at peer" };
+        let (owner, peer) = (clean(&it.owner), clean(&it.peer_name));
+        text.push_str(&format!("{} of {owner} {what} {peer} too{there}: detach one of them\n", it.address));
+    }
+    if text.is_empty() { "ok: what was given and what is there agree\n".to_owned() } else { text }
+}
+
+async fn show_ipam(client: &Client, args: &ReadArgs) -> anyhow::Result<ExitCode> {
     let ipam: Ipam = client.get("/v1/ipam").await?;
     print(&match args.output {
         Format::Json => json(&ipam)?,
@@ -179,11 +240,20 @@ fn ipam_text(ipam: &Ipam) -> String {
     if !ipam.peers.is_empty() {
         let rows = ipam.peers.iter().map(|peer| {
             let free = peer.free.map_or_else(|| "-".to_owned(), |free| free.to_string());
-            let reachable = if peer.reachable { "yes" } else { "no" };
-            vec![peer.name.clone(), peer.owned.to_string(), free, reachable.to_owned()]
+            vec![peer.name.clone(), peer.owned.to_string(), free, whereabouts(peer)]
         });
         text.push('\n');
         text.push_str(&table(&["PEER", "OWNED", "FREE", "REACHABLE"], rows));
+    }
+    for problem in &ipam.problems {
+        text.push_str(&format!("problem: {}\n", clean(problem)));
+    }
+    for it in &ipam.contested {
+        text.push_str(&format!(
+            "problem: {} is claimed by {} too; see weft ipam check\n",
+            it.address,
+            clean(&it.peer_name)
+        ));
     }
     if !ipam.allocations.is_empty() {
         let rows = ipam.allocations.iter().map(|given| {
@@ -194,6 +264,24 @@ fn ipam_text(ipam: &Ipam) -> String {
         text.push_str(&table(&["ADDRESS", "SINCE", "OWNER"], rows));
     }
     text
+}
+
+/// Whether a peer can be reached, and else what becomes of its space.
+fn whereabouts(peer: &IpamPeer) -> String {
+    if peer.reachable {
+        return "yes".to_owned();
+    }
+    let minutes = |seconds: u64| if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) };
+    let silent = match peer.silent_s {
+        Some(seconds) => format!("no, for {}", minutes(seconds)),
+        None => "no".to_owned(),
+    };
+    match peer.removal_s {
+        _ if peer.removed => format!("{silent}; removed, its space goes to others"),
+        Some(0) => format!("{silent}; its space goes to others once most voters agree"),
+        Some(left) => format!("{silent}; its space goes to others in {}", minutes(left)),
+        None => format!("{silent}; keeps its space until `weft peer remove`"),
+    }
 }
 
 pub(super) async fn events(client: &Client, args: &EventsArgs) -> anyhow::Result<ExitCode> {

@@ -56,6 +56,13 @@ pub(super) struct UpArgs {
     /// [default: 10.32.0.0/12 and an IPv6 /64 of the network's name]
     #[arg(long, value_name = "CIDR")]
     range: Vec<String>,
+    /// Who founds the address space: auto, observer (others), consensus=N (a majority of N peers) or
+    /// seed=ID,ID,… (these, each at once) [default: auto]
+    #[arg(long, value_name = "HOW")]
+    ipalloc_init: Option<String>,
+    /// After how long a silence a peer is removed from the address space; or never [default: 1h]
+    #[arg(long, value_name = "TIME")]
+    dead_after: Option<String>,
     /// File with the network secret (or give it in WEFT_SECRET); without a secret nothing is
     /// encrypted
     #[arg(long, value_name = "FILE")]
@@ -110,6 +117,8 @@ impl UpArgs {
             ("port", one(&self.port)),
             ("advertise", self.advertise.clone()),
             ("range", self.range.clone()),
+            ("ipalloc-init", one(&self.ipalloc_init)),
+            ("dead-after", one(&self.dead_after)),
             ("secret-file", one(&self.secret_file)),
             ("data-dir", one(&self.data_dir)),
             ("socket", one(&socket)),

@@ -26,6 +26,8 @@ pub const KEYS: &[Key] = &[
     Key { name: "port", many: false, live: false },
     Key { name: "advertise", many: true, live: true },
     Key { name: "range", many: true, live: false },
+    Key { name: "ipalloc-init", many: false, live: false },
+    Key { name: "dead-after", many: false, live: false },
     Key { name: "secret-file", many: false, live: true },
     Key { name: "data-dir", many: false, live: false },
     Key { name: "socket", many: false, live: false },

@@ -16,9 +16,11 @@ mod sources;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_proto::handover::Suite;
+use mesh_proto::id::PeerId;
 
 pub use gather::{Gathered, Given, KEYS, Key, Source, gather};
 pub use parse::{default_v6_range, host_port, peer};
@@ -34,6 +36,8 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
 pub const DEFAULT_BRIDGE: &str = "weft";
 /// Name of the network, unless told otherwise.
 pub const DEFAULT_NETWORK: &str = "weft";
+/// How long a peer may be silent before it is removed from the address space, unless told otherwise.
+pub const DEFAULT_DEAD_AFTER: Duration = Duration::from_secs(3600);
 /// IPv4 range of containers, unless told otherwise.
 pub const DEFAULT_RANGE_V4: &str = "10.32.0.0/12";
 
@@ -56,6 +60,10 @@ pub struct Settings {
     pub ranges: Vec<IpNet>,
     /// Whether the ranges were given (then an overlap with the host's routes is a warning).
     pub ranges_given: bool,
+    /// How the address space is founded.
+    pub ipalloc_init: IpallocInit,
+    /// After how long a silence a peer is removed from the address space; `None`: never.
+    pub dead_after: Option<Duration>,
     /// File that holds the network secret.
     pub secret_file: Option<PathBuf>,
     /// Directory of the durable state.
@@ -82,6 +90,33 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// How log lines are written.
     pub log_format: LogFormat,
+}
+
+/// How the address space of a new network is founded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IpallocInit {
+    /// By a peer to which none was named, or by those that were named to each other.
+    Auto,
+    /// By so many peers, of which a majority is enough.
+    Consensus(usize),
+    /// By these peers; each knows it at once.
+    Seed(Vec<PeerId>),
+    /// By others.
+    Observer,
+}
+
+impl fmt::Display for IpallocInit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Consensus(peers) => write!(f, "consensus={peers}"),
+            Self::Seed(peers) => {
+                let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
+                write!(f, "seed={}", peers.join(","))
+            }
+            Self::Observer => f.write_str("observer"),
+        }
+    }
 }
 
 /// MTU of the overlay's interfaces.
@@ -251,6 +286,8 @@ impl Settings {
             ("port", self.port.to_string()),
             ("advertise", texts(&self.advertise)),
             ("range", nets(&self.ranges)),
+            ("ipalloc-init", self.ipalloc_init.to_string()),
+            ("dead-after", self.dead_after.map_or_else(|| "never".to_owned(), |time| format!("{}s", time.as_secs()))),
             ("secret-file", self.secret_file.as_deref().map_or_else(none, path)),
             ("data-dir", path(&self.data_dir)),
             ("socket", path(&self.socket)),

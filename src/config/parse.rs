@@ -3,14 +3,16 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 use mesh_proto::handover::Suite;
+use mesh_proto::id::PeerId;
 
 use super::gather::Gathered;
 use super::{
-    Cipher, DEFAULT_BRIDGE, DEFAULT_DATA_DIR, DEFAULT_NETWORK, DEFAULT_PORT, DEFAULT_RANGE_V4, DEFAULT_SOCKET,
-    LogFormat, LogLevel, Mtu, Problem, Problems, Settings,
+    Cipher, DEFAULT_BRIDGE, DEFAULT_DATA_DIR, DEFAULT_DEAD_AFTER, DEFAULT_NETWORK, DEFAULT_PORT, DEFAULT_RANGE_V4,
+    DEFAULT_SOCKET, IpallocInit, LogFormat, LogLevel, Mtu, Problem, Problems, Settings,
 };
 
 /// Longest name of a peer or network, in bytes.
@@ -93,6 +95,8 @@ impl Settings {
             advertise: dedup(reader.many("advertise", |text| advertise(text, port))),
             ranges,
             ranges_given,
+            ipalloc_init: reader.one("ipalloc-init", ipalloc_init).unwrap_or(IpallocInit::Auto),
+            dead_after: reader.one("dead-after", dead_after).unwrap_or(Some(DEFAULT_DEAD_AFTER)),
             secret_file: reader.one("secret-file", |text| path(text, directory)),
             data_dir: reader
                 .one("data-dir", |text| path(text, directory))
@@ -131,6 +135,48 @@ fn inside_out(reader: &mut Reader<'_>, settings: &Settings) {
             let why = format!("is in {range}, the containers' range; choose another --range");
             reader.complain("advertise", &address.to_string(), why);
         }
+    }
+}
+
+fn ipalloc_init(text: &str) -> Result<IpallocInit, String> {
+    const PEERS_MAX: usize = 1000;
+    let wrong = || "expected auto, observer, consensus=N (1 to 1000) or seed=ID,ID,… (ids of `weft status`)".to_owned();
+    match text.split_once('=') {
+        None if text == "auto" => Ok(IpallocInit::Auto),
+        None if text == "observer" => Ok(IpallocInit::Observer),
+        Some(("consensus", count)) => match count.parse() {
+            Ok(count @ 1..=PEERS_MAX) => Ok(IpallocInit::Consensus(count)),
+            _ => Err(wrong()),
+        },
+        Some(("seed", list)) => {
+            let ids = list.split(',').map(|id| id.trim().parse().map_err(|_| wrong()));
+            let ids = dedup(ids.collect::<Result<Vec<PeerId>, String>>()?);
+            if ids.len() > PEERS_MAX { Err(wrong()) } else { Ok(IpallocInit::Seed(ids)) }
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// A number of seconds, minutes, hours or days; or never.
+fn dead_after(text: &str) -> Result<Option<Duration>, String> {
+    const SHORTEST: u64 = 10;
+    const LONGEST: u64 = 365 * 86_400;
+    if text == "never" {
+        return Ok(None);
+    }
+    let wrong = || "expected `never`, or 10s to 365d as a number with s, m, h or d".to_owned();
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text.strip_suffix(unit).unwrap_or_default().parse().map_err(|_| wrong())?;
+    match number.checked_mul(factor) {
+        Some(seconds @ SHORTEST..=LONGEST) => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(wrong()),
     }
 }
 

@@ -285,6 +285,12 @@ impl Router {
             .collect()
     }
 
+    /// The arguments of `weft up` that it is started with.
+    #[must_use]
+    pub fn args(&self) -> &[OsString] {
+        &self.config.args
+    }
+
     /// Process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ipam::allocator::Allocator;
+use ipam::allocator::{Allocator, Contest};
 use ipam::{AllocError, RequestId};
 use ipnet::IpNet;
 use mesh_proto::control::NodeConfig;
@@ -14,9 +14,10 @@ use mesh_proto::handover::DataEvent;
 use mesh_proto::id::PeerId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::addresses::Addresses;
 use super::fastpath::{self, Fast};
 use super::refusals::Refusals;
-use super::{MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
+use super::{AddressSpace, MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
 use crate::clock::Clock;
 use crate::control::events::Events;
 use crate::control::identity::Identity;
@@ -45,8 +46,8 @@ pub(super) struct CoreConfig {
     pub(super) identity: Identity,
     /// Ranges of the network.
     pub(super) ranges: Vec<IpNet>,
-    /// Other peers that the operator named.
-    pub(super) named_peers: usize,
+    /// How the address protocol is to begin.
+    pub(super) addresses: Addresses,
     /// Durable state of the address protocol.
     pub(super) ipam: Vec<(Vec<u8>, Vec<u8>)>,
     /// Port of a target that names none.
@@ -157,8 +158,7 @@ impl Core {
         let discovery = config.node.discovery;
         let targets = config.node.targets.iter().filter(|t| !config.hints.contains(*t)).cloned().collect();
         let node = Node::new(config.node, config.identity, seeds[0], now);
-        let ipam_config =
-            ipam::allocator::Config { me, incarnation, ranges: config.ranges.clone(), named_peers: config.named_peers };
+        let ipam_config = config.addresses.config(me, incarnation, config.ranges.clone());
         let ipam = Allocator::new(ipam_config, config.ipam, seeds[1], now)?;
         let (resolver, resolved) = mpsc::channel(64);
         Ok(Self {
@@ -354,6 +354,7 @@ impl Core {
                 let _ = reply.send(self.ipam.lookup(&owner));
             }
             Request::Survey(in_use) => self.ipam.survey(&in_use, now),
+            Request::AskAboutStrays => self.ipam.ask_about_strays(now),
             Request::RemovePeer(name, reply) => {
                 let _ = reply.send(self.remove_peer(&name, now));
             }
@@ -484,7 +485,15 @@ impl Core {
             addresses: [summary.owned, summary.free, summary.used],
             ranges: self.ranges.clone(),
             endpoints: self.endpoints.clone(),
-            problems: self.problems.iter().chain(self.concerns.values()).cloned().collect(),
+            problems: self
+                .problems
+                .iter()
+                .chain(self.concerns.values())
+                .chain(&summary.problems)
+                .cloned()
+                .chain(summary.contests.iter().map(contest_text))
+                .collect(),
+            address_space: AddressSpace::of(&summary),
             messages: self.messages,
             fast: self.fast.as_ref().map(Fast::snapshot),
         }
@@ -506,6 +515,13 @@ impl Core {
         };
         TargetView { target: info.target.clone(), peer: info.peer, addresses, connected: itself || reached, reason }
     }
+}
+
+fn contest_text(contest: &Contest<Peer>) -> String {
+    let Contest { address, here, peer: Peer(peer), there, theirs } = contest;
+    let there = there.as_ref().map_or_else(String::new, |there| format!(", where {there} has it"));
+    let whose = if *theirs { "belongs to" } else { "is used at" };
+    format!("{address} of {here} {whose} peer {} too{there}: detach one of them", peer.short())
 }
 
 /// Random bytes of the system.

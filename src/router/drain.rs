@@ -107,6 +107,7 @@ impl Core {
                     let _ = reply.send(result);
                 }
             }
+            IpamOutput::Fences(fences) => self.fence(fences),
             IpamOutput::Notice(text) => {
                 tracing::info!("addresses: {text}");
                 self.record("addresses", text);

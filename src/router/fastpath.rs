@@ -1,6 +1,8 @@
 //! The fast path in the router's loop: its machine is fed and drained here.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -23,6 +25,9 @@ pub(super) struct Fast {
     pub(super) kernel: FastHandle,
     pub(super) seen: mpsc::Receiver<Seen>,
     policy: Policy,
+    /// Peers whose frames the data path has to look at (ipam I21), and the tables of now.
+    kept_off: BTreeSet<PeerId>,
+    tables: Option<Arc<Tables>>,
 }
 
 /// With whom this end wants it (fastpath F5).
@@ -91,12 +96,24 @@ pub(super) async fn start(
     let started = FastHandle::start(config, netlink.clone(), |ip| policy.wants(ip)).await;
     let (kernel, seen) = started.map_err(|error| off(&error))?;
     let machine = FastPath::new(FastPathConfig { me, port, mtu }, seed, clock.now());
-    Ok(Some(Fast { machine, kernel, seen, policy }))
+    Ok(Some(Fast { machine, kernel, seen, policy, kept_off: BTreeSet::new(), tables: None }))
 }
 
 impl Fast {
-    pub(super) fn set_tables(&mut self, tables: &Tables, now: Duration) {
-        self.machine.set_tables(tables, |address| self.policy.wants(address), now);
+    pub(super) fn set_tables(&mut self, tables: &Arc<Tables>, now: Duration) {
+        let at = |peer| tables.peers.get(peer).and_then(|path| path.direct).map(|address| address.ip().to_canonical());
+        let off: BTreeSet<IpAddr> = self.kept_off.iter().filter_map(at).collect();
+        let wants = |address: IpAddr| self.policy.wants(address) && !off.contains(&address.to_canonical());
+        self.machine.set_tables(tables, wants, now);
+        self.tables = Some(Arc::clone(tables));
+    }
+
+    /// Frames to and from these peers do not go by the kernel.
+    pub(super) fn keep_off(&mut self, peers: BTreeSet<PeerId>, now: Duration) {
+        self.kept_off = peers;
+        if let Some(tables) = self.tables.take() {
+            self.set_tables(&tables, now);
+        }
     }
 
     pub(super) fn handle(&mut self, seen: Seen, now: Duration) {

@@ -12,6 +12,7 @@
 //! It decides nothing and never waits: what takes time (a name, the disk, a dial) is handed out
 //! and comes back as an input. Frames flow in another thread, whatever happens here.
 
+mod addresses;
 mod checks;
 mod core;
 mod devices;
@@ -41,7 +42,7 @@ pub use checks::CheckError;
 pub use fastpath::FastSnapshot;
 pub use reload::{ReloadError, Reloads};
 pub use revoke::{RevokeRefused, Whom};
-pub use snapshot::{MessageCounters, Snapshot, TargetView};
+pub use snapshot::{AddressSpace, MessageCounters, Snapshot, TargetView};
 pub use start::{Finished, run};
 
 /// Most requests that wait for the loop.
@@ -72,6 +73,8 @@ pub(crate) enum Request {
     Lookup { owner: String, reply: oneshot::Sender<Vec<IpNet>> },
     /// What runs on this host has these addresses.
     Survey(Vec<(String, IpAddr)>),
+    /// Find out whether addresses that are used here belong to others.
+    AskAboutStrays,
     /// Removes a peer from the address space for good.
     RemovePeer(String, oneshot::Sender<Result<(PeerId, String), RemoveError>>),
     /// The addresses at which this peer can be dialled changed.
@@ -233,6 +236,15 @@ impl Handle {
     /// If the router stops.
     pub async fn survey(&self, in_use: Vec<(String, IpAddr)>) -> Result<(), Stopped> {
         self.requests.send(Request::Survey(in_use)).await.map_err(|_| Stopped)
+    }
+
+    /// Asks other peers about addresses of theirs that are in use here; what they answer is in the
+    /// state of the address space soon after.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn ask_about_strays(&self) -> Result<(), Stopped> {
+        self.requests.send(Request::AskAboutStrays).await.map_err(|_| Stopped)
     }
 
     /// Removes a peer, named by its name or id, from the address space for good.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_proto::handover::{SessionKey, Suite};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::addresses::{self, Unreadable};
 use super::checks::{check_kernel, overlaps};
 use super::devices::Devices;
 use super::host::{self, Sizes};
@@ -29,6 +30,8 @@ pub(super) struct Ground {
     pub(super) listener: UnixListener,
     pub(super) metrics: Option<TcpListener>,
     pub(super) problems: Vec<String>,
+    /// Entries of the address state that could not be read.
+    pub(super) unreadable: Vec<Vec<u8>>,
 }
 
 /// What nobody else may have while this router is there. Given back in this order: whoever sees
@@ -69,7 +72,8 @@ impl Ground {
         }
         let suites = if secret.is_some() { settings.cipher.suites() } else { vec![Suite::Plain] };
         let directory = settings.data_dir.clone();
-        let Opened { file, state, set_aside } = tokio::task::spawn_blocking(move || store::open(&directory)).await??;
+        let Opened { file, mut state, set_aside } =
+            tokio::task::spawn_blocking(move || store::open(&directory)).await??;
         // A secret that got lost on the way (a variable that is not set any more) must not open
         // what it closed.
         match (secret.is_some(), state.sealed) {
@@ -88,8 +92,17 @@ impl Ground {
             tracing::error!("{text}");
             problems.push(text);
         }
+        let unreadable = match addresses::try_state(&settings, &mut state)? {
+            Some(Unreadable { text, keys }) => {
+                tracing::error!("{text}");
+                problems.push(text);
+                keys
+            }
+            None => Vec::new(),
+        };
         let held = Held { _lock: lock, _socket: socket_file };
-        let ground = Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, problems };
+        let ground =
+            Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, problems, unreadable };
         Ok((ground, file, held))
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipam::allocator::Birth;
 use ipnet::IpNet;
 use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
+use super::addresses::Addresses;
 use super::core::{Core, CoreConfig, CoreIo};
 use super::{Handle, Reloads};
 use crate::clock::Clock;
@@ -98,7 +100,12 @@ impl Rig {
             hints: BTreeSet::new(),
             identity,
             ranges: ranges(),
-            named_peers: options.targets.len(),
+            addresses: Addresses {
+                named: options.targets.len(),
+                birth: Birth::ByItself,
+                forgot: Vec::new(),
+                dead_after: None,
+            },
             ipam: state.ipam.clone(),
             port: address.port(),
             problems: Vec::new(),

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Handle;
+use super::addresses::Addresses;
 use super::core::{Core, CoreConfig, CoreIo, seed};
 use super::devices::{Devices, Made};
 use super::dial::{named_peers, whom_to_dial};
@@ -163,8 +164,9 @@ struct RunningCore {
 
 impl RunningCore {
     async fn start(ground: &mut Ground, file: File, devices: &Devices, clock: Clock) -> anyhow::Result<(Self, Made)> {
-        let settings = &ground.settings;
         let state = ground.state.clone();
+        let unreadable = std::mem::take(&mut ground.unreadable);
+        let settings = &ground.settings;
         let identity = Identity::new(&state.sign_seed, &state.box_secret)?;
         let endpoints = host::endpoints(&ground.netlink, settings).await?;
         let (targets, hints) = whom_to_dial(settings, &state);
@@ -198,7 +200,7 @@ impl RunningCore {
             },
             hints,
             ranges: settings.ranges.clone(),
-            named_peers: named_peers(settings, &endpoints),
+            addresses: Addresses::new(settings, named_peers(settings, &endpoints), unreadable),
             ipam: state.ipam,
             port: settings.port,
             problems: std::mem::take(&mut ground.problems),

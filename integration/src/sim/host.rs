@@ -474,6 +474,8 @@ impl Live {
                     self.due.stale[NODE] = true;
                 }
                 ipam::Output::Reply { request, result } => env.answer(host, request, result),
+                // No peer is removed from the simulated meshes.
+                ipam::Output::Fences(_) => {}
                 ipam::Output::Notice(text) => {
                     env.trace.peer(env.now, host, format_args!("addresses: {text}"));
                 }

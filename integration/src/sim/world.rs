@@ -288,13 +288,10 @@ impl World {
 
     fn allocator(&mut self, index: Index, seed: [u8; 32], now: Duration) -> Option<Allocator<Key>> {
         let host = &self.hosts[usize::from(index)];
-        let config = Config {
-            me: Key(mesh_proto::id::PeerId::of_keys(&host.disk.identity.sign_key(), &host.disk.identity.box_key())),
-            incarnation: host.disk.incarnation.0,
-            ranges: ranges(),
-            // The first host founds the network, unless it comes back with an empty disk.
-            named_peers: if index == 0 && host.life == 1 { 0 } else { 1 },
-        };
+        let me = mesh_proto::id::PeerId::of_keys(&host.disk.identity.sign_key(), &host.disk.identity.box_key());
+        // The first host founds the network, unless it comes back with an empty disk.
+        let named_peers = if index == 0 && host.life == 1 { 0 } else { 1 };
+        let config = Config::new(Key(me), host.disk.incarnation.0, ranges(), named_peers);
         let state = host.disk.addresses.clone().into_iter().collect();
         match Allocator::new(config, state, seed, now) {
             Ok(mut allocator) => {

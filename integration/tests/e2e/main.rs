@@ -11,6 +11,7 @@
 
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
+mod addresses;
 mod broadcast;
 mod cli;
 mod connect;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 16] = [
+    let groups: [(&str, &[Case]); 17] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         ("mtu", mtu::CASES),
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
+        ("addresses", addresses::CASES),
         ("host", host::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),

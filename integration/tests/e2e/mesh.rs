@@ -291,6 +291,11 @@ impl Mesh {
         }
     }
 
+    /// How much a router's data path has dropped for a reason.
+    pub(crate) fn counter_dropped(&self, router: usize, reason: &str) -> u64 {
+        self.status(router)["counters"]["dropped"][reason].as_u64().unwrap_or(0)
+    }
+
     /// A counter of a router, such as `replayed`.
     pub(crate) fn counter(&self, router: usize, name: &str) -> u64 {
         let status = self.status(router);

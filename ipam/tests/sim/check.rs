@@ -9,8 +9,9 @@ use ipnet::IpNet;
 
 use super::Peer;
 
-/// Longest time that a request may stay without an answer.
-const ANSWER_WITHIN: Duration = Duration::from_millis(10_500);
+/// Longest time that a request may stay without an answer: ten seconds, and two slow writes, of
+/// which the first was under way already.
+const ANSWER_WITHIN: Duration = Duration::from_millis(10_800);
 
 #[derive(Debug, Clone)]
 struct Asked {
@@ -27,6 +28,8 @@ pub(crate) struct Checker {
     /// What nodes gave and may not have on disk any more: until a start that finds it there.
     unrecorded: BTreeSet<(Peer, IpAddr)>,
     fenced: BTreeSet<Peer>,
+    /// Of these, those that were removed for their silence: they have noticed before.
+    silenced: BTreeSet<Peer>,
     /// Addresses of nodes that were removed: somebody else may get them.
     in_dispute: BTreeMap<IpAddr, Peer>,
     /// What a removed node still has, though somebody else has it by right.
@@ -74,6 +77,10 @@ impl Checker {
         let holder = (asked.peer, asked.owner);
         if self.orphans.contains(&(net.addr(), holder.0, holder.1.clone())) {
             return;
+        }
+        if self.silenced.contains(&holder.0) && self.holders.get(&net.addr()) != Some(&holder) {
+            let text = format!("WITHOUT LEASE {} to {holder:?}, who is removed for its silence", net.addr());
+            self.violation(text);
         }
         match self.holders.get(&net.addr()) {
             Some(_) if self.fenced.contains(&holder.0) => {}
@@ -128,9 +135,15 @@ impl Checker {
         }
     }
 
+    /// A node that was fenced was so for its silence.
+    pub(crate) fn silenced(&mut self, peer: Peer) {
+        self.silenced.insert(peer);
+    }
+
     /// The node has begun another life.
     pub(crate) fn unfence(&mut self, peer: Peer) {
         self.fenced.remove(&peer);
+        self.silenced.remove(&peer);
     }
 
     /// Compares what a node that came back lists with what it gave; returns what nobody has:

@@ -14,9 +14,10 @@ mod weave;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
-use ipam::allocator::{Ablation, Allocator, Config, PeerKey};
+use ipam::allocator::{Ablation, Allocator, Birth, Config, PeerKey};
 use ipam::{AllocError, Output, RequestId, Ticket};
 use ipnet::IpNet;
 use rand_chacha::ChaCha8Rng;
@@ -67,6 +68,8 @@ impl Faults {
 pub(crate) struct Node {
     pub(crate) peer: Peer,
     pub(crate) named: usize,
+    /// It takes no part in founding.
+    pub(crate) observer: bool,
     pub(crate) life: u64,
     /// Number of the process, which goes on when its life number is raised.
     pub(crate) process: u64,
@@ -77,10 +80,16 @@ pub(crate) struct Node {
     pub(crate) ahead: Duration,
     /// Removed, and dead or not aware of it yet; what it does until then does not count.
     pub(crate) removed_life: Option<u64>,
+    /// Its present life as an owner, or the last one if it is down.
+    last_life: u64,
     /// It will not come back by itself.
     pub(crate) dead: bool,
     pub(crate) allocator: Option<Subject>,
+    /// When its allocator wants to be called, in the time of the world.
+    pub(crate) timer: Option<Duration>,
     pub(crate) notices: Vec<String>,
+    /// What it was told of the last time.
+    pub(crate) fences: Vec<(Peer, Vec<(IpAddr, IpAddr)>)>,
     pub(crate) messages_sent: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) writes: u64,
@@ -88,9 +97,8 @@ pub(crate) struct Node {
 
 #[derive(Debug)]
 enum Event {
-    Message { from: Peer, from_life: u64, to: Peer, bytes: Vec<u8> },
+    Message { from: Peer, from_life: u64, to: Peer, bytes: Rc<[u8]> },
     Written { node: usize, process: u64, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate },
-    Timer { node: usize, process: u64 },
     Peers { node: usize },
     Start { node: usize },
 }
@@ -122,14 +130,23 @@ pub(crate) struct World {
     pub(crate) kind: Kind,
     /// The write, counted over all nodes, that ends its node, and whether it is durable before.
     pub(crate) crash_at: Option<(u64, bool)>,
+    /// Who founds the network, if that was said.
+    pub(crate) seeds: Option<Vec<Peer>>,
+    /// After how long a silence nodes are removed.
+    pub(crate) dead_after: Option<Duration>,
     /// Rules that are broken in this world.
     pub(crate) ablation: Ablation,
     /// Some of the messages that were sent.
-    pub(crate) sample: Vec<Vec<u8>>,
+    pub(crate) sample: Vec<Rc<[u8]>>,
     queue: BTreeMap<(Duration, u64), Event>,
-    timers: BTreeMap<usize, Duration>,
     sequence: u64,
     next_request: u64,
+    /// Lives that some node knows to be removed.
+    removed: BTreeSet<(Peer, u64)>,
+    /// Writes of all nodes.
+    writes: u64,
+    /// What each node knew of the blocks when [`Self::check_blocks`] looked last.
+    checked: Vec<Option<(u64, u64)>>,
 }
 
 impl World {
@@ -141,15 +158,19 @@ impl World {
             .map(|(index, &named)| Node {
                 peer: Peer(index as u8 + 1),
                 named,
+                observer: false,
                 life: 0,
                 process: 0,
                 disk: Disk::new(),
                 copies: Vec::new(),
                 ahead: Duration::ZERO,
                 removed_life: None,
+                last_life: 0,
                 dead: false,
                 allocator: None,
+                timer: None,
                 notices: Vec::new(),
+                fences: Vec::new(),
                 messages_sent: 0,
                 bytes_sent: 0,
                 writes: 0,
@@ -168,12 +189,16 @@ impl World {
             clock_jumps: false,
             kind: Kind::Allocator,
             crash_at: None,
+            seeds: None,
+            dead_after: None,
             ablation: Ablation::default(),
             sample: Vec::new(),
             queue: BTreeMap::new(),
-            timers: BTreeMap::new(),
             sequence: 0,
             next_request: 1,
+            removed: BTreeSet::new(),
+            writes: 0,
+            checked: Vec::new(),
         }
     }
 
@@ -190,9 +215,10 @@ impl World {
     }
 
     fn note(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        let mut mix = |word: u64| self.trace = (self.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
+        rest.iter().for_each(|&byte| mix(u64::from(byte)));
     }
 
     fn schedule(&mut self, at: Duration, event: Event) {
@@ -214,7 +240,16 @@ impl World {
         let it = &mut self.nodes[node];
         it.life += 1;
         it.process += 1;
-        let config = Config { me: it.peer, incarnation: it.life, ranges: self.ranges.clone(), named_peers: it.named };
+        let birth = match &self.seeds {
+            Some(seeds) => Birth::Seeds(seeds.clone()),
+            None if it.observer => Birth::Observer,
+            None => Birth::ByItself,
+        };
+        let config = Config {
+            birth,
+            dead_after: self.dead_after,
+            ..Config::new(it.peer, it.life, self.ranges.clone(), it.named)
+        };
         let subject = Subject::new(self.kind, config, it.disk.clone(), seed, now, self.ablation);
         self.nodes[node].allocator = Some(subject);
         self.drain(node);
@@ -304,18 +339,27 @@ impl World {
         self.start(node);
     }
 
-    /// One node is told that another is gone.
+    /// One node is told that another is gone; once more if it has to ask the others first.
     pub(crate) fn remove(&mut self, node: usize, gone: usize) {
+        if !self.try_remove(node, gone) {
+            self.run_for(Duration::from_secs(1));
+            self.try_remove(node, gone);
+        }
+    }
+
+    fn try_remove(&mut self, node: usize, gone: usize) -> bool {
         let (now, peer) = (self.clock(node), self.nodes[gone].peer);
         let Some(allocator) = &mut self.nodes[node].allocator else {
-            return;
+            return true;
         };
-        if allocator.remove_peer(peer, now).is_ok() {
+        let removed = allocator.remove_peer(peer, now).is_ok();
+        if removed {
             let life = self.nodes[gone].allocator.as_ref().map(Subject::life);
             self.nodes[gone].removed_life = life;
             self.check.fence(peer);
         }
         self.drain(node);
+        removed
     }
 
     /// Ends the fence of nodes that have begun another life.
@@ -336,7 +380,7 @@ impl World {
         }
         let peer = self.nodes[node].peer;
         self.check.crashed(peer);
-        self.timers.remove(&node);
+        self.nodes[node].timer = None;
         self.peers_changed();
         let at = self.now + back_after;
         self.schedule(at, Event::Start { node });
@@ -450,29 +494,56 @@ impl World {
             self.perform(node, output);
         }
         self.arm(node);
+        self.look_for_removed(node);
+    }
+
+    /// Keeps up with the lives of nodes, and with whom nodes removed by themselves for silence.
+    fn look_for_removed(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        let Some(Subject::Allocator(allocator)) = &it.allocator else {
+            return;
+        };
+        it.last_life = allocator.life();
+        if it.removed_life.is_some_and(|life| life != it.last_life) {
+            it.removed_life = None;
+            self.check.unfence(it.peer);
+        }
+        let news: Vec<(Peer, u64)> = allocator.removed().filter(|owner| !self.removed.contains(owner)).collect();
+        for (peer, life) in news {
+            self.removed.insert((peer, life));
+            let it = &mut self.nodes[usize::from(peer.0) - 1];
+            if it.removed_life.is_some() || it.dead {
+                continue;
+            }
+            self.check.fence(peer);
+            if it.last_life == life {
+                it.removed_life = Some(life);
+                if self.dead_after.is_some() {
+                    self.check.silenced(peer);
+                }
+            } else {
+                // It goes on in a later life, without what the earlier one owned.
+                self.check.unfence(peer);
+            }
+        }
     }
 
     fn arm(&mut self, node: usize) {
-        let it = &self.nodes[node];
-        let Some(at) = it.allocator.as_ref().and_then(Subject::poll_timeout) else {
-            return;
-        };
-        let at = at.saturating_sub(it.ahead).max(self.now);
-        if self.timers.get(&node).is_none_or(|&armed| at < armed) {
-            self.timers.insert(node, at);
-            let process = it.process;
-            self.schedule(at, Event::Timer { node, process });
-        }
+        let now = self.now;
+        let it = &mut self.nodes[node];
+        let at = it.allocator.as_ref().and_then(Subject::poll_timeout);
+        it.timer = at.map(|at| at.saturating_sub(it.ahead).max(now));
     }
 
     fn perform(&mut self, node: usize, output: Output<Peer>) {
         match output {
-            Output::Send { to, bytes } => self.post(node, to, bytes),
+            Output::Send { to, bytes } => self.post(node, to, &bytes.into()),
             Output::Broadcast { bytes } => {
+                let bytes = bytes.into();
                 for other in 0..self.nodes.len() {
                     if other != node {
                         let to = self.nodes[other].peer;
-                        self.post(node, to, bytes.clone());
+                        self.post(node, to, &bytes);
                     }
                 }
             }
@@ -482,6 +553,7 @@ impl World {
                 self.check.answered(request, &result, self.now);
                 self.replies.insert(request, result);
             }
+            Output::Fences(fences) => self.nodes[node].fences = fences,
             Output::Notice(text) => {
                 self.note(text.as_bytes());
                 self.nodes[node].notices.push(text);
@@ -489,11 +561,11 @@ impl World {
         }
     }
 
-    fn post(&mut self, node: usize, to: Peer, bytes: Vec<u8>) {
+    fn post(&mut self, node: usize, to: Peer, bytes: &Rc<[u8]>) {
         assert!(bytes.len() <= 512 * 1024, "a message of {} bytes", bytes.len());
-        self.note(&bytes);
+        self.note(bytes);
         if self.sample.len() < 300 {
-            self.sample.push(bytes.clone());
+            self.sample.push(Rc::clone(bytes));
         }
         let it = &mut self.nodes[node];
         it.messages_sent += 1;
@@ -505,14 +577,13 @@ impl World {
                 continue;
             }
             let at = self.now + Duration::from_micros(50) + self.millis(self.faults.delay);
-            let bytes = bytes.clone();
-            let event = Event::Message { from, from_life, to, bytes };
-            self.schedule(at, event);
+            self.schedule(at, Event::Message { from, from_life, to, bytes: Rc::clone(bytes) });
         }
     }
 
     fn write(&mut self, node: usize, ticket: Ticket, changes: Vec<ipam::Change>) {
-        let number = self.nodes.iter().map(|node| node.writes).sum();
+        let number = self.writes;
+        self.writes += 1;
         self.nodes[node].writes += 1;
         let fate = if let Some((_, durable)) = self.crash_at.filter(|&(at, _)| at == number) {
             if durable { Fate::CrashAfter } else { Fate::CrashBefore }
@@ -529,18 +600,34 @@ impl World {
         self.schedule(at, event);
     }
 
-    /// Lets the next event happen; false if it would be after `until`.
+    /// Lets the next event happen, or the next timer go off; false if it would be after `until`.
     pub(crate) fn step(&mut self, until: Duration) -> bool {
-        let next = self.queue.first_key_value().map(|(&(at, _), _)| at);
+        let event = self.queue.first_key_value().map(|(&(at, _), _)| at);
+        let timers = self.nodes.iter().enumerate().filter_map(|(node, it)| Some((it.timer?, node)));
+        let timer = timers.min().filter(|&(at, _)| event.is_none_or(|event| at < event));
+        let next = timer.map(|(at, _)| at).or(event);
         if next.is_none_or(|at| at > until) {
             self.now = until;
             return false;
         }
-        if let Some(((at, _), event)) = self.queue.pop_first() {
+        if let Some((at, node)) = timer {
+            self.now = at;
+            self.go_off(node);
+        } else if let Some(((at, _), event)) = self.queue.pop_first() {
             self.now = at;
             self.happen(event);
         }
         true
+    }
+
+    /// A node's timer.
+    fn go_off(&mut self, node: usize) {
+        let now = self.clock(node);
+        self.nodes[node].timer = None;
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.handle_timeout(now);
+            self.drain(node);
+        }
     }
 
     /// Lets time pass.
@@ -567,15 +654,7 @@ impl World {
             {
                 self.written(node, ticket, changes, fate);
             }
-            Event::Timer { node, process } if self.nodes[node].process == process => {
-                self.timers.remove(&node);
-                let now = self.clock(node);
-                if let Some(allocator) = &mut self.nodes[node].allocator {
-                    allocator.handle_timeout(now);
-                    self.drain(node);
-                }
-            }
-            Event::Written { .. } | Event::Timer { .. } => {}
+            Event::Written { .. } => {}
             Event::Peers { node } => self.tell_peers(node),
             Event::Start { node } => self.start(node),
         }
@@ -633,6 +712,16 @@ impl World {
 
     /// No block is held by two nodes of one network.
     pub(crate) fn check_blocks(&mut self) {
+        // What nobody has learned anything about since the last look holds as it did.
+        let known = self.nodes.iter().map(|node| {
+            let allocator = node.allocator.as_ref().filter(|_| node.removed_life.is_none())?;
+            Some((node.process, allocator.changes()))
+        });
+        let known = known.collect();
+        if self.checked == known {
+            return;
+        }
+        self.checked = known;
         let mut held: BTreeMap<Option<String>, Vec<(IpAddr, IpAddr, Peer)>> = BTreeMap::new();
         for node in &self.nodes {
             if let Some(allocator) = node.allocator.as_ref().filter(|_| node.removed_life.is_none()) {

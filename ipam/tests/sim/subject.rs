@@ -156,6 +156,14 @@ impl Subject {
         }
     }
 
+    /// Grows with whatever may change [`Self::held`].
+    pub(crate) fn changes(&self) -> u64 {
+        match self {
+            Self::Allocator(it) => it.changes(),
+            Self::Weave(_) => 0,
+        }
+    }
+
     pub(crate) fn panel(&self) -> Option<(u64, Vec<Peer>)> {
         match self {
             Self::Allocator(it) => it.panel(),

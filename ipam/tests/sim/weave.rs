@@ -452,6 +452,8 @@ impl Weave {
             cooling: 0,
             peers: Vec::new(),
             allocations: self.given.iter().map(|(at, owner)| (owner.clone(), net_of(at), None)).collect(),
+            away: Vec::new(),
+            contests: Vec::new(),
             problems: Vec::new(),
         }
     }

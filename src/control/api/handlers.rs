@@ -1,18 +1,19 @@
 //! One function a route.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri};
+use ipnet::IpNet;
 use mesh_proto::wire::control::NAME_MAX;
 
 use super::error::Body;
 use super::types::{
-    Addresses, AddressesRequest, Attachment, DownRequest, EventList, EventsQuery, Ipam, Peer, PeersRequest, Released,
-    ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Status, Stopping, TargetRequest,
-    Targets,
+    Addresses, AddressesRequest, Attachment, CheckRequest, DownRequest, EventList, EventsQuery, Holding, Ipam,
+    IpamCheck, Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest,
+    RevokedPeer, Status, Stopping, TargetRequest, Targets,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
@@ -23,6 +24,8 @@ type Answer<T> = Result<Json<T>, ApiError>;
 
 /// Most peers of one request.
 const PEERS_MAX: usize = 256;
+/// How long other peers have to answer what is theirs.
+const ANSWERS: Duration = Duration::from_secs(1);
 /// Longest wait for events.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -96,8 +99,33 @@ pub(super) async fn revoke(State(api): State<Api>, Body(request): Body<RevokeReq
     Ok(Json(RevokedPeer { id: id.to_string(), name }))
 }
 
+/// Compares what was given with what is there, and asks other peers about what is theirs.
+pub(super) async fn ipam_check(State(api): State<Api>, Body(request): Body<CheckRequest>) -> Answer<IpamCheck> {
+    api.router.ask_about_strays().await?;
+    tokio::time::sleep(ANSWERS).await;
+    let attachments = api.attachments;
+    let repair = request.repair;
+    let found = to_the_end(async move { attachments.check(repair).await }).await?;
+    let (snapshot, summary) = (api.router.snapshot().await?, api.router.ipam().await?);
+    let holding = |(owner, address): (String, IpNet)| Holding { address: address.to_string(), owner };
+    Ok(Json(IpamCheck {
+        leaked: found.leaked.into_iter().map(holding).collect(),
+        missing: found.missing.into_iter().map(holding).collect(),
+        contested: view::contested(&snapshot, &summary),
+        repaired: found.repaired.iter().map(ToString::to_string).collect(),
+    }))
+}
+
 pub(super) async fn remove_peer(State(api): State<Api>, Body(request): Body<RemoveRequest>) -> Answer<RemovedPeer> {
-    match api.router.remove_peer(&request.peer).await? {
+    // It may have to ask the other members first.
+    let deadline = Instant::now() + ANSWERS * 3;
+    let removed = loop {
+        match api.router.remove_peer(&request.peer).await? {
+            Err(RemoveError::Refused(_)) if Instant::now() < deadline => tokio::time::sleep(ANSWERS / 4).await,
+            result => break result,
+        }
+    };
+    match removed {
         Ok((id, name)) => Ok(Json(RemovedPeer { id: id.to_string(), name })),
         Err(error) => {
             let status = match error {
@@ -200,6 +228,6 @@ fn attachment(record: &Record) -> Attachment {
     }
 }
 
-fn texts(addresses: &[ipnet::IpNet]) -> Vec<String> {
+fn texts(addresses: &[IpNet]) -> Vec<String> {
     addresses.iter().map(ToString::to_string).collect()
 }

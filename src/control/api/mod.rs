@@ -79,6 +79,7 @@ routes! {
     get "/v1/peers" => handlers::peers,
     get "/v1/ps" => handlers::ps,
     get "/v1/ipam" => handlers::ipam,
+    post "/v1/ipam/check" => handlers::ipam_check,
     get "/v1/events" => handlers::events,
     post "/v1/connect" => handlers::connect,
     post "/v1/forget" => handlers::forget,

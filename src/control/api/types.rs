@@ -215,10 +215,16 @@ pub struct Ipam {
     pub free: u64,
     /// Of these, those that are given.
     pub used: u64,
+    /// Of these, those that were freed too recently to be given again.
+    pub cooling: u64,
     /// Who owns how much.
     pub peers: Vec<IpamPeer>,
     /// What this peer gave.
     pub allocations: Vec<Allocation>,
+    /// Addresses given here that another peer gave too, or owns.
+    pub contested: Vec<Contested>,
+    /// What is wrong with the address space, a line each.
+    pub problems: Vec<String>,
 }
 
 /// Share of one peer in the address space.
@@ -234,6 +240,61 @@ pub struct IpamPeer {
     pub free: Option<u64>,
     /// Whether it can be reached.
     pub reachable: bool,
+    /// Seconds since it was heard of; null if it is in reach, or was not heard of since the start.
+    pub silent_s: Option<u64>,
+    /// Seconds until the voters remove it, if they do not hear of it either; null: not without an
+    /// operator.
+    pub removal_s: Option<u64>,
+    /// It was removed, and others are about to get its space.
+    pub removed: bool,
+}
+
+/// An address that two peers claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contested {
+    /// The address.
+    pub address: String,
+    /// Who has it here.
+    pub owner: String,
+    /// Id of the other peer.
+    pub peer: String,
+    /// Its name, or the id where the name is not known.
+    pub peer_name: String,
+    /// Who has it there; null: nobody, or the peer has not said.
+    pub peer_owner: Option<String>,
+    /// Whether it belongs to the other peer: then frames from here with it are dropped by others.
+    pub fenced: bool,
+}
+
+/// `POST /v1/ipam/check`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRequest {
+    /// Whether to make what is recorded and what is there one.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamCheck {
+    /// Given, and used by nobody on this host.
+    pub leaked: Vec<Holding>,
+    /// Used on this host, and not given.
+    pub missing: Vec<Holding>,
+    /// Used here and claimed by another peer.
+    pub contested: Vec<Contested>,
+    /// Of the leaked and missing ones, those that are in order now.
+    pub repaired: Vec<String>,
+}
+
+/// An address and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Holding {
+    /// The address with the prefix length of its range.
+    pub address: String,
+    /// Who has it.
+    pub owner: String,
 }
 
 /// One address that was given.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use ipam::allocator::Summary;
+use ipam::allocator::{Contest, Summary};
 use mesh_proto::control::fastpath::View;
 use mesh_proto::control::node::{PeerInfo, PeerState};
 use mesh_proto::data::report::{Carried, PathReport};
 use mesh_proto::handover::Suite;
 use mesh_proto::id::PeerId;
 
-use super::types::{Allocation, Counters, Ipam, IpamPeer, Me, Offloads, Peer, Status, Target};
+use super::types::{Allocation, Contested, Counters, Ipam, IpamPeer, Me, Offloads, Peer, Status, Target};
 use crate::clock::Clock;
 use crate::data::Report;
 use crate::logging::rfc3339;
@@ -264,6 +264,23 @@ fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
     counters
 }
 
+/// The addresses that another peer claims too.
+pub(super) fn contested(snapshot: &Snapshot, summary: &Summary<PeerKey>) -> Vec<Contested> {
+    let names = names(snapshot);
+    let one = |contest: &Contest<PeerKey>| {
+        let PeerKey(id) = contest.peer;
+        Contested {
+            address: contest.address.to_string(),
+            owner: contest.here.clone(),
+            peer: id.to_string(),
+            peer_name: names.get(&id).map_or_else(|| id.to_string(), |&name| name.to_owned()),
+            peer_owner: contest.there.clone(),
+            fenced: contest.theirs,
+        }
+    };
+    summary.contests.iter().map(one).collect()
+}
+
 /// The answer to `GET /v1/ipam`.
 #[must_use]
 pub fn ipam(info: &Info, snapshot: &Snapshot, summary: &Summary<PeerKey>) -> Ipam {
@@ -274,12 +291,16 @@ pub fn ipam(info: &Info, snapshot: &Snapshot, summary: &Summary<PeerKey>) -> Ipa
         .filter(|view| matches!(view.state, PeerState::Established | PeerState::Me))
         .map(|view| view.id)
         .collect();
+    let away = |id: PeerId| summary.away.iter().find(|away| away.peer == PeerKey(id));
     let share = |&(PeerKey(id), owned): &(PeerKey, u64)| IpamPeer {
         id: id.to_string(),
         name: names.get(&id).map_or_else(|| id.to_string(), |&name| name.to_owned()),
         owned,
         free: (id == info.id).then_some(summary.free),
         reachable: id == info.id || reachable.contains(&id),
+        silent_s: away(id).and_then(|away| away.silent).map(|time| time.as_secs()),
+        removal_s: away(id).and_then(|away| away.removal).map(|time| time.as_secs()),
+        removed: away(id).is_some_and(|away| away.removed),
     };
     Ipam {
         range: summary.ranges.iter().map(ToString::to_string).collect(),
@@ -288,6 +309,9 @@ pub fn ipam(info: &Info, snapshot: &Snapshot, summary: &Summary<PeerKey>) -> Ipa
         owned: summary.owned,
         free: summary.free,
         used: summary.used,
+        cooling: summary.cooling,
+        contested: contested(snapshot, summary),
+        problems: summary.problems.clone(),
         peers: summary.peers.iter().map(share).collect(),
         allocations: summary
             .allocations

@@ -24,6 +24,7 @@ use ipnet::IpNet;
 use tokio::sync::Mutex;
 
 pub use record::{Record, mac_text};
+pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
 use crate::control::store::{Edit, Store, Table};

@@ -13,11 +13,24 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Attachments, EXPOSE, FindError, Record, Target};
+use ipnet::IpNet;
+
+use super::{AttachError, Attachments, EXPOSE, FindError, Record, Target};
 use crate::netlink::{NetlinkError, container};
 
 /// How long requests may take that are under way when everything is taken away.
 const REQUESTS_END: Duration = Duration::from_secs(2);
+
+/// What a comparison of what was given with what is there has found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Given, and used by nobody on this host: owner and address.
+    pub leaked: Vec<(String, IpNet)>,
+    /// Used on this host, and not given.
+    pub missing: Vec<(String, IpNet)>,
+    /// Of these, what is in order now.
+    pub repaired: Vec<IpNet>,
+}
 
 /// What came of one record.
 enum Fate {
@@ -219,6 +232,51 @@ impl Attachments {
             }
         }
         Ok(())
+    }
+
+    /// Compares what was given on this host with what has it, and makes them one if that is wanted.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn check(&self, repair: bool) -> Result<Audit, AttachError> {
+        let mut audit = Audit::default();
+        let given: BTreeSet<(String, IpNet)> = self
+            .inner
+            .router
+            .ipam()
+            .await?
+            .allocations
+            .into_iter()
+            .map(|(owner, address, _)| (owner, address))
+            .collect();
+        let records = self.all();
+        let used = records.iter().flat_map(|record| record.addresses.iter().map(|&at| (record.owner.clone(), at)));
+        let used: BTreeSet<(String, IpNet)> = used.collect();
+        for (owner, address) in given.difference(&used) {
+            // Somebody who holds the lock is about to make the record.
+            let lock = self.lock(owner);
+            let Ok(_free) = lock.try_lock() else {
+                continue;
+            };
+            if self.record(owner).is_some_and(|record| record.addresses.contains(address)) {
+                continue;
+            }
+            audit.leaked.push((owner.clone(), *address));
+            if repair {
+                self.give_back(owner, &[*address]).await;
+                audit.repaired.push(*address);
+            }
+        }
+        for (owner, address) in used.difference(&given) {
+            if self.record(owner).is_none_or(|record| !record.addresses.contains(address)) {
+                continue;
+            }
+            audit.missing.push((owner.clone(), *address));
+            if repair && self.inner.router.claim(owner, address.addr()).await?.is_ok() {
+                audit.repaired.push(*address);
+            }
+        }
+        Ok(audit)
     }
 
     async fn free_orphans(&self) {

@@ -25,7 +25,7 @@ use mesh_proto::id::Incarnation;
 use zeroize::Zeroizing;
 
 pub use lock::{Lock, LockError};
-pub use open::{File, OpenError, Opened, open};
+pub use open::{File, OpenError, Opened, keep_copy, open};
 pub use writer::{Done, Store, StoreClosed, Stored};
 
 /// A table of the file.

@@ -99,13 +99,30 @@ pub fn open(directory: &Path) -> Result<Opened, OpenError> {
     }
 }
 
+/// Keeps a copy of the file as it is, for whoever looks for what was unreadable in it.
+///
+/// # Errors
+/// If it cannot be read or written.
+pub fn keep_copy(directory: &Path) -> io::Result<PathBuf> {
+    let path = directory.join(FILE);
+    let kept = name_aside(&path)?;
+    // Its permissions are copied too.
+    std::fs::copy(&path, &kept)?;
+    Ok(kept)
+}
+
 fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let mut number = seconds;
+    let kept = name_aside(path)?;
+    std::fs::rename(path, &kept)?;
+    Ok(kept)
+}
+
+/// A name beside the file that nothing has.
+fn name_aside(path: &Path) -> io::Result<PathBuf> {
+    let mut number = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     loop {
         let kept = path.with_extension(format!("redb.unreadable-{number}"));
         if !kept.try_exists()? {
-            std::fs::rename(path, &kept)?;
             return Ok(kept);
         }
         number += 1;

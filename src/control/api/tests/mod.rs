@@ -191,6 +191,7 @@ fn wrong_bodies(description: &Value, path: &str) -> Vec<(String, String)> {
     let value = |field: &Value| match field["type"].as_str() {
         Some("string") => json!("x"),
         Some("array") => json!(["x"]),
+        Some("boolean") => json!(true),
         other => panic!("{path}: a field of type {other:?}"),
     };
     let whole: serde_json::Map<String, Value> =

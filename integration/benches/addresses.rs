@@ -1,0 +1,271 @@
+//! What addresses cost: given with durability on, blocks from another peer, the state of a large
+//! network, and rest.
+//!
+//! `cargo bench -p integration --bench addresses`
+
+use std::collections::VecDeque;
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
+
+use ipam::allocator::{Allocator, Birth, Config, PeerKey};
+use ipam::{Output, RequestId, Ticket};
+use ipnet::IpNet;
+use tokio::sync::mpsc;
+use weft::control::store::{self, Done, Edit, Store, Stored, Table};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Peer(u16);
+
+impl PeerKey for Peer {
+    fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&self.0.to_be_bytes());
+        bytes
+    }
+    fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+}
+
+fn range() -> IpNet {
+    "10.32.0.0/12".parse().expect("a range")
+}
+
+fn seed(number: u16) -> [u8; 32] {
+    let mut seed = [7; 32];
+    seed[..2].copy_from_slice(&number.to_be_bytes());
+    seed
+}
+
+fn main() -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for waiting in [1, 64] {
+        let (rate, times) = given_durably(waiting);
+        let [half, most] = [50, 99].map(|percent| quantile(&times, percent));
+        writeln!(out, "addresses given durably, {waiting} asked for at once: {rate:.0}/s, p50 {half:?}, p99 {most:?}")?;
+    }
+    let times = blocks_from_another();
+    let [half, most] = [50, 99].map(|percent| quantile(&times, percent));
+    writeln!(
+        out,
+        "first address from another peer's blocks, no network delay, disks in memory: p50 {half:?}, p99 {most:?}"
+    )?;
+    let (runs, again, bytes) = large_state();
+    writeln!(
+        out,
+        "state of 1000 peers x 64 ranges ({bytes} bytes): joined in {runs:?}, merged once more in {again:?}"
+    )?;
+    for peers in [5, 50] {
+        writeln!(out, "at rest, {peers} peers: {:.1} bytes/s sent by each", rest(peers))?;
+    }
+    Ok(())
+}
+
+fn quantile(times: &[Duration], percent: usize) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times.get(times.len() * percent / 100).copied().unwrap_or_default()
+}
+
+/// One peer and its real store, so many requests under way at a time.
+fn given_durably(waiting: usize) -> (f64, Vec<Duration>) {
+    const COUNT: u64 = 4000;
+    let directory = tempfile::tempdir().expect("a directory");
+    let opened = store::open(directory.path()).expect("a store");
+    let (store, mut stored) = Store::start(opened.file).expect("a store");
+    let config = Config::new(Peer(1), 1, vec![range()], 0);
+    let start = Instant::now();
+    let mut allocator = Allocator::new(config, Vec::new(), seed(1), Duration::ZERO).expect("an empty state");
+    let (mut asked, mut answered) = (0, 0);
+    let mut begun = VecDeque::new();
+    let mut times = Vec::new();
+    while answered < COUNT {
+        while asked < COUNT && begun.len() < waiting {
+            begun.push_back(Instant::now());
+            allocator.allocate(RequestId(asked), &format!("container-{asked}"), range(), start.elapsed());
+            asked += 1;
+        }
+        while let Some(output) = allocator.poll_output() {
+            match output {
+                Output::Store { ticket, changes } => write(&store, ticket, changes),
+                Output::Reply { result, .. } => {
+                    result.expect("there is room");
+                    answered += 1;
+                    times.extend(begun.pop_front().map(|at| at.elapsed()));
+                }
+                Output::Send { .. } | Output::Broadcast { .. } | Output::Notice(_) | Output::Fences(_) => {}
+            }
+        }
+        if answered < COUNT && begun.len() >= waiting.min((COUNT - answered) as usize) {
+            wait(&mut stored, &mut allocator, start);
+        }
+    }
+    (COUNT as f64 / start.elapsed().as_secs_f64(), times)
+}
+
+fn write(store: &Store, ticket: Ticket, changes: Vec<ipam::Change>) {
+    let edits = changes.into_iter().map(|it| Edit { table: Table::Ipam, key: it.key, value: it.value });
+    store.write(edits.collect(), Done::Ipam(ticket)).expect("taken");
+}
+
+fn wait(stored: &mut mpsc::Receiver<Stored>, allocator: &mut Allocator<Peer>, start: Instant) {
+    if let Some(done) = stored.blocking_recv() {
+        allocator.handle_stored(done.ticket, done.result, start.elapsed());
+    }
+}
+
+/// Peers whose messages arrive at once and whose disks are quick.
+struct World {
+    now: Duration,
+    peers: Vec<Allocator<Peer>>,
+    sent: usize,
+    answers: usize,
+}
+
+impl World {
+    fn new(count: u16) -> Self {
+        let peers = (1..=count)
+            .map(|number| {
+                let named = usize::from(number > 1);
+                let config = Config {
+                    dead_after: Some(Duration::from_secs(3600)),
+                    ..Config::new(Peer(number), 1, vec![range()], named)
+                };
+                let mut it = Allocator::new(config, Vec::new(), seed(number), Duration::ZERO).expect("an empty state");
+                it.survey(&[], Duration::ZERO);
+                it
+            })
+            .collect();
+        let mut world = Self { now: Duration::ZERO, peers, sent: 0, answers: 0 };
+        for at in 0..count {
+            let others: Vec<(Peer, u64)> = (1..=count).filter(|&it| it != at + 1).map(|it| (Peer(it), 1)).collect();
+            world.peers[usize::from(at)].handle_peers(&others, Duration::ZERO);
+        }
+        world.settle();
+        world
+    }
+
+    fn settle(&mut self) {
+        let mut busy = true;
+        while busy {
+            busy = false;
+            for from in 0..self.peers.len() {
+                while let Some(output) = self.peers[from].poll_output() {
+                    busy = true;
+                    self.perform(from, output);
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, from: usize, output: Output<Peer>) {
+        let me = Peer(from as u16 + 1);
+        match output {
+            Output::Store { ticket, .. } => self.peers[from].handle_stored(ticket, Ok(()), self.now),
+            Output::Send { to, bytes } => {
+                self.sent += bytes.len();
+                self.peers[usize::from(to.0) - 1].handle_message(me, 1, &bytes, self.now);
+            }
+            Output::Broadcast { bytes } => {
+                for to in (0..self.peers.len()).filter(|&to| to != from) {
+                    self.sent += bytes.len();
+                    self.peers[to].handle_message(me, 1, &bytes, self.now);
+                }
+            }
+            Output::Reply { result, .. } => {
+                result.expect("there is room");
+                self.answers += 1;
+            }
+            Output::Notice(_) | Output::Fences(_) => {}
+        }
+    }
+
+    /// Lets time pass.
+    fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        loop {
+            let next = self.peers.iter().enumerate();
+            let next = next.filter_map(|(at, peer)| Some((peer.poll_timeout()?.0.max(self.now), at))).min();
+            let Some((at, peer)) = next.filter(|&(at, _)| at <= until) else {
+                break;
+            };
+            self.now = at;
+            self.peers[peer].handle_timeout(at);
+            self.settle();
+        }
+        self.now = until;
+    }
+}
+
+/// How long a peer without a block takes to give its first address, in processor time.
+fn blocks_from_another() -> Vec<Duration> {
+    (0..200)
+        .map(|_| {
+            let mut world = World::new(3);
+            world.run(Duration::from_secs(1));
+            let begin = Instant::now();
+            world.peers[2].allocate(RequestId(1), "container", range(), world.now);
+            world.settle();
+            let time = begin.elapsed();
+            assert_eq!(world.answers, 1, "at once");
+            time
+        })
+        .collect()
+}
+
+/// A network of a thousand founders with 64 ranges each: how long a newcomer takes to have all of
+/// its state, and to merge it once more; and the bytes that it gets.
+fn large_state() -> (Duration, Duration, usize) {
+    const PEERS: u16 = 1000;
+    let ranges: Vec<IpNet> = (0..64).map(|net| format!("10.{net}.0.0/16").parse().expect("a range")).collect();
+    let seeds: Vec<Peer> = (1..=PEERS).map(Peer).collect();
+    let config = |me: u16| Config { birth: Birth::Seeds(seeds.clone()), ..Config::new(Peer(me), 1, ranges.clone(), 1) };
+    let member = Allocator::new(config(1), Vec::new(), seed(1), Duration::ZERO).expect("an empty state");
+    let newcomer = Allocator::new(config(PEERS + 1), Vec::new(), seed(2), Duration::ZERO).expect("an empty state");
+    let mut ends = [member, newcomer];
+    let names = [Peer(1), Peer(PEERS + 1)];
+    for (end, other) in [(0, 1), (1, 0)] {
+        ends[end].handle_peers(&[(names[other], 1)], Duration::ZERO);
+    }
+    let mut spent = Duration::ZERO;
+    let mut state: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut idle = true;
+        for from in [0, 1] {
+            while let Some(output) = ends[from].poll_output() {
+                idle = false;
+                match output {
+                    Output::Store { ticket, .. } => ends[from].handle_stored(ticket, Ok(()), Duration::ZERO),
+                    Output::Send { bytes, .. } | Output::Broadcast { bytes } => {
+                        let begin = Instant::now();
+                        ends[1 - from].handle_message(names[from], 1, &bytes, Duration::ZERO);
+                        if from == 0 {
+                            spent += begin.elapsed();
+                            state.push(bytes);
+                        }
+                    }
+                    Output::Reply { .. } | Output::Notice(_) | Output::Fences(_) => {}
+                }
+            }
+        }
+        if idle {
+            break;
+        }
+    }
+    assert!(ends[1].network().is_some() && ends[1].network() == ends[0].network());
+    let begin = Instant::now();
+    for bytes in &state {
+        ends[1].handle_message(names[0], 1, bytes, Duration::ZERO);
+    }
+    (spent, begin.elapsed(), state.iter().map(Vec::len).sum())
+}
+
+/// Bytes that each peer sends in a second when nobody asks for anything.
+fn rest(peers: u16) -> f64 {
+    const TIME: Duration = Duration::from_secs(3600);
+    let mut world = World::new(peers);
+    world.run(Duration::from_secs(120));
+    world.sent = 0;
+    world.run(TIME);
+    world.sent as f64 / TIME.as_secs_f64() / f64::from(peers)
+}

@@ -1,0 +1,283 @@
+//! Who owns which addresses: peers that are removed, come back, fall silent, lose their state.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use weft::{
+    control::store::{self, Edit, Store, Table},
+    lab::{Container, traffic::udp_echo, wait_until},
+};
+
+use crate::{
+    Case,
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, retry},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    ("what_a_dead_peer_owned_is_given_again_once_it_is_removed", 90, dead),
+    ("a_living_peer_that_is_removed_is_told_and_no_address_has_two_holders", 120, living),
+    ("a_peer_that_is_silent_for_long_is_removed_without_a_command", 120, silent),
+    ("an_unreadable_address_state_is_kept_aside_and_its_containers_keep_their_addresses", 90, unreadable),
+    ("other_ranges_are_refused_while_addresses_are_in_use_and_taken_afterwards", 90, other_ranges),
+    ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 240, many_operations),
+];
+
+/// Until voters have settled what was somebody else's.
+const SETTLED: Duration = Duration::from_secs(30);
+
+fn ipam(mesh: &Mesh, router: usize) -> Value {
+    let output = mesh.routers[router].cli(["ipam", "-o", "json"]).must("ipam");
+    serde_json::from_slice(&output.stdout).must("JSON")
+}
+
+fn check(mesh: &Mesh, router: usize) -> Value {
+    let output = mesh.routers[router].cli(["ipam", "check", "-o", "json"]).must("ipam check");
+    serde_json::from_slice(&output.stdout).must("JSON")
+}
+
+fn owned_by(mesh: &Mesh, router: usize, name: &str) -> u64 {
+    let ipam = ipam(mesh, router);
+    let peers = ipam["peers"].as_array().must("peers").clone();
+    peers.iter().find(|peer| peer["name"] == name).map_or(0, |peer| peer["owned"].as_u64().must("owned"))
+}
+
+fn claim(mesh: &Mesh, router: usize, container: &Container, address: IpAddr) -> std::io::Result<String> {
+    let (target, address) = (container.target(), address.to_string());
+    mesh.routers[router].command([OsStr::new("attach"), target.as_os_str(), OsStr::new(&address)])
+}
+
+/// Three routers that all own addresses, so that there are three voters.
+fn mesh(args: &[&str]) -> Mesh {
+    let args = args.iter().map(Into::into).collect();
+    let mesh = Mesh::start(&MeshConfig { args, ..MeshConfig::star(3) });
+    mesh.wait_established(PATIENCE);
+    // The panel of three follows within seconds of the third member; what each knows is the same then.
+    thread::sleep(Duration::from_secs(10));
+    mesh
+}
+
+fn dead() {
+    let mut mesh = mesh(&[]);
+    let name = mesh.routers[2].name().to_owned();
+    let address = mesh.v4(2);
+    mesh.routers[2].kill().must("kill");
+    mesh.wait_for_peer(0, 2, PATIENCE, |peer| peer["state"] != "established");
+    let heir = Container::new("heir").must("make");
+    let error = claim(&mesh, 0, &heir, address).expect_err("it belongs to a peer that may be alive");
+    assert!(error.to_string().contains("cannot be reached"), "{error}");
+    let text = mesh.routers[0].command(["ipam"]).must("ipam");
+    assert!(text.contains("its space goes to others in"), "{text}");
+    mesh.routers[0].command(["peer", "remove", &name]).must("remove");
+    retry(SETTLED, || claim(&mesh, 0, &heir, address)).must("claim what was the dead peer's");
+    assert_eq!(mesh.routers[0].attach(&heir).must("attach").first().map(ipnet::IpNet::addr), Some(address));
+    // It comes back as a new member, and is told.
+    mesh.routers[2].restart().must("start again");
+    let told = || mesh.routers[2].command(["events"]).is_ok_and(|text| text.contains("was removed while it was away"));
+    assert!(wait_until(PATIENCE, told), "{}", mesh.routers[2].log_tail(3000));
+    let newcomer = Container::new("newcomer").must("make");
+    let got = retry(SETTLED, || mesh.routers[2].attach(&newcomer)).must("attach at the one that came back");
+    assert!(got.iter().all(|net| net.addr() != address), "{got:?}");
+}
+
+fn living() {
+    let mut mesh = mesh(&[]);
+    mesh.all_reach(&[0, 1, 2], PATIENCE);
+    let name = mesh.routers[2].name().to_owned();
+    let address = mesh.v4(2);
+    for other in [0, 1] {
+        mesh.lab.wire().cut(other, 2);
+    }
+    mesh.wait_for_peer(0, 2, PATIENCE, |peer| peer["state"] != "established");
+    // Two at once, of a peer that is alive.
+    for router in [0, 1] {
+        mesh.routers[router].command(["peer", "remove", &name]).must("remove");
+    }
+    let heir = mesh.containers.len();
+    mesh.containers.push(Container::new("heir").must("make"));
+    retry(SETTLED, || claim(&mesh, 0, &mesh.containers[heir], address)).must("claim");
+    mesh.lab.wire().heal_all();
+    mesh.wait_established(Duration::from_secs(40));
+    let told = || mesh.routers[2].command(["events"]).is_ok_and(|text| text.contains("removed while it was alive"));
+    assert!(wait_until(PATIENCE, told), "{}", mesh.routers[2].log_tail(3000));
+    // Nobody sees two holders: what comes from the one that lost it is dropped where it arrives.
+    let fenced = |router| mesh.counter_dropped(router, "fenced");
+    let dropped = || {
+        let _ = udp_echo(&mesh.containers[2], mesh.v4(1), b"who am I?", Duration::from_millis(300));
+        fenced(1) > 0
+    };
+    assert!(wait_until(PATIENCE, dropped), "{}", mesh.status(1));
+    mesh.is_cut_off(2, 1);
+    // Both sides name both containers.
+    for (router, other) in [(2, 0), (0, 2)] {
+        let other = mesh.routers[other].name().to_owned();
+        let named = || {
+            let found = check(&mesh, router);
+            let contested = found["contested"].as_array().cloned().unwrap_or_default();
+            contested.iter().any(|it| {
+                let both = it["owner"].is_string() && it["peer_owner"].is_string();
+                it["address"] == address.to_string() && it["peer_name"] == other.as_str() && both
+            })
+        };
+        assert!(wait_until(SETTLED, named), "{}", check(&mesh, router));
+        assert_eq!(mesh.routers[router].cli(["ipam", "check"]).must("check").status.code(), Some(1));
+    }
+    // One of them goes, and all is well.
+    let target = mesh.containers[2].target();
+    mesh.routers[2].command([OsStr::new("detach"), target.as_os_str()]).must("detach");
+    let again = retry(SETTLED, || mesh.routers[2].attach(&mesh.containers[2])).must("attach");
+    assert!(again.iter().all(|net| net.addr() != address), "{again:?}");
+    mesh.addresses[2] = again;
+    mesh.reaches(2, 1, PATIENCE);
+    let well = || check(&mesh, 2)["contested"].as_array().is_some_and(Vec::is_empty);
+    assert!(wait_until(SETTLED, well), "{}", check(&mesh, 2));
+}
+
+fn silent() {
+    let mut mesh = mesh(&["--dead-after", "10s"]);
+    let name = mesh.routers[2].name().to_owned();
+    let address = mesh.v4(2);
+    assert!(owned_by(&mesh, 0, &name) > 0);
+    mesh.routers[2].kill().must("kill");
+    let start = Instant::now();
+    assert!(wait_until(Duration::from_secs(60), || owned_by(&mesh, 0, &name) == 0), "{}", ipam(&mesh, 0));
+    assert!(start.elapsed() >= Duration::from_secs(8), "removed after {:?}", start.elapsed());
+    let heir = Container::new("heir").must("make");
+    retry(SETTLED, || claim(&mesh, 1, &heir, address)).must("claim what was the silent peer's");
+    let events =
+        mesh.routers[0].command(["events"]).must("events") + &mesh.routers[1].command(["events"]).must("events");
+    assert!(events.contains("most voters have not heard of them for long"), "{events}");
+    mesh.routers[2].restart().must("start again");
+    let newcomer = Container::new("newcomer").must("make");
+    retry(SETTLED, || mesh.routers[2].attach(&newcomer)).must("attach at the one that came back");
+}
+
+fn unreadable() {
+    let mut mesh = mesh(&[]);
+    let before = mesh.addresses[2].clone();
+    mesh.routers[2].kill().must("kill");
+    let directory = mesh.routers[2].data_dir();
+    {
+        let opened = store::open(&directory).must("open the state");
+        let entry = opened.state.ipam.first().must("an entry").0.clone();
+        let (store, _stored) = Store::start(opened.file).must("write the state");
+        let edits = vec![Edit::set(Table::Ipam, entry, b"garbage".to_vec())];
+        let runtime = tokio::runtime::Runtime::new().must("a runtime");
+        runtime.block_on(store.write_and_wait(edits)).must("write");
+    }
+    mesh.routers[2].restart().must("start with it");
+    let problems = mesh.status(2)["problems"].to_string();
+    assert!(problems.contains("address state was unreadable") && problems.contains("unreadable-"), "{problems}");
+    let kept = std::fs::read_dir(&directory).must("list").filter_map(Result::ok);
+    let kept = kept.filter(|entry| entry.file_name().to_string_lossy().contains("unreadable")).count();
+    assert_eq!(kept, 1, "a copy is kept");
+    let again = retry(SETTLED, || mesh.routers[2].attach(&mesh.containers[2])).must("attach");
+    assert_eq!(again, before, "the container keeps what it has");
+    mesh.reaches(1, 2, PATIENCE);
+    let newcomer = Container::new("newcomer").must("make");
+    let got = retry(SETTLED, || mesh.routers[2].attach(&newcomer)).must("attach another one");
+    assert!(got.iter().all(|net| !before.contains(net)), "{got:?}");
+}
+
+fn other_ranges() {
+    let mut mesh = Mesh::start(&MeshConfig::star(1));
+    let old = mesh.routers[0].args().to_vec();
+    let new: Vec<_> =
+        old.iter().map(|arg| if arg == "10.32.0.0/12" { "10.200.0.0/16".into() } else { arg.clone() }).collect();
+    assert_ne!(old, new);
+    let held = mesh.addresses[0][0].addr().to_string();
+    mesh.routers[0].end();
+    mesh.routers[0].set_args(new.clone());
+    let refused = mesh.routers[0].restart().expect_err("it would strand an address").to_string();
+    assert!(refused.contains(&held) && refused.contains("strand"), "{refused}");
+    mesh.routers[0].set_args(old);
+    mesh.routers[0].restart().must("start with the old ranges");
+    let target = mesh.containers[0].target();
+    mesh.routers[0].command([OsStr::new("detach"), target.as_os_str()]).must("detach");
+    mesh.routers[0].end();
+    mesh.routers[0].set_args(new);
+    mesh.routers[0].restart().must("start with the new ranges");
+    let got = retry(PATIENCE, || mesh.routers[0].attach(&mesh.containers[0])).must("attach");
+    assert!(got.iter().any(|net| net.addr().to_string().starts_with("10.200.")), "{got:?}");
+}
+
+/// Hosts ask, claim and give back, while pairs of them are cut off from each other in turns.
+fn many_operations() {
+    const ROUNDS: usize = 60;
+    const HOSTS: usize = 5;
+    let mesh = Mesh::start(&MeshConfig { told: (1..HOSTS).map(|host| (host, 0)).collect(), ..MeshConfig::star(HOSTS) });
+    mesh.wait_established(PATIENCE);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut draw = |most: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % most
+    };
+    let mut held: Vec<BTreeSet<String>> = vec![BTreeSet::new(); HOSTS];
+    let (mut given, mut refused) = (0, 0);
+    for round in 0..ROUNDS {
+        if round % 10 == 0 {
+            mesh.lab.wire().heal_all();
+            let alone = draw(HOSTS as u64) as usize;
+            (0..HOSTS).filter(|&other| other != alone).for_each(|other| mesh.lab.wire().cut(alone, other));
+        }
+        let host = draw(HOSTS as u64) as usize;
+        let some: Vec<String> = held[host].iter().take(2).cloned().collect();
+        match draw(3) {
+            0 if !some.is_empty() => {
+                let args: Vec<&str> = ["hide"].into_iter().chain(some.iter().map(String::as_str)).collect();
+                mesh.routers[host].command(args).must("hide");
+                held[host].retain(|address| !some.contains(address));
+                continue;
+            }
+            kind => {
+                let wanted: Vec<String> =
+                    (0..8).map(|_| format!("10.{}.{}.{}", 32 + draw(16), draw(250), 1 + draw(250))).collect();
+                let args: Vec<&str> = match kind {
+                    1 => ["expose"].into_iter().chain(wanted.iter().map(String::as_str)).collect(),
+                    _ => vec!["expose"],
+                };
+                match mesh.routers[host].command(args) {
+                    Ok(text) => {
+                        let now: BTreeSet<String> =
+                            text.lines().filter_map(|line| Some(line.split('/').next()?.to_owned())).collect();
+                        given += now.len();
+                        held[host].extend(now);
+                    }
+                    Err(error) => {
+                        assert!(!error.to_string().contains("panick"), "{error}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        let mut holders: BTreeSet<&String> = BTreeSet::new();
+        for address in held.iter().flatten() {
+            assert!(holders.insert(address), "{address} is given twice");
+        }
+    }
+    println!("{given} addresses given, {refused} requests refused while cut off");
+    assert!(given > ROUNDS / 2, "{given}");
+    mesh.lab.wire().heal_all();
+    mesh.wait_established(Duration::from_secs(60));
+    for router in 0..HOSTS {
+        let agrees = || {
+            let found = check(&mesh, router);
+            ["leaked", "missing", "contested"].iter().all(|kind| found[*kind].as_array().is_some_and(Vec::is_empty))
+        };
+        assert!(wait_until(SETTLED, agrees), "{}", check(&mesh, router));
+        let given: BTreeSet<String> = ipam(&mesh, router)["allocations"]
+            .as_array()
+            .must("allocations")
+            .iter()
+            .filter_map(|one| Some(one["address"].as_str()?.split('/').next()?.to_owned()))
+            .collect();
+        assert!(held[router].is_subset(&given), "host {router} lost some of {:?}", held[router]);
+    }
+}

@@ -1,0 +1,314 @@
+//! Removing peers that nobody has heard of for long, without an operator (ipam I22).
+//!
+//! ```text
+//!  every peer                                   voters
+//!    ── Lease(nonce, life), each T/4 ───────────► heard of it now; Gone(life) if it was found silent
+//!    ◄─ Leased ──────────────────────────────────
+//!    a majority: new addresses may be given for
+//!    T/2 since it was asked for
+//!                                                 neither lease nor reach for T: Silent(lives) ─► all voters
+//!                                                 ◄─ SilentToo(those that are so there as well)
+//!                                                 a majority: removed, as by an operator
+//! ```
+//!
+//! A peer has stopped giving new addresses long before it can be removed: a majority that leases and
+//! one that finds silent share a voter, which counts its T from a later moment than the peer its
+//! T/2, and which never grants another lease to a life that it has found silent: such a life, if it
+//! was not removed, goes on as a new one, which has the voters settle its blocks. Clocks may differ
+//! by a factor of two. A voter whose own clock leaps, as after it slept, begins to count anew.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::id::{Id, Owner, Sender};
+use crate::machine::Machine;
+use crate::remove::ANY_LIFE;
+use crate::ring::Holder;
+use crate::store::{self, Key};
+use crate::wire::{Body, names};
+
+/// The peer asks for its lease so often in the time after which it is removed, and again so often
+/// until a majority has answered.
+const LEASES: u32 = 4;
+const LEASE_TRIES: u32 = 64;
+/// A voter looks around so often in that time.
+const LOOKS: u32 = 16;
+/// Pause between two tries while no new address can be given.
+const URGENT: Duration = Duration::from_secs(1);
+/// Shortest pause of any kind.
+const SHORTEST: Duration = Duration::from_millis(500);
+/// A clock that goes on by so many looks at once has leapt.
+const LEAP: u32 = 3;
+/// Most lives in one message, which stays far below its bound, and most peers that are remembered.
+const MAX_LIVES: usize = 8192;
+
+/// What is known of who is silent.
+#[derive(Debug, Clone)]
+pub(crate) struct Silence {
+    /// How long a peer may be silent; `None`: for ever.
+    after: Option<Duration>,
+    /// Nobody counts as silent for longer than since then: other voters may have heard of them before.
+    since: Duration,
+    /// When each owner and voter was heard of last.
+    heard: BTreeMap<Id, Duration>,
+    /// Lives that this voter has found silent, for good.
+    pub(crate) found: BTreeSet<Owner>,
+    /// The other voters are asked about them: nonce, and who agrees about whom.
+    poll: Option<(u64, BTreeMap<Owner, BTreeSet<Id>>)>,
+    /// The last look around, and the next.
+    looked: Duration,
+    next_look: Duration,
+    /// Until when new addresses may be given is counted from here; `None`: no lease in this life.
+    leased: Option<Duration>,
+    /// The lease that is being asked for: nonce, when, who answered.
+    asked: Option<(u64, Duration, BTreeSet<Id>)>,
+    next_lease: Duration,
+}
+
+impl Silence {
+    /// Nobody is silent yet.
+    pub(crate) fn new(after: Option<Duration>, now: Duration) -> Self {
+        Self {
+            after,
+            since: now,
+            heard: BTreeMap::new(),
+            found: BTreeSet::new(),
+            poll: None,
+            looked: now,
+            next_look: now,
+            leased: None,
+            asked: None,
+            next_lease: now,
+        }
+    }
+
+    /// A part of the time after which silent peers are removed.
+    fn part(&self, of: u32) -> Option<Duration> {
+        self.after.map(|after| (after / of).max(SHORTEST))
+    }
+
+    /// Other voters grant leases, and find silent, from now on.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        self.since = now;
+        self.poll = None;
+        self.next_lease = now;
+    }
+
+    /// When the next step is due.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.after.map(|_| self.next_look.min(self.next_lease))
+    }
+}
+
+impl Machine {
+    /// Whether this peer may give addresses that it has not given before: it cannot have been
+    /// removed for silence.
+    pub(crate) fn has_lease(&self) -> bool {
+        self.silence.after.is_none_or(|after| self.silence.leased.is_some_and(|at| self.now < at + after / 2))
+    }
+
+    /// What is waited for without a lease.
+    pub(crate) fn lease_obstacle(&self) -> String {
+        let voters = self.panel.as_ref().map(|panel| names(panel.voters.iter())).unwrap_or_default();
+        format!("word from a majority of the voters {voters}: without it, this peer may be taken for dead by now")
+    }
+
+    /// The peers that were in reach until now are heard of until now.
+    pub(crate) fn note_heard(&mut self) {
+        for &peer in self.peers.keys() {
+            if self.silence.heard.len() < MAX_LIVES {
+                self.silence.heard.insert(peer, self.now);
+            }
+        }
+    }
+
+    /// How long a peer has not been heard of, and how long until the voters remove it for that.
+    pub(crate) fn silence_of(&self, peer: Id) -> Option<(Duration, Option<Duration>)> {
+        if peer == self.me.peer || self.peers.contains_key(&peer) {
+            return None;
+        }
+        let since = self.now.saturating_sub(*self.silence.heard.get(&peer)?);
+        Some((since, self.silence.after.map(|after| after.saturating_sub(since))))
+    }
+
+    /// The clock's part.
+    pub(crate) fn tick_silence(&mut self) {
+        let Some((look, lease)) = self.silence.part(LOOKS).zip(self.silence.part(LEASES)) else {
+            return;
+        };
+        if self.now >= self.silence.next_look {
+            let leapt = self.now > self.silence.looked + look * LEAP;
+            if leapt {
+                self.silence.begin(self.now);
+                self.silence.heard.clear();
+            }
+            self.silence.looked = self.now;
+            self.silence.next_look = self.now + look;
+            self.look_who_is_here();
+            self.ask_about_silent();
+        }
+        if self.now >= self.silence.next_lease {
+            self.ask_for_lease(lease);
+        }
+    }
+
+    /// Notes who is in reach, of those who own or vote.
+    fn look_who_is_here(&mut self) {
+        let owners = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
+        let owners = owners.filter_map(|run| run.reg.holder.peer());
+        let voters = self.panel.iter().flat_map(|panel| panel.voters.iter().copied());
+        let all: BTreeSet<Id> = owners.chain(voters).filter(|peer| *peer != self.me.peer).collect();
+        self.silence.heard.retain(|peer, _| all.contains(peer));
+        for peer in all {
+            if self.peers.contains_key(&peer) {
+                self.silence.heard.insert(peer, self.now);
+            } else {
+                self.silence.heard.entry(peer).or_insert(self.now);
+            }
+        }
+    }
+
+    fn ask_for_lease(&mut self, every: Duration) {
+        let Some(panel) = self.panel.clone() else {
+            return;
+        };
+        let again = if self.has_lease() { self.silence.part(LEASE_TRIES).unwrap_or(every) } else { URGENT };
+        self.silence.next_lease = self.now + again;
+        let nonce = self.draw();
+        self.silence.asked = Some((nonce, self.now, BTreeSet::new()));
+        self.ask_voters(&panel, &Body::Lease { version: panel.version, nonce, life: self.me.life });
+    }
+
+    /// A peer is there, at a voter.
+    pub(crate) fn on_lease(&mut self, from: Sender, version: u64, nonce: u64, life: u64) {
+        if !self.votes_for(version) {
+            return self.correct(from.peer, version);
+        }
+        let owner = Owner { peer: from.peer, life };
+        if self.silence.found.contains(&owner) {
+            return self.send(from.peer, Body::Gone(vec![owner]));
+        }
+        if from.peer != self.me.peer {
+            self.silence.heard.insert(from.peer, self.now);
+        }
+        self.send(from.peer, Body::Leased { version, nonce });
+    }
+
+    /// A voter knows that this peer is there.
+    pub(crate) fn on_leased(&mut self, from: Sender, version: u64, nonce: u64) {
+        let every = self.silence.part(LEASES);
+        let Some((panel, every)) = self.panel.as_ref().filter(|panel| panel.version == version).zip(every) else {
+            return;
+        };
+        let Some((_, at, voters)) = self.silence.asked.as_mut().filter(|(asked, ..)| *asked == nonce) else {
+            return;
+        };
+        if panel.voters.contains(&from.peer) {
+            voters.insert(from.peer);
+        }
+        if voters.len() >= panel.majority() {
+            // What could not be given without it can be now.
+            let at = *at;
+            self.wake = true;
+            self.silence.leased = Some(at);
+            self.silence.next_lease = self.now + every;
+            self.silence.asked = None;
+        }
+    }
+
+    /// The lives that this peer has not heard of for too long, of those that own blocks; and voters
+    /// whatever their life.
+    fn silent_lives(&self) -> BTreeSet<Owner> {
+        let Some(after) = self.silence.after else {
+            return BTreeSet::new();
+        };
+        let away = |peer: &Id| {
+            let heard = self.silence.heard.get(peer);
+            let since = heard.map(|&at| at.max(self.silence.since));
+            !self.peers.contains_key(peer) && since.is_some_and(|at| at + after <= self.now)
+        };
+        let runs = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
+        let owners = runs.filter_map(|run| match run.reg.holder {
+            Holder::One(owner) => Some(owner),
+            Holder::Nobody | Holder::Disputed => None,
+        });
+        let voters = self.panel.iter().flat_map(|panel| panel.voters.iter());
+        let voters = voters.map(|&peer| Owner { peer, life: ANY_LIFE });
+        let left = owners.chain(voters).filter(|owner| !self.gone.contains(owner));
+        left.filter(|owner| away(&owner.peer)).take(MAX_LIVES).collect()
+    }
+
+    /// Asks the other voters whether they, too, have not heard of those that this one has not.
+    fn ask_about_silent(&mut self) {
+        let Some(panel) = self.panel.clone().filter(|panel| self.votes_for(panel.version)) else {
+            return;
+        };
+        let lives: Vec<Owner> = self.silent_lives().into_iter().collect();
+        if lives.is_empty() {
+            self.silence.poll = None;
+            return;
+        }
+        let nonce = self.draw();
+        self.silence.poll = Some((nonce, BTreeMap::new()));
+        self.ask_voters(&panel, &Body::Silent { version: panel.version, nonce, lives });
+    }
+
+    /// A voter asks who is silent here.
+    pub(crate) fn on_silent(&mut self, from: Sender, version: u64, nonce: u64, lives: Vec<Owner>) {
+        if !self.votes_for(version) {
+            return self.correct(from.peer, version);
+        }
+        let silent = self.silent_lives();
+        let lives: Vec<Owner> = lives.into_iter().filter(|owner| silent.contains(owner)).collect();
+        self.learn_found(lives.iter());
+        self.send_durably(from.peer, Body::SilentToo { version, nonce, lives });
+    }
+
+    /// Grants no more leases to these lives: this voter, or another one, has found them silent.
+    pub(crate) fn learn_found<'a>(&mut self, lives: impl Iterator<Item = &'a Owner>) {
+        let known = self.silence.found.len();
+        self.silence.found.extend(lives.filter(|owner| owner.life != ANY_LIFE));
+        if self.silence.found.len() > known {
+            self.forget_found();
+            let found: Vec<Owner> = self.silence.found.iter().copied().collect();
+            self.journal.put(store::put(Key::Silent, &found));
+        }
+    }
+
+    /// Forgets lives that were removed since and own nothing any more, if there are too many.
+    fn forget_found(&mut self) {
+        if self.silence.found.len() > MAX_LIVES {
+            let gone = &self.gone;
+            self.silence.found.retain(|owner| !gone.contains(owner));
+        }
+        while self.silence.found.len() > MAX_LIVES {
+            self.silence.found.pop_first();
+        }
+    }
+
+    /// A voter agrees that some lives are silent.
+    pub(crate) fn on_silent_too(&mut self, from: Sender, version: u64, nonce: u64, lives: &[Owner]) {
+        let Some(panel) =
+            self.panel.clone().filter(|panel| self.votes_for(version) && panel.voters.contains(&from.peer))
+        else {
+            return;
+        };
+        let Some((_, agreed)) = self.silence.poll.as_mut().filter(|(asked, _)| *asked == nonce) else {
+            return;
+        };
+        for &owner in lives.iter().take(MAX_LIVES) {
+            agreed.entry(owner).or_default().insert(from.peer);
+        }
+        let agreed = agreed.iter().filter(|(_, voters)| voters.len() >= panel.majority());
+        let dead: Vec<Owner> = agreed.map(|(&owner, _)| owner).filter(|owner| !self.gone.contains(owner)).collect();
+        let mut peers: Vec<Id> = dead.iter().map(|owner| owner.peer).collect();
+        peers.dedup();
+        if peers.is_empty() {
+            return;
+        }
+        let whatever_life = peers.iter().map(|&peer| Owner { peer, life: ANY_LIFE });
+        let dead: Vec<Owner> = dead.iter().copied().chain(whatever_life).collect();
+        self.notice(format!("removed, for most voters have not heard of them for long: {}", names(peers.iter())));
+        self.remove_lives(&dead);
+    }
+}

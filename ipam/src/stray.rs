@@ -1,0 +1,152 @@
+//! Addresses that were given here and are in blocks of others: of a peer that was removed while it
+//! was alive (ipam I21).
+//!
+//! ```text
+//!  here                                     owner of the block
+//!    ── Strays(address, container) ──────────►  does not give it while it hears so;
+//!    ◄─ Theirs(address, its container) ───────  gave it already: says to whom
+//! ```
+//!
+//! Both sides then know both containers, and name them until one is gone. Neither is cut off by
+//! itself: see [`crate::fence`] for what others do.
+
+use core::net::IpAddr;
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use crate::id::{Id, Sender};
+use crate::machine::Machine;
+use crate::space::REUSE_DELAY;
+use crate::wire::{Body, Claim, Net};
+
+/// How long what was told counts; it is told again with every comparison of registers.
+const TOLD: Duration = REUSE_DELAY;
+/// Most addresses in one message.
+const MAX_CLAIMS: usize = 256;
+
+/// An address that two peers gave, as far as this one knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Contest {
+    /// The address.
+    pub(crate) address: IpAddr,
+    /// Whom this peer gave it.
+    pub(crate) here: String,
+    /// The other peer.
+    pub(crate) peer: Id,
+    /// Whom that one gave it; `None`: to nobody, or it has not said.
+    pub(crate) there: Option<String>,
+    /// Whether the block is the other peer's.
+    pub(crate) theirs: bool,
+}
+
+/// What others have told of addresses that were given here.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    by: BTreeMap<IpAddr, (Id, String, Duration)>,
+}
+
+impl Machine {
+    /// Tells the owners of other blocks which of their addresses are in use here.
+    pub(crate) fn tell_strays(&mut self) {
+        let mut strays: BTreeMap<Id, Vec<Claim>> = BTreeMap::new();
+        for (owner, address, peer) in self.strays() {
+            let claims = strays.entry(peer).or_default();
+            if claims.len() < MAX_CLAIMS && self.peers.contains_key(&peer) {
+                claims.push(Claim { address: Net(IpNet::from(address)), owner });
+            }
+        }
+        for (peer, claims) in strays {
+            self.send_durably(peer, Body::Strays(claims));
+        }
+    }
+
+    /// Addresses given here whose blocks are another peer's: to whom, and whose.
+    fn strays(&self) -> Vec<(String, IpAddr, Id)> {
+        let mut strays = Vec::new();
+        for area in &self.areas {
+            for (offset, given) in area.space.all_given() {
+                let holder = area.ring.reg(area.range.block_of(offset)).holder.peer();
+                if let Some(peer) = holder.filter(|peer| *peer != self.me.peer) {
+                    strays.push((given.owner.clone(), area.range.address(offset), peer));
+                }
+            }
+        }
+        strays
+    }
+
+    /// Another peer has given addresses of blocks that it takes to be this one's.
+    pub(crate) fn on_strays(&mut self, from: Sender, claims: &[Claim]) {
+        let mut ours = Vec::new();
+        for claim in claims.iter().take(MAX_CLAIMS) {
+            let address = claim.address.0.addr();
+            let Some((index, offset)) = self.universe.find(address) else {
+                continue;
+            };
+            let until = self.now + TOLD;
+            let area = &mut self.areas[index];
+            match area.space.given(offset) {
+                Some(given) => {
+                    let owner = given.owner.clone();
+                    ours.push(Claim { address: claim.address, owner });
+                    self.note_told(address, from.peer, claim.owner.clone());
+                }
+                // Not recorded: it is told again after a restart.
+                None if area.ring.holds(area.range.block_of(offset)) => area.space.cool(offset, until),
+                None => {}
+            }
+        }
+        if !ours.is_empty() {
+            self.send(from.peer, Body::Theirs(ours));
+        }
+    }
+
+    /// The owner of a block gave addresses of it that are in use here.
+    pub(crate) fn on_theirs(&mut self, from: Sender, claims: &[Claim]) {
+        for claim in claims.iter().take(MAX_CLAIMS) {
+            let address = claim.address.0.addr();
+            let given = self.universe.find(address).is_some_and(|(index, offset)| {
+                self.areas.get(index).is_some_and(|area| area.space.given(offset).is_some())
+            });
+            if given {
+                self.note_told(address, from.peer, claim.owner.clone());
+            }
+        }
+    }
+
+    fn note_told(&mut self, address: IpAddr, peer: Id, owner: String) {
+        let now = self.now;
+        self.told.by.retain(|_, (_, _, until)| now < *until);
+        if self.told.by.len() < MAX_CLAIMS && self.told.by.insert(address, (peer, owner.clone(), now + TOLD)).is_none()
+        {
+            let here =
+                self.universe.find(address).and_then(|(index, offset)| self.areas.get(index)?.space.given(offset));
+            let here = here.map(|given| given.owner.clone()).unwrap_or_default();
+            self.notice(format!("{address} is in use twice: by {here} here, and by {owner} at peer {peer}"));
+        }
+    }
+
+    /// Every address given here that is another peer's, or that another peer gave too.
+    pub(crate) fn contests(&self) -> Vec<Contest> {
+        let told = |address: &IpAddr| self.told.by.get(address).filter(|(.., until)| self.now < *until);
+        let mut all: Vec<Contest> = self
+            .strays()
+            .into_iter()
+            .map(|(here, address, peer)| {
+                let there = told(&address).filter(|(by, ..)| *by == peer).map(|(_, owner, _)| owner.clone());
+                Contest { address, here, peer, there, theirs: true }
+            })
+            .collect();
+        for (&address, (peer, owner, _)) in self.told.by.iter().filter(|(address, _)| told(address).is_some()) {
+            let known = all.iter().any(|contest| contest.address == address);
+            let here =
+                self.universe.find(address).and_then(|(index, offset)| self.areas.get(index)?.space.given(offset));
+            if let Some(given) = here.filter(|_| !known) {
+                let there = Some(owner.clone());
+                all.push(Contest { address, here: given.owner.clone(), peer: *peer, there, theirs: false });
+            }
+        }
+        all
+    }
+}

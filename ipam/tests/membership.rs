@@ -1,0 +1,268 @@
+//! Who belongs to the network: how it is founded, who is removed from it and how, and what becomes
+//! of the addresses.
+
+mod sim;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipam::allocator::{Allocator, Config, StateError};
+use ipam::{AllocError, Output};
+use ipnet::IpNet;
+use sim::{Peer, World};
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a network")
+}
+
+/// Three peers that have an address each.
+fn three(dead_after: Option<Duration>) -> (World, [IpAddr; 3]) {
+    let mut world = World::new(7, &[0, 1, 1], &["10.32.0.0/12"]);
+    world.dead_after = dead_after;
+    world.start_all();
+    world.run_for(seconds(15));
+    let addresses = [0, 1, 2].map(|node| {
+        let request = world.allocate(node, "first", net("10.32.0.0/12"));
+        world.answer(request).expect("there is room").addr()
+    });
+    world.run_for(seconds(15));
+    (world, addresses)
+}
+
+fn cut_off_the_third(world: &mut World) {
+    world.partition(vec![0, 0, 1]);
+    world.run_for(seconds(1));
+}
+
+fn fine(world: &World) {
+    assert_eq!(world.check.violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_peer_that_is_silent_for_long_is_removed_and_has_stopped_to_give_long_before() {
+    let (mut world, addresses) = three(Some(seconds(60)));
+    cut_off_the_third(&mut world);
+    let away = world.up(0).summary().away;
+    assert!(away.len() == 1 && away[0].peer == Peer(3) && !away[0].removed, "{away:?}");
+    let left = away[0].removal.expect("it will be");
+    assert!((seconds(50)..=seconds(60)).contains(&left), "{left:?}");
+    // Its lease is good for half of the time.
+    world.run_for(seconds(15));
+    let request = world.allocate(2, "second", net("10.32.0.0/12"));
+    world.answer(request).expect("it has room, and a lease");
+    world.run_for(seconds(25));
+    let request = world.allocate(2, "third", net("10.32.0.0/12"));
+    let refused = world.answer(request).expect_err("without a lease");
+    assert!(matches!(&refused, AllocError::TimedOut { waiting_for, .. } if waiting_for.contains("dead")), "{refused}");
+    assert!(world.up(2).readiness().is_err_and(|why| why.contains("majority")));
+    // What it gave before it has still.
+    let request = world.allocate(2, "first", net("10.32.0.0/12"));
+    assert_eq!(world.answer(request).expect("given before").addr(), addresses[2]);
+    world.run_for(seconds(40));
+    let request = world.claim(0, "heir", addresses[2]);
+    assert_eq!(world.answer(request).expect("nobody's now").addr(), addresses[2]);
+    // It comes back, is told, and is a member like any other.
+    world.heal();
+    world.run_for(seconds(20));
+    assert!(world.nodes[2].notices.iter().any(|text| text.contains("removed while it was alive")));
+    let request = world.allocate(2, "fourth", net("10.32.0.0/12"));
+    world.answer(request).expect("a member again");
+    world.check_blocks();
+    fine(&world);
+}
+
+#[test]
+fn who_is_heard_of_is_not_removed_and_neither_is_anybody_by_a_minority_or_a_clock_that_leaps() {
+    let (mut world, _) = three(Some(seconds(20)));
+    cut_off_the_third(&mut world);
+    // The third is alone: it removes nobody.
+    world.run_for(seconds(10));
+    world.partition(vec![0, 0, 0]);
+    world.run_for(seconds(5));
+    for node in 0..3 {
+        world.jump(node, seconds(100_000));
+        world.run_for(seconds(1));
+    }
+    world.run_for(seconds(60));
+    cut_off_the_third(&mut world);
+    world.jump(0, seconds(100_000));
+    world.jump(1, seconds(100_000));
+    world.run_for(seconds(10));
+    for node in 0..3 {
+        assert_eq!(world.up(node).removed().count(), 0);
+    }
+    fine(&world);
+}
+
+#[test]
+fn without_a_time_for_it_nobody_is_removed() {
+    let (mut world, _) = three(None);
+    cut_off_the_third(&mut world);
+    world.run_for(seconds(100_000));
+    let away = world.up(0).summary().away;
+    assert!(away.len() == 1 && away[0].removal.is_none() && away[0].silent.is_some(), "{away:?}");
+    let request = world.allocate(2, "second", net("10.32.0.0/12"));
+    world.answer(request).expect("from its own blocks");
+    fine(&world);
+}
+
+#[test]
+fn a_peer_that_was_removed_alive_is_fenced_off_from_what_went_to_others_and_both_name_both_containers() {
+    let (mut world, addresses) = three(None);
+    cut_off_the_third(&mut world);
+    world.remove(0, 2);
+    world.run_for(seconds(5));
+    let request = world.claim(0, "heir", addresses[2]);
+    world.answer(request).expect("nobody's now");
+    assert!(world.nodes[1].fences.is_empty(), "it is not there");
+    world.heal();
+    world.run_for(seconds(30));
+    // Who watches drops what comes from the one that lost it.
+    let fences = world.nodes[1].fences.clone();
+    let [(fenced, runs)] = &fences[..] else { panic!("{fences:?}") };
+    assert_eq!(*fenced, Peer(3));
+    let inside = |address: &IpAddr| runs.iter().any(|(first, last)| first <= address && address <= last);
+    assert!(inside(&addresses[2]), "{runs:?}");
+    assert!(inside(&addresses[0]), "all that is others'");
+    let own = world.up(2).held();
+    assert!(!own.is_empty() && own.iter().all(|(first, last)| !inside(first) && !inside(last)), "{own:?} {runs:?}");
+    // Both know both.
+    for (node, here, there, theirs) in [(0, "heir", "first", false), (2, "first", "heir", true)] {
+        let contests = world.up(node).summary().contests;
+        let [contest] = &contests[..] else { panic!("{contests:?}") };
+        assert_eq!((contest.address, contest.here.as_str(), contest.theirs), (addresses[2], here, theirs));
+        assert_eq!(contest.there.as_deref(), Some(there));
+    }
+    world.free(2, "first", None);
+    world.run_for(seconds(60));
+    assert!((0..3).all(|node| world.up(node).summary().contests.is_empty()));
+    fine(&world);
+}
+
+#[test]
+fn an_address_that_is_used_elsewhere_is_not_given_while_its_owner_hears_so() {
+    let mut world = World::new(8, &[0, 1, 1], &["10.0.0.0/28"]);
+    let range = net("10.0.0.0/28");
+    world.start_all();
+    world.run_for(seconds(15));
+    for node in 0..3 {
+        let request = world.allocate(node, "first", range);
+        world.answer(request).expect("there is room");
+    }
+    world.run_for(seconds(15));
+    let used = world.up(2).lookup("first")[0].addr();
+    world.partition(vec![0, 0, 1]);
+    world.run_for(seconds(1));
+    world.remove(0, 2);
+    world.run_for(seconds(5));
+    // Its block is another's now, who has given it to nobody.
+    let request = world.claim(0, "short", used);
+    world.answer(request).expect("nobody's now");
+    world.free(0, "short", None);
+    world.run_for(seconds(35));
+    world.heal();
+    world.run_for(seconds(30));
+    for number in 0..14 {
+        let request = world.allocate(number % 2, &format!("more{number}"), range);
+        if let Ok(got) = world.answer(request) {
+            assert_ne!(got.addr(), used);
+        }
+    }
+    fine(&world);
+}
+
+#[test]
+fn founders_that_were_named_found_the_same_network_without_a_word_and_others_join_them() {
+    let mut world = World::new(9, &[3, 3, 3, 3], &["10.32.0.0/12"]);
+    world.seeds = Some(vec![Peer(1), Peer(2), Peer(3)]);
+    let everyone_apart = (0..4).collect();
+    world.start_all();
+    world.partition(everyone_apart);
+    world.run_for(seconds(3));
+    let ids: Vec<Option<String>> = (0..4).map(|node| world.up(node).network()).collect();
+    assert!(ids[0].is_some() && ids[0] == ids[1] && ids[1] == ids[2], "{ids:?}");
+    assert!(ids[3].is_none() && world.up(3).readiness().is_err_and(|why| why.contains("others found")));
+    world.heal();
+    world.run_for(seconds(10));
+    for node in 0..4 {
+        let request = world.allocate(node, "first", net("10.32.0.0/12"));
+        world.answer(request).expect("there is room");
+    }
+    assert_eq!(world.networks().len(), 1);
+    world.check_blocks();
+    fine(&world);
+}
+
+#[test]
+fn an_observer_founds_nothing_and_is_not_counted() {
+    let mut world = World::new(10, &[1, 1], &["10.32.0.0/12"]);
+    world.nodes[1].observer = true;
+    world.start_all();
+    world.run_for(seconds(60));
+    assert_eq!(world.networks().into_iter().collect::<Vec<_>>(), [None]);
+    let mut world = World::new(11, &[2, 2, 2], &["10.32.0.0/12"]);
+    world.nodes[2].observer = true;
+    world.start_all();
+    world.run_for(seconds(20));
+    assert_eq!(world.networks().len(), 1);
+    let shares: Vec<Peer> = world.up(0).summary().peers.iter().map(|&(peer, _)| peer).collect();
+    assert!(shares.contains(&Peer(1)) && shares.contains(&Peer(2)), "{shares:?}");
+    let request = world.allocate(2, "first", net("10.32.0.0/12"));
+    world.answer(request).expect("it joined");
+    fine(&world);
+}
+
+fn begin(state: &sim::Disk, config: Config<Peer>) -> Result<Allocator<Peer>, StateError> {
+    Allocator::new(config, state.clone().into_iter().collect(), [5; 32], Duration::ZERO)
+}
+
+#[test]
+fn other_ranges_are_refused_by_the_address_that_they_would_strand_and_taken_once_there_is_none() {
+    let mut world = World::new(12, &[0], &["10.32.0.0/12"]);
+    world.start(0);
+    let request = world.allocate(0, "web", net("10.32.0.0/12"));
+    let address = world.answer(request).expect("there is room").addr();
+    let other = Config::new(Peer(1), 2, vec![net("10.0.0.0/8")], 0);
+    let refused = begin(&world.nodes[0].disk, other.clone()).expect_err("it would strand one").to_string();
+    assert!(refused.contains(&format!("{address} of web")) && refused.contains("10.32.0.0/12"), "{refused}");
+    world.free(0, "web", None);
+    world.run_for(seconds(1));
+    let mut allocator = begin(&world.nodes[0].disk, other).expect("nobody has one");
+    let mut deleted = 0;
+    while let Some(output) = allocator.poll_output() {
+        if let Output::Store { ticket, changes } = output {
+            deleted += changes.iter().filter(|change| change.value.is_none()).count();
+            allocator.handle_stored(ticket, Ok(()), Duration::ZERO);
+        }
+    }
+    assert!(deleted > 0 && allocator.readiness().is_ok());
+    assert_eq!(allocator.summary().owned, (1 << 24) - 2);
+}
+
+#[test]
+fn a_peer_whose_state_is_lost_looks_around_before_it_founds_alone() {
+    let forgot = Config { forgot: vec![b"old".to_vec()], ..Config::new(Peer(1), 2, vec![net("10.0.0.0/24")], 0) };
+    let mut allocator = begin(&sim::Disk::new(), forgot).expect("no state");
+    assert!(allocator.readiness().is_err_and(|why| why.contains("lost")));
+    allocator.handle_timeout(seconds(29));
+    assert_eq!(allocator.network(), None);
+    // Somebody is there: it goes on looking.
+    allocator.handle_peers(&[(Peer(2), 1)], seconds(29));
+    allocator.handle_timeout(seconds(40));
+    assert_eq!(allocator.network(), None);
+    allocator.handle_peers(&[], seconds(41));
+    allocator.handle_timeout(seconds(80));
+    assert!(allocator.network().is_some());
+    let mut deleted = false;
+    while let Some(output) = allocator.poll_output() {
+        if let Output::Store { ticket, changes } = output {
+            deleted |= changes.iter().any(|change| change.key == b"old" && change.value.is_none());
+            allocator.handle_stored(ticket, Ok(()), seconds(80));
+        }
+    }
+    assert!(deleted, "what could not be read is gone with the first write of the new network");
+}
