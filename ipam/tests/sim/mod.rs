@@ -90,6 +90,8 @@ pub(crate) struct Node {
     pub(crate) notices: Vec<String>,
     /// What it was told of the last time.
     pub(crate) fences: Vec<(Peer, Vec<(IpAddr, IpAddr)>)>,
+    /// When its last write ends.
+    last_write: Duration,
     pub(crate) messages_sent: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) writes: u64,
@@ -171,6 +173,7 @@ impl World {
                 timer: None,
                 notices: Vec::new(),
                 fences: Vec::new(),
+                last_write: Duration::ZERO,
                 messages_sent: 0,
                 bytes_sent: 0,
                 writes: 0,
@@ -595,6 +598,9 @@ impl World {
             Fate::Durable
         };
         let at = self.now + Duration::from_micros(50) + self.millis(self.faults.write);
+        // A disk keeps the order of what it is given.
+        let at = at.max(self.nodes[node].last_write);
+        self.nodes[node].last_write = at;
         let process = self.nodes[node].process;
         let event = Event::Written { node, process, ticket, changes, fate };
         self.schedule(at, event);
