@@ -8,9 +8,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use data_net::*;
+use mesh_proto::data::fence::Fence;
 use mesh_proto::data::parts::Parts;
 use mesh_proto::data::virtio::VirtioHeader;
 use mesh_proto::data::{Hop, Sink};
+use mesh_proto::handover::Command;
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
@@ -126,6 +128,9 @@ fn no_frame_costs_an_allocation_once_all_is_warm() {
 fn no_super_frame_costs_an_allocation() {
     let mut net = Net::new(2);
     net.ready(&[(0, 1)]);
+    // Its frames are looked into, and are from elsewhere.
+    let fence = Fence::new([([10, 0, 0, 9].into(), [10, 0, 0, 99].into())]);
+    net.command(1, Command::Fences([(id(0), fence.into())].into()));
     net.send(1, &frame(EVERYBODY, mac(1, 1), 60, 1));
     net.run(ms(500));
     let fixed = || Fixed { datagrams: Vec::with_capacity(1024), bytes: Vec::with_capacity(1 << 20), frames: 0 };

@@ -2,9 +2,13 @@
 
 mod data_net;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use data_net::*;
 use mesh_proto::data::Hop;
-use mesh_proto::handover::{DataEvent, Suite};
+use mesh_proto::data::fence::Fence;
+use mesh_proto::handover::{Command, DataEvent, Suite};
 
 const LINE: &[(usize, usize)] = &[(0, 1), (1, 2)];
 
@@ -261,4 +265,52 @@ fn small_frames_of_a_batch_share_a_datagram() {
     assert_eq!(net.capture.len() - before, 1);
     net.run(ms(6));
     assert_eq!(net.frames[1].len(), 20);
+}
+
+#[test]
+fn a_fenced_peer_is_heard_from_its_own_addresses_alone() {
+    let fence = |addresses: [[u8; 4]; 2]| {
+        Command::Fences(BTreeMap::from([(id(0), Arc::new(Fence::new([(addresses[0].into(), addresses[1].into())])))]))
+    };
+    let mut net = Net::new(3);
+    // The fence stands before the peer is known, and outlasts new tables.
+    net.command(1, fence([[10, 0, 0, 0], [10, 0, 0, 7]]));
+    net.ready(LINE);
+    net.send(1, &frame(EVERYBODY, mac(1, 1), 60, 1));
+    net.run(ms(20));
+    net.frames[2].clear();
+    let arp = |from: usize, sender: [u8; 4]| {
+        let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &mac(from, 1), &sender, &[0; 6], &[10, 0, 0, 9]].concat();
+        [&EVERYBODY[..], &mac(from, 1), &[8, 6], &body].concat()
+    };
+    // In frames for everybody, of which it passes on to others what it does not take itself.
+    net.send(0, &arp(0, [10, 0, 0, 7]));
+    net.run(ms(20));
+    assert!(net.frames[1].is_empty() && net.frames[2].len() == 1, "{:?}", net.frames);
+    net.send(0, &arp(0, [10, 0, 0, 8]));
+    // Others are not looked at.
+    net.send(2, &arp(2, [10, 0, 0, 7]));
+    net.run(ms(20));
+    assert_eq!(net.frames[1], [arp(0, [10, 0, 0, 8]), arp(2, [10, 0, 0, 7])]);
+    // In super-frames, of which all pieces have the source of the first.
+    let (header, bytes) = super_frame(mac(1, 1), mac(0, 1), 20_000);
+    let send = |net: &mut Net| {
+        net.frames[1].clear();
+        net.call(0, |node, now, out| {
+            node.handle_super_frame(&header, &mut bytes.clone(), now, out);
+            node.flush(now, out);
+        });
+        net.run(ms(20));
+        net.frames[1].len()
+    };
+    let before = net.dropped(1)["fenced"];
+    assert_eq!(send(&mut net), 0);
+    assert!(net.dropped(1)["fenced"] > before);
+    net.command(1, fence([[10, 0, 0, 2], [10, 0, 0, 7]]));
+    assert!(send(&mut net) > 0);
+    net.command(1, Command::Fences(BTreeMap::new()));
+    net.frames[1].clear();
+    net.send(0, &arp(0, [10, 0, 0, 7]));
+    net.run(ms(20));
+    assert_eq!(net.frames[1], [arp(0, [10, 0, 0, 7])]);
 }
