@@ -83,6 +83,10 @@ impl Machine {
             return;
         }
         let to = Owner { peer: from.peer, life: request.life };
+        if self.gone.contains(&to) {
+            // Whatever it got, the others would take.
+            return self.send_durably(from.peer, Body::Gone(vec![to]));
+        }
         self.drop_overtaken();
         let under_way: Vec<u64> = self
             .grants

@@ -396,7 +396,6 @@ impl Machine {
         self.tick_grants();
         self.tick_witnesses();
         self.tick_voter();
-        self.tick_gone();
         self.tick_takes();
         self.tick_silence();
         self.expire_requests();
@@ -413,6 +412,7 @@ impl Machine {
         loop {
             self.areas.iter_mut().for_each(Area::count);
             self.look_for_takes();
+            self.tick_gone();
             while let Some(message) = self.inbox.pop_front() {
                 self.dispatch(Sender { peer: self.me.peer, incarnation: self.incarnation }, message);
             }

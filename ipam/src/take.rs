@@ -154,11 +154,13 @@ impl Machine {
             return;
         }
         let mut found = Found { seen, ..Found::default() };
+        let mut back = false;
         for (index, area) in self.areas.iter().enumerate() {
             for run in area.ring.regs(0, area.ring.blocks()) {
                 found.pool |= run.reg.holder == Holder::Nobody && run.reg.order.term > 0;
                 if self.is_to_settle(&run.reg, version) {
                     found.settle.push((index, run.lo, run.hi));
+                    back |= run.reg.holder.peer().is_some_and(|peer| self.peers.contains_key(&peer));
                 }
                 if run.reg.holder != Holder::One(self.me) {
                     continue;
@@ -171,6 +173,10 @@ impl Machine {
             }
         }
         self.takes.found = found;
+        if back {
+            // A removed life has got blocks, so it has not heard of it: it would lose them for ever.
+            self.next_gone.get_or_insert(self.now);
+        }
     }
 
     fn has_to_take(&self) -> bool {
