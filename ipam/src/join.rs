@@ -160,11 +160,11 @@ impl Machine {
             Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && (seeds.len() > 1 || self.join.named > 0) => {
                 let network = Network::seeded(seeds, &self.universe);
                 let panel = Panel::first(&network.voters);
-                return self.adopt(network, panel);
+                self.adopt(network, panel);
             }
-            Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && untried => return self.found_alone(),
+            Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && untried => self.found_alone(),
             Birth::ByItself if self.join.named == 0 && untried && self.join.alone_at.is_none() => {
-                return self.found_alone();
+                self.found_alone();
             }
             _ => {
                 // Asked to join, or in the middle of founding with others when it stopped.
