@@ -42,8 +42,8 @@ fn every_host_is_replaced_ten_times_at_95_percent_and_every_request_is_served() 
         world.start(node);
     }
     world.run_for(seconds(20));
-    for place in 0..HOSTS {
-        fill(&mut world, hosts[place], share(place), range);
+    for (place, &host) in hosts.iter().enumerate() {
+        fill(&mut world, host, share(place), range);
     }
     for newcomer in HOSTS..named.len() {
         let place = newcomer % HOSTS;
