@@ -7,7 +7,8 @@
 //!
 //! Checked at every delivery, faults or none: the frame is one of ours, byte-identical, not at the
 //! TAP where it came from, and not at a TAP where it was before. Checked at every datagram that
-//! carries it in the clear: no peer sees one frame more often than [`CROSSINGS_MAX`] times.
+//! carries it in the clear: no peer sees one frame more often than [`CROSSINGS_MAX`] times. At rest
+//! none sees it more than once, and once more for each time that the underlay made two of it.
 
 use memchr::memmem::Finder;
 use mesh_proto::wire::datagram::RELAY;
@@ -43,6 +44,8 @@ pub(super) struct Frame {
     pub(super) size: usize,
     delivered: Vec<u64>,
     crossed: Vec<Crossings>,
+    /// How often the underlay made two of a datagram that carried it.
+    doubled: u8,
 }
 
 /// Arrivals of one frame at one host. What the underlay made two of goes through relays as two,
@@ -102,6 +105,7 @@ impl Ledger {
             size: order.size.max(FRAME_MIN),
             delivered: vec![0; self.hosts.div_ceil(64)],
             crossed: Vec::new(),
+            doubled: 0,
         };
         frame.write(id, bytes);
         self.frames.push(frame);
@@ -151,16 +155,18 @@ impl Ledger {
         Ok(id)
     }
 
-    /// A datagram arrived at a host: counts the frames that it carries in the clear.
-    pub(super) fn cross(&mut self, host: Index, datagram: &[u8]) {
-        if datagram.len() < 24 {
-            return;
-        }
-        let mut from = 0;
-        while let Some(place) = self.finder.find(&datagram[from..]) {
-            from += place + MAGIC.len();
-            let Some(id) = word(&datagram[from..]) else { return };
+    /// A datagram arrived at a host: counts the frames that it carries in the clear. The `copy` that
+    /// the underlay made of one is no crossing of its own, but may go its own way from here on.
+    pub(super) fn cross(&mut self, host: Index, datagram: &[u8], copy: bool) {
+        let mut rest = datagram;
+        while let Some(place) = self.finder.find(rest) {
+            rest = &rest[place + MAGIC.len()..];
+            let Some(id) = word(rest) else { return };
             let Some(frame) = self.frames.get_mut(id) else { continue };
+            if copy {
+                frame.doubled = frame.doubled.saturating_add(1);
+                continue;
+            }
             frame.crossed.resize(self.hosts, Crossings::default());
             let crossings = &mut frame.crossed[usize::from(host)];
             match datagram {
@@ -204,6 +210,12 @@ impl Frame {
     /// The most arrivals at one host, as far as they could be seen.
     pub(super) fn crossings(&self) -> u8 {
         self.crossed.iter().map(|crossings| crossings.count()).max().unwrap_or(0)
+    }
+
+    /// Whether it came to one host more often than there were copies of it: a copy on a way of its
+    /// own, for the tables changed between the two, is no loop.
+    pub(super) fn circled(&self) -> bool {
+        self.crossings() > self.doubled.saturating_add(1)
     }
 
     fn write(&self, id: usize, bytes: &mut Vec<u8>) {
@@ -280,11 +292,39 @@ mod tests {
         let id = ledger.write(0, order(false, 60), &mut two);
         let both = [&[0; 13], &one[..], &[0; 5], &two[..]].concat();
         for _ in 0..CROSSINGS_MAX {
-            ledger.cross(1, &both);
+            ledger.cross(1, &both, false);
         }
         assert_eq!(ledger.failure, None);
         assert_eq!(ledger.frame(id).crossings(), CROSSINGS_MAX);
-        ledger.cross(1, &both);
+        ledger.cross(1, &both, false);
         assert!(ledger.failure.unwrap().contains("loop"));
+    }
+
+    #[test]
+    fn a_copy_on_a_way_of_its_own_is_no_loop() {
+        let mut ledger = Ledger::new(3);
+        let mut frame = Vec::new();
+        let id = ledger.write(0, order(false, 60), &mut frame);
+        let hops = |left: u8| [&[RELAY, left], &frame[..]].concat();
+        ledger.cross(1, &hops(9), false);
+        ledger.cross(1, &hops(9), true);
+        ledger.cross(2, &hops(8), false);
+        assert!(!ledger.frame(id).circled());
+        ledger.cross(2, &hops(7), false);
+        assert!(!ledger.frame(id).circled(), "two copies");
+        ledger.cross(2, &hops(6), false);
+        assert!(ledger.frame(id).circled(), "three arrivals of two copies");
+    }
+
+    #[test]
+    fn what_was_never_doubled_circles_with_the_second_arrival() {
+        let mut ledger = Ledger::new(3);
+        let mut frame = Vec::new();
+        let id = ledger.write(0, order(false, 60), &mut frame);
+        for left in [9, 7] {
+            assert!(!ledger.frame(id).circled());
+            ledger.cross(1, &[&[RELAY, left], &frame[..]].concat(), false);
+        }
+        assert!(ledger.frame(id).circled());
     }
 }

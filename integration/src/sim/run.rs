@@ -238,7 +238,7 @@ impl World {
         for &id in broadcasts.iter().chain(unicasts) {
             let frame = self.env.ledger.frame(id);
             let name = format!("frame {id} of p{:02}, sent at {} ms", frame.from, frame.at / MS);
-            if frame.crossings() > 1 {
+            if frame.circled() {
                 return Err(format!("{name}, crossed one peer {} times", frame.crossings()));
             }
             let missed = running.iter().find(|host| {

@@ -211,8 +211,8 @@ impl World {
         let Some(mut datagram) = self.env.net.arrive(place) else { return };
         let host = &mut self.hosts[usize::from(datagram.to)];
         if host.live.is_some() {
-            if !datagram.copy && !self.options.sealed {
-                self.env.ledger.cross(datagram.to, &datagram.bytes);
+            if !self.options.sealed {
+                self.env.ledger.cross(datagram.to, &datagram.bytes, datagram.copy);
             }
             host.datagram(datagram.from, &mut datagram.bytes, &mut self.env);
         }
