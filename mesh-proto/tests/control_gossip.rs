@@ -95,6 +95,31 @@ fn a_record_travels_once_around_and_no_message_is_sent_twice() {
 }
 
 #[test]
+fn links_that_come_one_after_the_other_are_told_at_once() {
+    let mut mesh = star(5, 32);
+    mesh.run(Duration::from_millis(200));
+    for from in 1..=5 {
+        let got = mesh.broadcast(from);
+        assert!((1..=5).filter(|n| *n != from).all(|n| got.get(&n) == Some(&1)), "from {from}: {got:?}");
+    }
+}
+
+#[test]
+fn what_changes_without_end_is_published_at_a_steady_rate() {
+    let mut mesh = star(3, 32);
+    mesh.run_secs(30);
+    let sent = |mesh: &Mesh| mesh.host(2).sent_messages;
+    let before = sent(&mesh);
+    for n in 0..200u64 {
+        let other = address(if n % 2 == 0 { 200 } else { 210 });
+        mesh.with(2, |node, now| node.set_endpoints(vec![address(2), other], now));
+        mesh.run(Duration::from_millis(50));
+    }
+    let records = (sent(&mesh) - before) / 2;
+    assert!((40..=60).contains(&records), "{records} records for 200 changes in 10 s");
+}
+
+#[test]
 fn a_changed_round_trip_is_published_seldom() {
     let mut mesh = star(3, 32);
     mesh.run_secs(30);

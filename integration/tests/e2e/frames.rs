@@ -203,7 +203,7 @@ fn heard(sender: &RawSocket, frame: &[u8], at: &mut [RawSocket]) -> Vec<usize> {
 fn moved() {
     let mesh = Mesh::start(&MeshConfig::star(3));
     mesh.wait_established(PATIENCE);
-    mesh.reaches(0, 1, Duration::from_secs(4));
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(4));
     let open = |index: usize| RawSocket::open(&mesh.containers[index], INTERFACE).must("open");
     let mover: Mac = [0x02, 0x10, 0x20, 0x30, 0x40, 0x50];
     let own = mesh.containers[2].link(INTERFACE).must("look").must("weft0").mac.must("a MAC");

@@ -26,9 +26,16 @@ pub const DIAL: Duration = Duration::from_secs(10);
 /// Most connections in the handshake that others opened.
 pub const SHAKING_MAX: usize = 256;
 
-/// Our record is published at most once in this time (in a larger mesh, see `publish_every`); the
-/// first change goes out at once.
+/// Our record is published once in this time for as long as it changes (in a larger mesh, see
+/// `publish_every`) …
 pub const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+
+/// … but so many changes after a rest go out at once, for a link carries nothing for others before
+/// both its ends have told of it: a router that starts has its links within milliseconds …
+pub const PUBLISH_BURST: usize = 8;
+
+/// … in a mesh of at most this many peers. In one of n times as many, an n-th of it, at least one.
+pub const PUBLISH_BURST_PEERS: usize = 16;
 
 /// A round trip that changed is published at most once in this time.
 pub const RTT_EVERY: Duration = Duration::from_secs(10);

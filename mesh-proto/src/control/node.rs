@@ -70,7 +70,8 @@ pub struct Node<I> {
     /// Records to push on, with the neighbours that have sent them to us, in that order.
     push: BTreeMap<PeerId, Vec<PeerId>>,
     pushed_at: Option<Duration>,
-    published_at: Option<Duration>,
+    /// Until when what we published is paid for: each record costs `publish_every`.
+    publish_paid: Duration,
     raised_at: Option<Duration>,
     /// The incarnation to take as soon as it may be raised again.
     raise_to: Option<Incarnation>,
@@ -134,7 +135,7 @@ impl<I: Identity> Node<I> {
             clashes: BTreeMap::new(),
             push: BTreeMap::new(),
             pushed_at: None,
-            published_at: None,
+            publish_paid: Duration::ZERO,
             raised_at: None,
             raise_to: None,
             observed: BTreeMap::new(),

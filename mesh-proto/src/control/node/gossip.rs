@@ -10,8 +10,8 @@ use super::super::backoff::jitter;
 use super::super::gossip::Offered;
 use super::super::handshake::Role;
 use super::super::limits::{
-    COMPARE_EVERY, FORGET_AFTER, OBSERVED_MAX, OWN_ENDPOINTS_MAX, PUBLISH_EVERY, RAISE_EVERY, RECORDS_BYTES,
-    REPAIR_AFTER,
+    COMPARE_EVERY, FORGET_AFTER, OBSERVED_MAX, OWN_ENDPOINTS_MAX, PUBLISH_BURST, PUBLISH_BURST_PEERS, PUBLISH_EVERY,
+    RAISE_EVERY, RECORDS_BYTES, REPAIR_AFTER,
 };
 use super::super::record::{SignedRecord, Unchecked};
 use super::super::timers::Timer;
@@ -30,16 +30,23 @@ fn publish_every(peers: usize) -> Duration {
     PUBLISH_EVERY * (100 + u32::try_from(peers).unwrap_or(u32::MAX).min(300)) / 100
 }
 
+/// How many of our records may follow each other at once in a mesh of that many peers, after a rest.
+fn publish_burst(peers: usize) -> u32 {
+    let burst = PUBLISH_BURST * PUBLISH_BURST_PEERS / peers.max(PUBLISH_BURST_PEERS);
+    u32::try_from(burst).unwrap_or(u32::MAX).max(1)
+}
+
 impl<I: Identity> Node<I> {
     // ---- ours -------------------------------------------------------------------------------
 
-    /// Publishes our record if it changed: the first change at once, then at most one in each
-    /// [`PUBLISH_EVERY`].
+    /// Publishes our record if it changed: a few changes at once, then one in each
+    /// [`PUBLISH_EVERY`] (gossip G3).
     pub(super) fn publish_if_stale(&mut self) {
         if !self.stale.record {
             return;
         }
-        let due = self.published_at.map_or(self.now, |at| at + publish_every(self.store.len()));
+        let (every, burst) = (publish_every(self.store.len()), publish_burst(self.store.len()));
+        let due = self.publish_paid.saturating_sub(every * (burst - 1));
         if self.now < due {
             self.timers.set(Timer::Publish, due);
             return;
@@ -52,7 +59,7 @@ impl<I: Identity> Node<I> {
             return;
         }
         self.seq += 1;
-        self.published_at = Some(self.now);
+        self.publish_paid = self.publish_paid.max(self.now) + every;
         let record = SignedRecord::sign(body, &self.identity);
         self.push.insert(self.me, Vec::new());
         // What waits goes with it.
@@ -133,7 +140,7 @@ impl<I: Identity> Node<I> {
         self.incarnation = to;
         self.seq = 0;
         self.app_seq = 0;
-        self.published_at = None;
+        self.publish_paid = Duration::ZERO;
         self.stale.record = true;
         self.stale.tables = true;
         self.emit(Event::IncarnationRaised { to });

@@ -100,7 +100,7 @@ impl<I: Identity> Node<I> {
         let wall = self.wall();
         if self.trust.admitted(edge, &self.identity, wall) {
             // At once: others wait for it to link with us.
-            self.published_at = None;
+            self.publish_paid = Duration::ZERO;
             self.stale.record = true;
             self.learn_from_all();
         }
