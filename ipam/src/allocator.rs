@@ -228,8 +228,8 @@ impl<P: PeerKey> Allocator<P> {
         self.machine.lookup(owner)
     }
 
-    /// Gives up on a request whose asker went away: it is not answered. An address that its
-    /// owner got meanwhile stays given.
+    /// Gives up on a request whose asker went away: it is not answered, and the address that it was
+    /// about to get is taken back. What its owner was told of before stays given.
     pub fn cancel(&mut self, request: RequestId) {
         self.machine.cancel(request);
     }

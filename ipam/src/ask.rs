@@ -297,6 +297,9 @@ impl Machine {
         if self.inherited && !self.surveyed {
             return "a look at what runs on this host".to_owned();
         }
+        if let Some(obstacle) = self.sole_obstacle() {
+            return obstacle;
+        }
         if !self.has_lease() {
             return self.lease_obstacle();
         }

@@ -203,8 +203,12 @@ impl<E> Journal<E> {
                 }
                 self.urgent = true;
                 let pause = self.failing.as_ref().map_or(FIRST_PAUSE, |failing| MAX_PAUSE.min(failing.pause * 2));
-                self.failing = Some(Failing { why, pause, retry_at: now + pause });
-                Finished::Failed { batch, requests: self.fail_replies(batch) }
+                let requests = self.fail_replies(batch);
+                // As in `after`: those that came during this write need the next one.
+                let waited_for = self.held.iter().any(|(_, effect)| matches!(effect, Effect::Reply(_)));
+                let retry_at = if waited_for { Duration::ZERO } else { now + pause };
+                self.failing = Some(Failing { why, pause, retry_at });
+                Finished::Failed { batch, requests }
             }
         }
     }
@@ -292,6 +296,20 @@ mod tests {
         let free = journal.stored(batch, Ok(()), later);
         assert_eq!(free, Finished::Durable(vec![Effect::Other(9)]));
         assert_eq!(journal.failure(), None);
+    }
+
+    #[test]
+    fn who_came_during_a_write_that_failed_waits_for_no_pause() {
+        let mut journal = Journal::<u8>::new();
+        let first = journal.put(set(1, 1));
+        journal.flush(NOW);
+        let second = journal.put(set(2, 2));
+        assert_eq!(journal.after(second, Effect::Reply(RequestId(7))), None);
+        journal.stored(first, Err("disk full".into()), NOW);
+        let (batch, _) = journal.flush(NOW).unwrap();
+        let requests = vec![RequestId(7)];
+        assert_eq!(journal.stored(batch, Err("disk full".into()), NOW), Finished::Failed { batch, requests });
+        assert_eq!(journal.flush(NOW), None, "nobody waits any more");
     }
 
     #[test]

@@ -314,11 +314,16 @@ impl Machine {
             .collect()
     }
 
-    /// Forgets a request; an address that was already given to its owner stays given.
+    /// Forgets a request. The address that it was about to get is taken back: kept for an owner that
+    /// was never told, it would be told to a later request of it when the block is another peer's.
     pub(crate) fn cancel(&mut self, request: RequestId) {
         self.pending.remove(&request);
-        self.answering.remove(&request);
         self.journal.forget(request);
+        if let Some(place) = self.answering.remove(&request)
+            && !self.answering.values().any(|other| *other == place)
+        {
+            self.take_back(place.0, place.1);
+        }
     }
 
     /// Ends the reuse delay of addresses.

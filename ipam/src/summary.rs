@@ -43,6 +43,9 @@ impl Machine {
         if !self.journal.is_durable(self.network_batch) {
             return Err("the address state is being written".to_owned());
         }
+        if let Some(obstacle) = self.sole_obstacle() {
+            return Err(format!("waiting for {obstacle}"));
+        }
         if !self.has_lease() {
             return Err(format!("waiting for {}", self.lease_obstacle()));
         }

@@ -15,14 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use minicbor::{Decode, Encode};
 use rand_core::RngCore;
 
-use crate::founding::Ballot;
+use crate::founding::{Ballot, majority};
 use crate::id::{Id, Sender};
 use crate::machine::{Machine, RingPart};
 use crate::panel::{NextPanel, Panel, PanelChange, Seat, wished};
 use crate::ring::{Order, Reg, RegRun};
 use crate::runs::Runs;
 use crate::store::{self, Key, StoredVote};
-use crate::wire::{BlockRuns, Body, Prepare, SeatState, Term, WireRun};
+use crate::wire::{BlockRuns, Body, Prepare, SeatState, Term, WireRun, names};
 
 /// Pause between two looks at the panel.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 const PROVEN: Duration = Duration::from_secs(3);
 /// How long the answers to one question may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a sole voter that restarts waits for a member that may know better.
+/// How long a sole voter that lost its disk listens to the members.
 const SOLE_WAIT: Duration = Duration::from_secs(10);
 /// Most runs in one page of a voter's state.
 const PAGE: usize = 2048;
@@ -100,7 +100,6 @@ pub(crate) struct Voter {
     round: u64,
     /// Since when peers were heard of as members without interruption.
     pub(crate) members: BTreeMap<Id, Duration>,
-    sole_until: Option<Duration>,
     /// When peers have said last that they know the same voters.
     pub(crate) same_panel: BTreeMap<Id, Duration>,
 }
@@ -120,7 +119,6 @@ impl Voter {
             next_look: now + PERIOD,
             round: 0,
             members: BTreeMap::new(),
-            sole_until: None,
             same_panel: BTreeMap::new(),
         }
     }
@@ -170,10 +168,7 @@ impl Machine {
 
     /// After a restart.
     pub(crate) fn resume_voting(&mut self) {
-        let sole = self.panel.as_ref().is_some_and(|panel| panel.voters == [self.me.peer]);
         self.voter.begin_reading(self.now);
-        let others = self.owned_by_peers().iter().any(|&(peer, _)| peer != self.me.peer);
-        self.voter.sole_until = (sole && others).then_some(self.now + SOLE_WAIT);
         if self.ablation.no_recovery && self.panel.as_ref().map(|panel| panel.version) == Some(self.voter.seat.version)
         {
             self.voter.ready = true;
@@ -300,7 +295,6 @@ impl Machine {
         self.journal.put(store::put(Key::Panel, &panel));
         self.panel = Some(panel);
         self.voter.begin_reading(self.now);
-        self.voter.sole_until = None;
         self.restart_takes();
         self.restart_witnesses();
         self.silence.begin(self.now);
@@ -318,6 +312,7 @@ impl Machine {
     pub(crate) fn on_panel(&mut self, from: Sender, panel: Panel) {
         if self.panel.as_ref() == Some(&panel) {
             self.voter.same_panel.insert(from.peer, self.now);
+            return self.finish_reading();
         }
         self.learn_panel(panel);
     }
@@ -333,7 +328,7 @@ impl Machine {
     pub(crate) fn next_vote(&self) -> Option<Duration> {
         self.panel.as_ref().filter(|panel| panel.voters.contains(&self.me.peer))?;
         if self.is_learning_to_vote() {
-            return Some(self.voter.next_fetch.min(self.voter.sole_until.unwrap_or(Duration::MAX)));
+            return Some(self.voter.next_fetch);
         }
         let change = self.voter.change.as_ref().map(|&(_, until)| until);
         (!self.peers.is_empty()).then_some(change.unwrap_or(self.voter.next_look))
@@ -348,6 +343,9 @@ impl Machine {
         let Some(panel) = self.panel.clone() else {
             return;
         };
+        if panel.voters == [self.me.peer] && !self.peers.is_empty() {
+            self.broadcast_durably(Body::PanelAsk);
+        }
         let whom: BTreeSet<Id> = panel.voters.iter().chain(&panel.before).copied().collect();
         for peer in whom {
             if peer != self.me.peer && self.peers.contains_key(&peer) && !self.voter.heard.contains_key(&peer) {
@@ -440,12 +438,11 @@ impl Machine {
         let Some(panel) = self.panel.clone() else {
             return;
         };
-        self.voter.sole_until = self.voter.sole_until.filter(|&until| self.now < until);
         let (me, voter) = (self.me.peer, &self.voter);
         let version = panel.version;
         let at = |wanted: u64, of: &[Id]| of.iter().filter(|peer| voter.heard.get(peer) == Some(&wanted)).count();
         let sealed = at(version - 1, &panel.before);
-        let handed_over = !panel.before.is_empty() && sealed >= crate::founding::majority(panel.before.len());
+        let handed_over = !panel.before.is_empty() && sealed >= majority(panel.before.len());
         let gone = panel.voters.iter().filter(|voter| **voter != me && self.is_gone(voter)).count();
         let others = panel.voters.iter().filter(|peer| **peer != me && voter.heard.contains_key(peer)).count();
         let needed = panel.others_to_hear().min(panel.voters.len() - 1 - gone);
@@ -454,7 +451,7 @@ impl Machine {
         let known = seated || version == 1 || at(version, &panel.voters) > 0;
         let recovered = match sole {
             false => known && others >= needed,
-            true if seated => voter.sole_until.is_none(),
+            true if seated => self.words_missing().is_none(),
             // Its disk is gone, and with it what it alone knew: what the members know must do.
             true => !self.peers.is_empty() && self.now >= self.joined_at + SOLE_WAIT,
         };
@@ -470,8 +467,28 @@ impl Machine {
         let learned = core::mem::take(&mut self.voter.learned);
         self.voter.seat.join(&learned);
         self.voter.ready = true;
-        self.voter.sole_until = None;
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
+    }
+
+    /// Of whom a sole voter has yet to hear after a start that they know no newer voters, and of how
+    /// many of them: it has only its disk to know by, which may be an old copy (ipam I18).
+    fn words_missing(&self) -> Option<(usize, Vec<Id>)> {
+        let owners = self.owned_by_peers().into_iter().map(|(peer, _)| peer);
+        let others: BTreeSet<Id> = owners.filter(|peer| *peer != self.me.peer && !self.is_gone(peer)).collect();
+        let needed = majority(others.len() + 1) - 1;
+        let missing: Vec<Id> = others.iter().copied().filter(|it| !self.voter.same_panel.contains_key(it)).collect();
+        let heard = others.len() - missing.len();
+        (heard < needed).then(|| (needed - heard, missing))
+    }
+
+    /// What a sole voter waits for after a start.
+    pub(crate) fn sole_obstacle(&self) -> Option<String> {
+        let sole = self.panel.as_ref().is_some_and(|panel| panel.voters == [self.me.peer]);
+        let (count, missing) = self.words_missing().filter(|_| sole && self.is_learning_to_vote())?;
+        Some(format!(
+            "word from {count} of the peers {}: without it, this peer cannot know that its disk is not an old copy;              remove them (weft peer remove) if they are gone",
+            names(missing.iter())
+        ))
     }
 
     /// What the network was founded with is known to all; what was heard since need not have been

@@ -9,9 +9,9 @@ use ipnet::IpNet;
 
 use super::Peer;
 
-/// Longest time that a request may stay without an answer: ten seconds, and two slow writes, of
-/// which the first was under way already.
-const ANSWER_WITHIN: Duration = Duration::from_millis(10_800);
+/// Longest time that a request may stay without an answer: ten seconds, and two of the slowest
+/// writes (301 ms), of which the first was under way already.
+const ANSWER_WITHIN: Duration = Duration::from_millis(10_603);
 
 #[derive(Debug, Clone)]
 struct Asked {
@@ -32,7 +32,7 @@ pub(crate) struct Checker {
     silenced: BTreeSet<Peer>,
     /// Addresses of nodes that were removed: somebody else may get them.
     in_dispute: BTreeMap<IpAddr, Peer>,
-    /// What a removed node still has, though somebody else has it by right.
+    /// What a removed node gave before it knew, though somebody else has it by right.
     orphans: BTreeSet<(IpAddr, Peer, String)>,
     pub(crate) given: u64,
     pub(crate) refused: BTreeMap<&'static str, u64>,
@@ -47,6 +47,11 @@ impl Checker {
     pub(crate) fn asked(&mut self, request: RequestId, peer: Peer, owner: &str, at: Duration) {
         let owner = owner.to_owned();
         self.asked.insert(request, Asked { peer, owner, at });
+    }
+
+    /// For whom a request is.
+    pub(crate) fn asker(&self, request: RequestId) -> &str {
+        self.asked.get(&request).map_or("nobody", |asked| &asked.owner)
     }
 
     pub(crate) fn cancelled(&mut self, request: RequestId) {
@@ -83,7 +88,12 @@ impl Checker {
             self.violation(text);
         }
         match self.holders.get(&net.addr()) {
-            Some(_) if self.fenced.contains(&holder.0) => {}
+            Some(other) if self.fenced.contains(&holder.0) => {
+                if *other != holder {
+                    // Its container has it from now on, and is told the same when it asks again.
+                    self.orphans.insert((net.addr(), holder.0, holder.1));
+                }
+            }
             Some(other) if *other != holder && self.in_dispute.get(&net.addr()) == Some(&other.0) => {
                 self.orphans.insert((net.addr(), other.0, other.1.clone()));
                 self.in_dispute.remove(&net.addr());
@@ -108,6 +118,8 @@ impl Checker {
             let holder = (peer, owner.to_owned());
             if self.holders.get(&net.addr()) == Some(&holder) {
                 self.holders.remove(&net.addr());
+                // What it may get there again is no remainder of its removed life.
+                self.in_dispute.remove(&net.addr());
             }
         }
     }

@@ -149,6 +149,8 @@ pub(crate) struct World {
     writes: u64,
     /// What each node knew of the blocks when [`Self::check_blocks`] looked last.
     checked: Vec<Option<(u64, u64)>>,
+    /// What happens is printed.
+    told: bool,
 }
 
 impl World {
@@ -202,6 +204,7 @@ impl World {
             removed: BTreeSet::new(),
             writes: 0,
             checked: Vec::new(),
+            told: std::env::var_os("WEFT_IPAM_DEBUG").is_some(),
         }
     }
 
@@ -222,6 +225,14 @@ impl World {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
         rest.iter().for_each(|&byte| mix(u64::from(byte)));
+    }
+
+    /// Prints what happens, for whoever looks for the reason of a violation.
+    #[expect(clippy::print_stdout, reason = "asked for by a variable")]
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.told {
+            println!("{:?} {}", self.now, what());
+        }
     }
 
     fn schedule(&mut self, at: Duration, event: Event) {
@@ -254,6 +265,7 @@ impl World {
             ..Config::new(it.peer, it.life, self.ranges.clone(), it.named)
         };
         let subject = Subject::new(self.kind, config, it.disk.clone(), seed, now, self.ablation);
+        self.tell(|| format!("{node} starts as {:x}", subject.life()));
         self.nodes[node].allocator = Some(subject);
         self.drain(node);
         self.audit(node);
@@ -302,10 +314,15 @@ impl World {
         }
     }
 
-    /// Keeps a copy of a node's disk.
+    /// Keeps a copy of a node's disk, once it knows of other owners: of one that never was anything
+    /// but alone, nothing can tell an old copy from the newest state (docs/ipam.md, section 8).
     pub(crate) fn copy(&mut self, node: usize) {
         let it = &mut self.nodes[node];
-        if it.copies.len() < 4 {
+        let others = match &it.allocator {
+            Some(Subject::Allocator(allocator)) => allocator.summary().peers.len() > 1,
+            _ => true,
+        };
+        if it.copies.len() < 4 && others {
             it.copies.push(it.disk.clone());
         }
     }
@@ -318,6 +335,7 @@ impl World {
         }
         let at = self.below(count) as usize;
         self.crash(node, back_after);
+        self.tell(|| format!("{node} gets copy {at} of its disk"));
         let it = &mut self.nodes[node];
         it.disk = it.copies[at].clone();
         self.check.lost_state(it.peer);
@@ -327,6 +345,7 @@ impl World {
     /// A host and its containers are gone for good.
     pub(crate) fn die(&mut self, node: usize) {
         self.crash(node, Duration::ZERO);
+        self.tell(|| format!("{node} is dead"));
         self.nodes[node].dead = true;
         self.check.died(self.nodes[node].peer);
     }
@@ -337,6 +356,7 @@ impl World {
             self.nodes[node].disk.clear();
             self.nodes[node].named = self.nodes[node].named.max(1);
         }
+        self.tell(|| format!("{node} rises, with its disk: {with_disk}"));
         self.nodes[node].dead = false;
         self.check.lost_state(self.nodes[node].peer);
         self.start(node);
@@ -355,7 +375,9 @@ impl World {
         let Some(allocator) = &mut self.nodes[node].allocator else {
             return true;
         };
-        let removed = allocator.remove_peer(peer, now).is_ok();
+        let result = allocator.remove_peer(peer, now);
+        let removed = result.is_ok();
+        self.tell(|| format!("{node} removes {gone}: {result:?}"));
         if removed {
             let life = self.nodes[gone].allocator.as_ref().map(Subject::life);
             self.nodes[gone].removed_life = life;
@@ -381,6 +403,7 @@ impl World {
         if self.nodes[node].allocator.take().is_none() {
             return;
         }
+        self.tell(|| format!("{node} ends for {back_after:?}"));
         let peer = self.nodes[node].peer;
         self.check.crashed(peer);
         self.nodes[node].timer = None;
@@ -404,6 +427,7 @@ impl World {
     /// Ends a node and removes its disk.
     pub(crate) fn wipe(&mut self, node: usize, back_after: Duration) {
         self.crash(node, back_after);
+        self.tell(|| format!("{node} loses its disk"));
         self.nodes[node].disk.clear();
         // Whoever sets a host up anew beside others names one of them.
         self.nodes[node].named = self.nodes[node].named.max(1);
@@ -413,6 +437,7 @@ impl World {
 
     /// Cuts the network into groups.
     pub(crate) fn partition(&mut self, groups: Vec<u8>) {
+        self.tell(|| format!("groups {groups:?}"));
         self.groups = groups;
         self.peers_changed();
     }
@@ -472,6 +497,7 @@ impl World {
         if let Some(allocator) = &mut self.nodes[node].allocator {
             let freed = allocator.free(owner, address, now);
             self.check.freed(peer, owner, &freed);
+            self.tell(|| format!("{node} frees {freed:?} of {owner}"));
             self.drain(node);
         }
     }
@@ -553,12 +579,14 @@ impl World {
             Output::Store { ticket, changes } => self.write(node, ticket, changes),
             Output::Reply { request, result } => {
                 self.note(format!("{:?} {request:?} {result:?}", self.now).as_bytes());
+                self.tell(|| format!("{node} answers {} {result:?}", self.check.asker(request)));
                 self.check.answered(request, &result, self.now);
                 self.replies.insert(request, result);
             }
             Output::Fences(fences) => self.nodes[node].fences = fences,
             Output::Notice(text) => {
                 self.note(text.as_bytes());
+                self.tell(|| format!("{node} says {text}"));
                 self.nodes[node].notices.push(text);
             }
         }
