@@ -266,3 +266,33 @@ fn a_peer_whose_state_is_lost_looks_around_before_it_founds_alone() {
     }
     assert!(deleted, "what could not be read is gone with the first write of the new network");
 }
+
+#[test]
+fn a_sole_voter_that_starts_again_gives_nothing_new_before_the_other_is_heard_of_or_removed() {
+    let range = net("10.32.0.0/12");
+    for removed in [false, true] {
+        let mut world = World::new(7, &[0, 1], &["10.32.0.0/12"]);
+        world.start_all();
+        world.run_for(seconds(15));
+        let request = world.allocate(0, "first", range);
+        let first = world.answer(request).expect("there is room");
+        world.partition(vec![0, 1]);
+        world.crash(0, seconds(1));
+        // By its disk it settles alone; had there been three voters since it was copied, it would not.
+        world.run_for(seconds(60));
+        let request = world.allocate(0, "first", range);
+        assert_eq!(world.answer(request).expect("given before"), first);
+        let request = world.allocate(0, "second", range);
+        let refused = world.answer(request).expect_err("an old copy, perhaps").to_string();
+        assert!(refused.contains("old copy") && refused.contains("02020202"), "{refused}");
+        if removed {
+            world.remove(0, 1);
+        } else {
+            world.partition(vec![0, 0]);
+        }
+        world.run_for(seconds(3));
+        let request = world.allocate(0, "second", range);
+        world.answer(request).expect("sure of its disk");
+        fine(&world);
+    }
+}
