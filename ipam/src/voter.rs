@@ -79,6 +79,28 @@ impl Vote {
     }
 }
 
+/// The state of another voter that was read to the end.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// The panel that its votes are for.
+    version: u64,
+    /// Whether they are all: it has not started since it knew that.
+    sure: bool,
+}
+
+/// How far another voter's state was read.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    /// Where to go on: range and block.
+    place: (u16, u32),
+    /// Whether it was sure at every page until now.
+    sure: bool,
+}
+
+impl Cursor {
+    const START: Self = Self { place: (0, 0), sure: true };
+}
+
 /// The voting part of a peer; of no use while the peer is not on the panel.
 #[derive(Debug, Clone)]
 pub(crate) struct Voter {
@@ -86,12 +108,14 @@ pub(crate) struct Voter {
     pub(crate) seat: Seat,
     /// Whether it knows all that was settled.
     pub(crate) ready: bool,
+    /// The panel for which it was ready last since it started; 0: for none.
+    complete: u64,
     /// By range.
     pub(crate) votes: Vec<Runs<Vote>>,
-    /// Whose states were read to the end, with the panel that they are complete for.
-    heard: BTreeMap<Id, u64>,
+    /// Whose states were read to the end.
+    heard: BTreeMap<Id, Heard>,
     /// Where to go on reading whose.
-    cursors: BTreeMap<Id, (u16, u32)>,
+    cursors: BTreeMap<Id, Cursor>,
     /// What the others of the same panel promised and accepted about the next one.
     learned: Seat,
     next_fetch: Duration,
@@ -110,6 +134,7 @@ impl Voter {
         Self {
             seat: Seat::default(),
             ready: false,
+            complete: 0,
             votes: ranges.iter().map(|&blocks| Runs::new(blocks, Vote::NOTHING)).collect(),
             heard: BTreeMap::new(),
             cursors: BTreeMap::new(),
@@ -131,6 +156,22 @@ impl Voter {
         self.next_fetch = now;
         self.change = None;
         self.same_panel.clear();
+    }
+
+    fn begin_answering(&mut self) {
+        self.ready = true;
+        self.complete = self.seat.version;
+    }
+
+    /// Whether its votes are all that were settled with it for the version of its seat.
+    const fn is_sure(&self) -> bool {
+        self.complete == self.seat.version
+    }
+
+    /// Whether there is nothing more to be heard from a voter: one that was not sure for the panel
+    /// before may be so for `version` later.
+    fn has_read(&self, peer: &Id, version: u64) -> bool {
+        self.heard.get(peer).is_some_and(|heard| heard.sure || heard.version.saturating_add(1) != version)
     }
 }
 
@@ -162,7 +203,7 @@ impl Machine {
     pub(crate) fn sit_first(&mut self, registers: &[WireRun]) {
         self.vote(registers.iter().map(blocks_of), |vote, reg| vote.reg = vote.reg.join(*reg));
         self.voter.seat = Seat { version: 1, ..Seat::default() };
-        self.voter.ready = true;
+        self.voter.begin_answering();
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
     }
 
@@ -171,7 +212,7 @@ impl Machine {
         self.voter.begin_reading(self.now);
         if self.ablation.no_recovery && self.panel.as_ref().map(|panel| panel.version) == Some(self.voter.seat.version)
         {
-            self.voter.ready = true;
+            self.voter.begin_answering();
         }
         self.finish_reading();
     }
@@ -348,20 +389,21 @@ impl Machine {
         }
         let whom: BTreeSet<Id> = panel.voters.iter().chain(&panel.before).copied().collect();
         for peer in whom {
-            if peer != self.me.peer && self.peers.contains_key(&peer) && !self.voter.heard.contains_key(&peer) {
+            if peer != self.me.peer && self.peers.contains_key(&peer) && !self.voter.has_read(&peer, panel.version) {
                 self.read_seat(peer);
             }
         }
         // It may itself have been a voter before.
         if panel.before.contains(&self.me.peer) && self.voter.seat.version.saturating_add(1) == panel.version {
-            self.voter.heard.insert(self.me.peer, self.voter.seat.version);
+            let heard = Heard { version: self.voter.seat.version, sure: self.voter.is_sure() };
+            self.voter.heard.insert(self.me.peer, heard);
             self.finish_reading();
         }
     }
 
     fn read_seat(&mut self, peer: Id) {
         if let Some(panel) = self.panel.clone() {
-            let (range, from) = self.voter.cursors.get(&peer).copied().unwrap_or((0, 0));
+            let (range, from) = self.voter.cursors.get(&peer).map_or(Cursor::START.place, |cursor| cursor.place);
             self.send_durably(peer, Body::SeatFetch { panel, life: self.me.life, range, from });
         }
     }
@@ -393,7 +435,8 @@ impl Machine {
         let next = next.filter(|&(range, _)| usize::from(range) < self.voter.votes.len());
         let found = (range == 0 && lo == 0).then(|| self.silence.found.iter().copied().collect());
         let seat = self.voter.seat.clone();
-        let state = SeatState { version: panel.version, life, seat, range, from: lo, runs, next, found };
+        let sure = Some(self.voter.is_sure());
+        let state = SeatState { version: panel.version, life, seat, range, from: lo, runs, next, found, sure };
         self.send_durably(from.peer, Body::SeatState(state));
     }
 
@@ -402,11 +445,12 @@ impl Machine {
         let Some(panel) = self.panel.clone() else {
             return;
         };
-        let place = self.voter.cursors.get(&from.peer).copied().unwrap_or((0, 0));
+        let Cursor { place, sure } = self.voter.cursors.get(&from.peer).copied().unwrap_or(Cursor::START);
         let asked = state.life == self.me.life && state.version == panel.version && (state.range, state.from) == place;
-        if !asked || !self.is_learning_to_vote() || self.voter.heard.contains_key(&from.peer) {
+        if !asked || !self.is_learning_to_vote() || self.voter.has_read(&from.peer, panel.version) {
             return;
         }
+        let sure = sure && state.sure.unwrap_or(false);
         let theirs = state.seat.version;
         let useful = theirs == panel.version || theirs.saturating_add(1) == panel.version;
         if useful {
@@ -416,7 +460,7 @@ impl Machine {
         }
         match state.next.filter(|_| useful) {
             Some(next) if next > place => {
-                self.voter.cursors.insert(from.peer, next);
+                self.voter.cursors.insert(from.peer, Cursor { place: next, sure });
                 self.read_seat(from.peer);
             }
             Some(_) => {}
@@ -424,7 +468,8 @@ impl Machine {
                 if theirs == panel.version {
                     self.voter.learned.join(&state.seat);
                 }
-                self.voter.heard.insert(from.peer, theirs);
+                self.voter.heard.insert(from.peer, Heard { version: theirs, sure });
+                self.voter.cursors.remove(&from.peer);
                 self.finish_reading();
             }
         }
@@ -440,15 +485,27 @@ impl Machine {
         };
         let (me, voter) = (self.me.peer, &self.voter);
         let version = panel.version;
-        let at = |wanted: u64, of: &[Id]| of.iter().filter(|peer| voter.heard.get(peer) == Some(&wanted)).count();
-        let sealed = at(version - 1, &panel.before);
-        let handed_over = !panel.before.is_empty() && sealed >= majority(panel.before.len());
+        let heard_of = |of: &[Id], at: u64| -> Vec<Heard> {
+            of.iter().filter_map(|peer| voter.heard.get(peer)).filter(|heard| heard.version == at).copied().collect()
+        };
+        let sealed = heard_of(&panel.before, version - 1);
+        let most = majority(panel.before.len());
+        // One of those that are not sure may have lost its disk, unless it is one of those that know
+        // nothing: without it, there must still be one of each majority.
+        let unsure = sealed.iter().any(|heard| !heard.sure);
+        let left = panel.before.iter().filter(|voter| !self.is_gone(voter)).count();
+        let answered = panel.before.iter().filter(|voter| self.voter.heard.contains_key(voter)).count();
+        let all_but_one = !unsure || answered >= left.clamp(most, most + 1);
         let gone = panel.voters.iter().filter(|voter| **voter != me && self.is_gone(voter)).count();
         let others = panel.voters.iter().filter(|peer| **peer != me && voter.heard.contains_key(peer)).count();
         let needed = panel.others_to_hear().min(panel.voters.len() - 1 - gone);
+        // It may itself have answered already, and forgotten that with its disk: so many of the others
+        // show that nobody else has, or what it said.
+        let enough = sealed.len() >= most && all_but_one && others >= needed;
+        let handed_over = !panel.before.is_empty() && enough;
         let seated = voter.seat.version == version;
         let sole = panel.voters.len() == 1;
-        let known = seated || version == 1 || at(version, &panel.voters) > 0;
+        let known = seated || version == 1 || !heard_of(&panel.voters, version).is_empty();
         let recovered = match sole {
             false => known && others >= needed,
             true if seated => self.words_missing().is_none(),
@@ -466,7 +523,7 @@ impl Machine {
         }
         let learned = core::mem::take(&mut self.voter.learned);
         self.voter.seat.join(&learned);
-        self.voter.ready = true;
+        self.voter.begin_answering();
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
     }
 
@@ -513,7 +570,7 @@ impl Machine {
         self.journal.put(store::put(Key::Panel, &panel));
         self.voter.begin_reading(self.now);
         self.voter.seat = Seat { version: panel.version, ..Seat::default() };
-        self.voter.ready = true;
+        self.voter.begin_answering();
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
         self.panel = Some(panel.clone());
         self.silence.begin(self.now);

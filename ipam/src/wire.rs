@@ -219,6 +219,10 @@ pub(crate) struct SeatState {
     /// Lives that it has found silent; in the first page.
     #[n(7)]
     pub(crate) found: Option<Vec<Owner>>,
+    /// Whether that is all that was settled with it for the version of its seat: not if it started
+    /// since, for its disk may be an old copy.
+    #[n(8)]
+    pub(crate) sure: Option<bool>,
 }
 
 /// Why nothing is granted.

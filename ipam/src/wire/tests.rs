@@ -128,11 +128,10 @@ fn about_voters() -> impl Strategy<Value = Body> {
             range,
             from
         }),
-        (number(), number(), seat, few16(), few32(), votes, place, found).prop_map(
-            |(version, life, seat, range, from, runs, next, found)| {
-                Body::SeatState(SeatState { version, life, seat, range, from, runs, next, found })
-            }
-        ),
+        (number(), number(), seat, few16(), few32(), votes, place, found, proptest::option::of(any::<bool>()))
+            .prop_map(|(version, life, seat, range, from, runs, next, found, sure)| {
+                Body::SeatState(SeatState { version, life, seat, range, from, runs, next, found, sure })
+            }),
         (number(), ballot()).prop_map(|(version, ballot)| Body::PanelPrepare { version, ballot }),
         (number(), ballot(), proptest::option::of(next_panel()))
             .prop_map(|(version, ballot, accepted)| Body::PanelPromise { version, ballot, accepted }),
