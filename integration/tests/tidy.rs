@@ -1,6 +1,7 @@
 //! What a reader relies on in the tree itself: files of one idea, citations and links that lead
 //! somewhere, and no test that was switched off.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -55,25 +56,26 @@ fn no_test_is_switched_off() {
 
 #[test]
 fn every_rule_that_code_cites_stands_in_the_specification() {
-    let documents = [("sleeve", 'S'), ("control", 'C'), ("gossip", 'G'), ("ipam", 'I'), ("fastpath", 'F')];
+    let documents =
+        [("sleeve", 'S'), ("control", 'C'), ("gossip", 'G'), ("ipam", 'I'), ("fastpath", 'F'), ("quic", 'Q')];
     let specifications =
         documents.map(|(name, _)| fs::read_to_string(root().join(format!("docs/{name}.md"))).unwrap_or_default());
-    let mut cited = 0;
+    let mut cited = documents.map(|_| 0);
     for (path, text) in all("rs") {
-        for ((document, letter), specification) in documents.iter().zip(&specifications) {
+        for (((document, letter), specification), cited) in documents.iter().zip(&specifications).zip(&mut cited) {
             for (at, _) in text.match_indices(&format!("({document} {letter}")) {
                 let rest = text[at + document.len() + 2..].chars();
                 let rule: String = rest.take_while(char::is_ascii_alphanumeric).collect();
-                cited += 1;
+                *cited += 1;
                 assert!(
-                    specification.contains(&format!("**{rule}")),
+                    specification.contains(&format!("**{rule}.")),
                     "{} cites {document} {rule}, which docs/{document}.md does not state",
                     path.display()
                 );
             }
         }
     }
-    assert!(cited > 0, "no citation found: has their form changed?");
+    assert!(cited.iter().all(|count| *count > 0), "no citation of some document: has their form changed? {cited:?}");
 }
 
 #[test]
@@ -102,6 +104,33 @@ fn every_test_that_the_documents_name_exists() {
         named > 30 && missing.is_empty(),
         "of {named} tests that docs/testing.md names, these do not exist: {missing:?}"
     );
+}
+
+#[test]
+fn the_systemd_unit_grants_what_the_documents_say_the_router_uses() {
+    let unit = fs::read_to_string(root().join("packaging/weft.service")).expect("the unit");
+    let granted = |key: &str| -> BTreeSet<&str> {
+        let value = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("the unit has no {key}")).split_whitespace().collect()
+    };
+    let running = fs::read_to_string(root().join("docs/running.md")).expect("docs/running.md");
+    let rows = running.lines().filter(|line| line.starts_with("| "));
+    // Every second piece is between back quotes.
+    let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let documented: BTreeSet<&str> = words.filter(|word| word.starts_with("CAP_")).collect();
+    assert_eq!(granted("CapabilityBoundingSet"), documented);
+    // The API; the underlay; the kernel's tables and links; the fast path's tap and guard.
+    let families = BTreeSet::from(["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"]);
+    assert_eq!(granted("RestrictAddressFamilies"), families);
+    // A family that somebody opens by name is among them. (The lab is no part of the router.)
+    for (path, text) in all("rs").iter().filter(|(path, _)| path.starts_with(root().join("src"))) {
+        for (at, _) in text.match_indices("socket(libc::AF_") {
+            let rest = text[at + "socket(libc::".len()..].chars();
+            let family: String = rest.take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            let lab = path.starts_with(root().join("src/lab"));
+            assert!(lab || families.contains(family.as_str()), "{} opens {family}", path.display());
+        }
+    }
 }
 
 #[test]
