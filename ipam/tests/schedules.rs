@@ -63,6 +63,8 @@ struct Schedule {
     lost: BTreeSet<usize>,
     /// For which panel voters have known all, when last seen.
     knows: BTreeMap<usize, u64>,
+    /// The voters of each panel that was seen.
+    panels: BTreeMap<u64, Vec<usize>>,
     losses_done: u64,
     /// Peers are removed, dead or alive.
     removals: bool,
@@ -125,6 +127,7 @@ impl Schedule {
             losses,
             lost: BTreeSet::new(),
             knows: BTreeMap::new(),
+            panels: BTreeMap::new(),
             losses_done: 0,
             removals,
             removed: 0,
@@ -247,6 +250,14 @@ impl Schedule {
                 self.knows.insert(at, version);
             }
         }
+        let (newest, voters) = self.voters();
+        self.panels.insert(newest, voters);
+    }
+
+    /// Whether a voter other than `node` does not know all that was settled for this panel.
+    fn lacks_another(&self, version: u64, node: usize) -> bool {
+        let voters = self.panels.get(&version).into_iter().flatten();
+        voters.filter(|voter| **voter != node).any(|voter| self.knows.get(voter).is_none_or(|&known| known < version))
     }
 
     /// Whether the network bears that the state of one more peer is lost: at most one voter may
@@ -254,15 +265,26 @@ impl Schedule {
     fn bears_loss_of(&mut self, node: usize) -> bool {
         self.note_voters();
         let (newest, voters) = self.voters();
+        let before = newest.saturating_sub(1);
+        let handing_over = self.lacks_another(newest, usize::MAX);
+        let asked: BTreeSet<usize> = [newest, before]
+            .iter()
+            .filter(|&&version| version == newest || handing_over)
+            .filter_map(|version| self.panels.get(version))
+            .flatten()
+            .copied()
+            .collect();
         let nodes = &self.world.nodes;
         self.lost.retain(|&lost| {
             let it = &nodes[lost];
             let well = it.allocator.as_ref().is_some_and(|up| up.panel().is_some() && !up.is_learning_to_vote());
-            voters.contains(&lost) && !well
+            asked.contains(&lost) && !well
         });
         // One that does not even know yet that it is a voter knows nothing of what was settled: its
-        // state is missing as well until it has read that of others (ipam I19).
-        let learning = voters.iter().any(|&voter| voter != node && self.knows.get(&voter) != Some(&newest));
+        // state is missing as well until it has read that of others, unless these bear a loss (ipam I19).
+        let borne =
+            self.panels.get(&before).is_some_and(|voters| voters.len() >= 3) && !self.lacks_another(before, node);
+        let learning = self.lacks_another(newest, node) && !borne;
         let others = self.lost.iter().any(|&lost| lost != node);
         voters.len() >= 3 && !others && !learning
     }
