@@ -1,6 +1,9 @@
 //! What is done with bytes that a stranger, or a member gone mad, could send: one function for each
 //! way in. The fuzz targets call them with what libFuzzer makes up, and `tests/replay.rs` with the
-//! kept corpus and with random bytes. None may panic, hang, or deliver a frame that nobody sealed.
+//! kept corpus, with well-formed inputs ([`made`]) and with random bytes. None may panic, hang, or
+//! deliver a frame that nobody sealed.
+
+mod made;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,13 +19,17 @@ use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
 use mesh_proto::wire::record::Records;
-use mesh_proto::wire::trust::{Admission, Edge, Revocation};
+use mesh_proto::wire::trust::{Admission, Edge};
+
+pub use made::made;
 
 const NOW: Duration = Duration::from_secs(1);
 const ME: PeerId = PeerId([1; 16]);
 const PEER: PeerId = PeerId([2; 16]);
 /// Index of the one session; the corpus writes it into headers so that they lead somewhere.
 const SESSION: u32 = 7;
+/// Hardware address of a container behind the peer.
+const HEARD: [u8; 6] = [8; 6];
 
 /// Counts what leaves a forwarder.
 #[derive(Debug, Default)]
@@ -70,8 +77,8 @@ fn forwarder(suite: Suite) -> Forwarder {
     forwarder
 }
 
-/// Datagrams from the underlay to a peer of a sealed network: the input is cut into datagrams by
-/// length bytes. None may deliver a frame.
+/// Datagrams from the underlay to a peer of a sealed network: the input is cut into datagrams by the
+/// lengths in it. None may deliver a frame.
 ///
 /// # Panics
 /// If one does.
@@ -87,12 +94,24 @@ pub fn plain_datagrams(bytes: &[u8]) {
     feed(&mut forwarder(Suite::Plain), bytes);
 }
 
-fn feed(forwarder: &mut Forwarder, mut bytes: &[u8]) -> usize {
+/// The pieces of an input: each has its length before it, in one byte, or in two after a 255.
+fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (&short, rest) = bytes.split_first()?;
+        let (length, rest) = match rest {
+            [high, low, rest @ ..] if short == u8::MAX => (u16::from_be_bytes([*high, *low]), rest),
+            _ => (short.into(), rest),
+        };
+        let (piece, rest) = rest.split_at(rest.len().min(length.into()));
+        bytes = rest;
+        Some(piece)
+    })
+}
+
+fn feed(forwarder: &mut Forwarder, bytes: &[u8]) -> usize {
     let mut sink = Counting::default();
     let mut now = NOW;
-    while let Some((&length, rest)) = bytes.split_first() {
-        let (datagram, rest) = rest.split_at(usize::from(length).min(rest.len()));
-        bytes = rest;
+    for datagram in pieces(bytes) {
         now += Duration::from_millis(10);
         forwarder.handle_datagram(peer_address(), &mut datagram.to_vec(), now, &mut sink);
         forwarder.flush(now, &mut sink);
@@ -129,16 +148,28 @@ pub fn fast_path(mut bytes: &[u8]) {
     }
 }
 
-/// A datagram as the sealing peer would number it, for the corpus.
-#[must_use]
-pub fn plain_datagram(counter: u64, records: &[u8]) -> Vec<u8> {
+/// A datagram as the sealing peer would number it.
+fn plain_datagram(counter: u64, records: &[u8]) -> Vec<u8> {
     let header = mesh_proto::wire::datagram::SleeveHeader { receiver: SESSION, counter };
     [&header.bytes()[..], records].concat()
 }
 
-/// Frames from the TAP: a container can send anything.
-pub fn frames(bytes: &[u8]) {
+fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind, 0, 0, body.len() as u8][..], body].concat()
+}
+
+/// A forwarder that knows one container behind its peer.
+fn heard() -> Forwarder {
     let mut forwarder = forwarder(Suite::Plain);
+    let frame = [&[0xff; 6][..], &HEARD, &[8, 6], &[0; 46]].concat();
+    let mut datagram = plain_datagram(0, &record(1, &frame));
+    forwarder.handle_datagram(peer_address(), &mut datagram, NOW, &mut Counting::default());
+    forwarder
+}
+
+/// Frames from the TAP: a container can send anything, to everybody or to a peer's container.
+pub fn frames(bytes: &[u8]) {
+    let mut forwarder = heard();
     let mut sink = Counting::default();
     forwarder.handle_frame(bytes, NOW, &mut sink);
     forwarder.flush(NOW, &mut sink);
@@ -157,6 +188,13 @@ pub fn records(bytes: &[u8]) {
 #[derive(Debug)]
 struct NoKeys(u8);
 
+impl NoKeys {
+    /// The one signature: it is good for everything.
+    const fn signature(&self) -> [u8; 64] {
+        [self.0; 64]
+    }
+}
+
 impl Identity for NoKeys {
     fn sign_key(&self) -> [u8; 32] {
         [self.0; 32]
@@ -165,7 +203,7 @@ impl Identity for NoKeys {
         [self.0; 32]
     }
     fn sign(&self, _message: &[u8]) -> [u8; 64] {
-        [self.0; 64]
+        self.signature()
     }
     fn verify(&self, sign_key: &[u8; 32], _message: &[u8], signature: &[u8; 64]) -> bool {
         *signature == [sign_key[0]; 64]
@@ -196,9 +234,15 @@ fn node_with(number: u8, secret: Option<SessionKey>, trust: TrustConfig) -> Node
 
 /// Messages on a connection that has just been made: from a stranger who has only a TLS key.
 pub fn strangers_messages(bytes: &[u8]) {
+    met(bytes);
+}
+
+/// A peer that was dialled by a stranger, who said this.
+fn met(bytes: &[u8]) -> Node<NoKeys> {
     let mut node = node(1);
     connect(&mut node, 2, None);
     messages(&mut node, bytes);
+    node
 }
 
 /// Messages on a connection whose handshake is done: from a member.
@@ -234,32 +278,23 @@ pub fn trust_messages(bytes: &[u8]) {
     node_with(1, Some(SessionKey([1; 32].into())), TrustConfig { wall: 0, kept });
 }
 
-/// A revocation that a member could have signed, for the corpus.
-#[must_use]
-pub fn revocation(peer: PeerId) -> Revocation {
-    Revocation {
-        network: "fuzz".to_owned(),
-        peer,
-        name: "peer".to_owned(),
-        at: 1,
-        sign_key: [2; 32],
-        box_key: [2; 32],
-        signature: [2; 64],
-    }
+fn between(mut one: Node<NoKeys>, two: Node<NoKeys>, bytes: &[u8]) {
+    link(&mut one, two);
+    messages(&mut one, bytes);
 }
 
-fn between(mut one: Node<NoKeys>, mut two: Node<NoKeys>, bytes: &[u8]) {
-    let dial = dial(&mut one, 2);
-    connect(&mut one, 2, Some(dial));
+/// The first dials the second, and they agree.
+fn link(one: &mut Node<NoKeys>, mut two: Node<NoKeys>) {
+    let dial = dial(one, 2);
+    connect(one, 2, Some(dial));
     connect(&mut two, 1, None);
     for _ in 0..4 {
-        let to_two = sent(&mut one);
+        let to_two = sent(one);
         let to_one = sent(&mut two);
         to_two.iter().for_each(|message| two.handle_message(ConnId(1), message, NOW));
         to_one.iter().for_each(|message| one.handle_message(ConnId(1), message, NOW));
     }
     assert_eq!(one.peers().len(), 2, "the handshake failed");
-    messages(&mut one, bytes);
 }
 
 /// Makes a node dial another.
@@ -293,11 +328,9 @@ fn sent(node: &mut Node<NoKeys>) -> Vec<Vec<u8>> {
     sent
 }
 
-fn messages(node: &mut Node<NoKeys>, mut bytes: &[u8]) {
+fn messages(node: &mut Node<NoKeys>, bytes: &[u8]) {
     let mut now = NOW;
-    while let Some((&length, rest)) = bytes.split_first() {
-        let (message, rest) = rest.split_at(usize::from(length).min(rest.len()));
-        bytes = rest;
+    for message in pieces(bytes) {
         now += Duration::from_millis(10);
         node.handle_message(ConnId(1), message, now);
         node.handle_timeout(now);
@@ -322,29 +355,43 @@ impl PeerKey for Key {
 ///
 /// # Panics
 /// If the fixed configuration is refused.
-pub fn address_messages(mut bytes: &[u8]) {
+pub fn address_messages(bytes: &[u8]) {
+    addressed(bytes);
+}
+
+/// A peer of the address protocol, to which so many others were named.
+fn allocator(number: u8, named: usize) -> Allocator<Key> {
     let ranges = ["10.32.0.0/16", "fd00:32::/64"].map(|range| range.parse().expect("a range"));
-    let config = Config::new(Key([1; 16]), 1, ranges.to_vec(), 0);
-    let mut allocator = Allocator::new(config, Vec::new(), [1; 32], NOW).expect("a usable configuration");
+    let config = Config::new(Key([number; 16]), 1, ranges.to_vec(), named);
+    Allocator::new(config, Vec::new(), [number; 32], NOW).expect("a usable configuration")
+}
+
+/// A peer that has a network, and was told this by a member.
+fn addressed(bytes: &[u8]) -> Allocator<Key> {
+    let mut allocator = allocator(1, 0);
     let mut now = NOW;
     allocator.handle_peers(&[(Key([2; 16]), 1)], now);
-    store(&mut allocator, now);
-    while let Some((&length, rest)) = bytes.split_first() {
-        let (message, rest) = rest.split_at(usize::from(length).min(rest.len()));
-        bytes = rest;
+    drained(&mut allocator, now);
+    for message in pieces(bytes) {
         now += Duration::from_millis(100);
         allocator.handle_message(Key([2; 16]), 1, message, now);
         allocator.handle_timeout(now);
-        store(&mut allocator, now);
+        drained(&mut allocator, now);
     }
+    allocator
 }
 
-fn store(allocator: &mut Allocator<Key>, now: Duration) {
+/// Does what the allocator asks for; what it sends is returned.
+fn drained(allocator: &mut Allocator<Key>, now: Duration) -> Vec<Vec<u8>> {
+    let mut sent = Vec::new();
     while let Some(output) = allocator.poll_output() {
-        if let ipam::Output::Store { ticket, .. } = output {
-            allocator.handle_stored(ticket, Ok(()), now);
+        match output {
+            ipam::Output::Store { ticket, .. } => allocator.handle_stored(ticket, Ok(()), now),
+            ipam::Output::Send { bytes, .. } | ipam::Output::Broadcast { bytes } => sent.push(bytes),
+            _ => {}
         }
     }
+    sent
 }
 
 /// The name of a fuzz target and of its corpus folder, with what it runs.
