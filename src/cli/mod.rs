@@ -118,7 +118,10 @@ fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Ze
     let result = match cli.command {
         Command::Up(args) => return up::run(&args, cli.socket, secret),
         Command::Demo(args) => return demo::run(&args),
-        Command::Completions { shell } => completions(shell),
+        Command::Completions { shell } => {
+            print(&completions(shell));
+            Ok(ExitCode::SUCCESS)
+        }
         command => client_command(command, cli.socket),
     };
     match result {
@@ -156,11 +159,11 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
     })
 }
 
-fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+/// A script that completes commands in a shell.
+fn completions(shell: clap_complete::Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
-    print(&String::from_utf8_lossy(&script));
-    Ok(ExitCode::SUCCESS)
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 fn socket_path(flag: Option<String>) -> PathBuf {
@@ -184,6 +187,8 @@ fn complain(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::config::KEYS;
 
@@ -240,6 +245,23 @@ mod tests {
             "weft demo --hosts 3 --keep",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+    }
+
+    #[test]
+    fn the_completions_of_every_shell_know_every_command_and_every_flag() {
+        for shell in clap_complete::Shell::value_variants() {
+            let script = completions(*shell);
+            let known: BTreeSet<&str> = script.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+            let mut commands = vec![Cli::command()];
+            while let Some(command) = commands.pop() {
+                assert!(known.contains(command.get_name()), "{shell}: {}", command.get_name());
+                for flag in command.get_arguments().filter_map(|argument| argument.get_long()) {
+                    let known = known.contains(flag) || known.contains(format!("--{flag}").as_str());
+                    assert!(known, "{shell}: {} --{flag}", command.get_name());
+                }
+                commands.extend(command.get_subcommands().cloned());
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The API over its real socket, held against its description.
 
 mod schema;
+mod shape;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +10,6 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::types::{Attachment, ConfigChange, ConfigRefusal, Released, Reloaded, Stopping};
 use super::{BODY_MAX, ROUTES};
 use crate::control::http::request;
 use crate::router::rig::{Options, Rig, eventually};
@@ -89,25 +89,6 @@ async fn what_changes_answers_as_described() {
         assert_eq!(status, StatusCode::OK, "{path}: {answer}");
         schema::check_answer(&description, "post", path, &answer);
     }
-    // What needs a kernel to succeed is checked by the shape of its answer.
-    let attachment = Attachment {
-        target: "docker:web".to_owned(),
-        interface: "weft0".to_owned(),
-        mac: "02:00:00:00:00:01".to_owned(),
-        addresses: vec!["10.32.0.1/12".to_owned()],
-    };
-    let answer = serde_json::to_value(&attachment).expect("JSON");
-    schema::check_answer(&description, "post", "/v1/attach", &answer);
-    schema::check_answer(&description, "get", "/v1/ps", &json!([answer]));
-    let answer = serde_json::to_value(Released { released: vec!["10.32.0.1/12".to_owned()] }).expect("JSON");
-    schema::check_answer(&description, "post", "/v1/detach", &answer);
-    let (key, from, to) = ("port".to_owned(), "1".to_owned(), "2".to_owned());
-    let changed = vec![ConfigChange { key: key.clone(), from: from.clone(), to: to.clone() }];
-    let refused = vec![ConfigRefusal { key, from, to, reason: "it needs a restart".to_owned() }];
-    let answer = serde_json::to_value(Reloaded { changed, refused }).expect("JSON");
-    schema::check_answer(&description, "post", "/v1/reload", &answer);
-    let answer = serde_json::to_value(Stopping { pid: 1, removed: Vec::new() }).expect("JSON");
-    schema::check_answer(&description, "post", "/v1/down", &answer);
     rig.stop().await;
 }
 
