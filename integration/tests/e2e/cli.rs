@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     fs,
     net::{IpAddr, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Command, Output},
     time::{Duration, Instant},
@@ -26,6 +27,7 @@ pub(crate) const CASES: &[Case] = &[
     ("connect_and_forget_change_whom_is_dialled", 60, connect_and_forget),
     ("reload_changes_what_can_change_and_refuses_the_rest_by_name", 60, reload),
     ("the_demo_runs_through_in_thirty_seconds", 60, demo),
+    ("the_demo_runs_through_without_root", 60, demo_without_root),
 ];
 
 fn weft<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
@@ -307,4 +309,40 @@ fn demo() {
     assert!(output.status.success(), "{text}");
     assert!(text.contains("All well"), "{text}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+/// A user without rights, in a mount namespace that ends with the program, where all may open the TUN
+/// device: so most systems have it.
+const AS_NOBODY: &str = "mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && \
+    exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+
+fn demo_without_root() {
+    let mapped = fs::read_to_string("/proc/self/uid_map").must("read");
+    if mapped.split_whitespace().nth(2) == Some("1") {
+        eprintln!("the harness has no root itself, so every test shows this");
+        return;
+    }
+    let dir = tempfile::tempdir().must("a directory");
+    let (program, scratch) = (dir.path().join("weft"), dir.path().join("scratch"));
+    // The build's directory may be closed to others.
+    fs::copy(std::env::current_exe().must("find this binary"), &program).must("copy this binary");
+    fs::create_dir(&scratch).must("make");
+    for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (&scratch, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).must("open to others");
+    }
+    let run = |args: &[&OsStr]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", AS_NOBODY, "sh"]).args(args);
+        command.env(ROUTER, "1").env("TMPDIR", &scratch).current_dir("/").output().must("run")
+    };
+    let allowed = run(&["unshare".as_ref(), "--user".as_ref(), "true".as_ref()]);
+    if !allowed.status.success() {
+        eprintln!("not tried: users may not make namespaces here: {}", said(&allowed));
+        return;
+    }
+    let output = run(&[program.as_os_str(), "demo".as_ref(), "--hosts".as_ref(), "2".as_ref()]);
+    let text = said(&output);
+    assert!(output.status.success() && text.contains("All well"), "{text}");
+    let left: Vec<_> = fs::read_dir(&scratch).must("read").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
