@@ -13,12 +13,14 @@ use weft::{
 
 use crate::{
     Case,
+    fastpath::wait_for_carrier,
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, PROMISED_GAP},
 };
 
 pub(crate) const CASES: &[Case] = &[
     ("a_thousand_broadcasts_reach_every_container_exactly_once", 90, partial_mesh),
     ("a_thousand_broadcasts_reach_every_container_in_a_full_mesh_exactly_once", 90, full_mesh),
+    ("a_thousand_frames_beside_the_fast_path_reach_every_container_exactly_once", 120, beside_the_fast_path),
     ("from_its_first_frame_on_a_host_that_joins_misses_none", 60, joins),
     ("a_thousand_frames_to_a_group_and_to_nobody_known_reach_every_container_exactly_once", 120, groups_and_unknown),
 ];
@@ -28,35 +30,44 @@ const LOCAL: [u8; 2] = [0x88, 0xb5];
 const COUNT: u32 = 1000;
 
 const EVERYBODY: Mac = [0xff; 6];
+const NOBODY: Mac = [0x02, 0xaa, 0xbb, 0xcc, 0xdd, 0xee];
+const EDGES: [(usize, usize); 7] = [(0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (4, 5), (2, 5)];
 
 fn partial() -> MeshConfig {
-    let edges = [(0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (4, 5), (2, 5)];
-    MeshConfig::graph(6, &edges)
+    MeshConfig::graph(6, &EDGES)
 }
 
 fn partial_mesh() {
-    exactly_once(&partial(), &[EVERYBODY]);
+    exactly_once(&Mesh::start(&partial()), &[EVERYBODY]);
 }
 
 fn full_mesh() {
-    exactly_once(&MeshConfig::star(4), &[EVERYBODY]);
+    exactly_once(&Mesh::start(&MeshConfig::star(4)), &[EVERYBODY]);
+}
+
+/// What goes to everyone, or to nobody known, goes by sleeve in the clear while the kernel carries
+/// what goes to one.
+fn beside_the_fast_path() {
+    let mesh = Mesh::start(&MeshConfig { secret: None, ..partial() });
+    let all_fast = || EDGES.iter().for_each(|&(a, b)| wait_for_carrier(&mesh, a, b, "fast", PATIENCE));
+    all_fast();
+    exactly_once(&mesh, &[EVERYBODY, NOBODY]);
+    all_fast();
 }
 
 fn groups_and_unknown() {
     let group = [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03];
     let group6 = [0x33, 0x33, 0, 0, 0x12, 0x34];
-    let nobody = [0x02, 0xaa, 0xbb, 0xcc, 0xdd, 0xee];
-    exactly_once(&partial(), &[group, group6, nobody]);
+    exactly_once(&Mesh::start(&partial()), &[group, group6, NOBODY]);
 }
 
-fn exactly_once(config: &MeshConfig, destinations: &[Mac]) {
-    let mesh = Mesh::start(config);
+fn exactly_once(mesh: &Mesh, destinations: &[Mac]) {
     mesh.wait_established(PATIENCE);
     let all: Vec<usize> = (0..mesh.containers.len()).collect();
     mesh.all_reach(&all, PROMISED_GAP);
     for &destination in destinations {
         for &sender in &[0, mesh.containers.len() - 1] {
-            flood_from(&mesh, sender, destination);
+            flood_from(mesh, sender, destination);
         }
     }
 }
@@ -67,17 +78,14 @@ fn flood_from(mesh: &Mesh, sender: usize, destination: Mac) {
     let link = mesh.containers[sender].link(INTERFACE).must("look").must("the interface");
     let mac = link.mac.must("a MAC address");
     let out = open(&mesh.containers[sender]);
-    let received = thread::scope(|scope| {
-        let end = Instant::now() + Duration::from_secs(6);
-        let readers: Vec<_> = sockets
-            .iter_mut()
-            .map(|socket| {
-                scope.spawn(move || {
-                    let ours = |frame: &[u8]| frame.len() >= 100 && frame[12..14] == LOCAL;
-                    socket.collect(end, usize::MAX, ours).must("receive")
-                })
-            })
-            .collect();
+    let expected = |container: usize| if container == sender { 0 } else { COUNT as usize };
+    let ours = |frame: &[u8]| frame.len() >= 100 && frame[12..14] == LOCAL;
+    let end = Instant::now() + Duration::from_secs(12);
+    let mut received = thread::scope(|scope| {
+        let read = |(container, socket): (usize, &mut RawSocket)| {
+            socket.collect(end, expected(container), ours).must("receive")
+        };
+        let readers: Vec<_> = sockets.iter_mut().enumerate().map(|at| scope.spawn(move || read(at))).collect();
         for number in 0..COUNT {
             let mut frame = [&destination[..], &mac, &LOCAL, &number.to_be_bytes()].concat();
             frame.resize(100, 0x5a);
@@ -86,6 +94,12 @@ fn flood_from(mesh: &Mesh, sender: usize, destination: Mac) {
         }
         readers.into_iter().map(|reader| reader.join().expect("no panic")).collect::<Vec<_>>()
     });
+    // What comes to somebody a second time, or back to its sender.
+    thread::sleep(Duration::from_secs(1));
+    for (socket, frames) in sockets.iter_mut().zip(&mut received) {
+        let soon = Instant::now() + Duration::from_millis(20);
+        frames.extend(socket.collect(soon, usize::MAX, ours).must("receive"));
+    }
     for (container, frames) in received.into_iter().enumerate() {
         let mut times: BTreeMap<u32, u32> = BTreeMap::new();
         for frame in &frames {
@@ -94,10 +108,10 @@ fn flood_from(mesh: &Mesh, sender: usize, destination: Mac) {
             let number = frame[14..18].try_into().expect("four bytes");
             *times.entry(u32::from_be_bytes(number)).or_default() += 1;
         }
-        let expected = if container == sender { 0 } else { COUNT };
+        let expected = expected(container);
         let more: Vec<_> = times.iter().filter(|&(_, &count)| count != 1).take(5).collect();
         assert!(
-            frames.len() == expected as usize && more.is_empty(),
+            frames.len() == expected && more.is_empty(),
             "container {container} got {} of {expected} from {sender} to {destination:02x?}; not once: {more:?}",
             frames.len()
         );

@@ -89,8 +89,8 @@ fn promoted() {
 /// How often the port is blocked: `WEFT_E2E_BLOCKS`, or this.
 const BLOCKS: u32 = 5;
 
-/// Ends the transfers, also when a round fails.
-struct Ends<'a>(&'a AtomicBool);
+/// Ends what runs beside a test, also when that fails.
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {

@@ -13,15 +13,19 @@ use weft::{
 
 use crate::{
     Case,
+    fastpath::{open_mesh, wait_for_carrier},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE},
 };
 
 pub(crate) const CASES: &[Case] = &[
     ("frames_of_every_size_arrive_unchanged", 90, every_size),
     ("tagged_llc_and_multicast_frames_arrive_unchanged", 150, odd_kinds),
+    ("frames_arrive_unchanged_under_each_cipher", 90, each_cipher),
+    ("frames_arrive_unchanged_in_the_clear", 90, in_the_clear),
+    ("frames_arrive_unchanged_by_the_fast_path_and_beside_it", 90, fast),
     ("jumbo_frames_arrive_unchanged_over_a_jumbo_underlay", 60, jumbo),
     ("jumbo_frames_arrive_unchanged_over_an_ordinary_underlay", 60, jumbo_over_ordinary),
-    ("frames_arrive_unchanged_through_a_relay", 60, relayed),
+    ("frames_up_to_jumbo_arrive_unchanged_through_a_relay", 60, relayed),
     ("an_address_that_moves_to_another_host_is_followed_at_once", 60, moved),
 ];
 
@@ -99,27 +103,83 @@ impl Ends {
 }
 
 fn every_size() {
-    let mesh = Mesh::start(&MeshConfig::star(2));
-    let mut ends = ends(&mesh, 0, 1);
+    every_size_both_ways(&Mesh::start(&MeshConfig::star(2)));
+}
+
+fn every_size_both_ways(mesh: &Mesh) {
+    let mut ends = ends(mesh, 0, 1);
     let to = ends.to;
     let frames: Vec<_> = (14..=ends.mtu + 14).map(|size| ends.frame(to, &LOCAL, size)).collect();
     ends.pass(&frames);
-    let mut back = self::ends(&mesh, 1, 0);
+    let mut back = self::ends(mesh, 1, 0);
     let to = back.to;
     let frames: Vec<_> = (14..=back.mtu + 14).rev().map(|size| back.frame(to, &LOCAL, size)).collect();
     back.pass(&frames);
 }
 
+const GROUP: Mac = [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03];
+const GROUP6: Mac = [0x33, 0x33, 0, 0, 0x12, 0x34];
+const CISCO: Mac = [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc];
+const EVERYBODY: Mac = [0xff; 6];
+
 fn odd_kinds() {
     let mesh = Mesh::start(&MeshConfig::star(2));
     let mut ends = ends(&mesh, 0, 1);
-    let (to, mtu) = (ends.to, ends.mtu);
-    // From the smallest that holds its headers to the largest, without a gap.
-    let sizes = |smallest: usize| smallest..=mtu + 14;
-    let group: Mac = [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03];
-    let group6: Mac = [0x33, 0x33, 0, 0, 0x12, 0x34];
-    let cisco: Mac = [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc];
-    for destination in [to, group, group6, cisco, [0xff; 6]] {
+    let to = ends.to;
+    odd(&mut ends, &[to, GROUP, GROUP6, CISCO, EVERYBODY], 1);
+}
+
+fn each_cipher() {
+    for cipher in ["aes-256-gcm", "chacha20-poly1305", "nacl"] {
+        let args = vec!["--cipher".into(), cipher.into()];
+        let mesh = Mesh::start(&MeshConfig { args, ..MeshConfig::star(2) });
+        mesh.wait_established(PATIENCE);
+        mesh.all_reach(&[0, 1], Duration::from_secs(2));
+        for (router, other) in [(0, 1), (1, 0)] {
+            mesh.wait_for_peer(router, other, PATIENCE, |peer| peer["cipher"] == cipher && peer["encrypted"] == true);
+        }
+        let mut ends = ends(&mesh, 0, 1);
+        let to = ends.to;
+        let frames: Vec<_> = (14..=ends.mtu + 14).map(|size| ends.frame(to, &LOCAL, size)).collect();
+        ends.pass(&frames);
+    }
+}
+
+/// Sleeve without a seal.
+fn in_the_clear() {
+    let mesh = Mesh::start(&MeshConfig { args: vec!["--no-fast-path".into()], ..open_mesh(2) });
+    wait_for_carrier(&mesh, 0, 1, "sleeve", PATIENCE);
+    mesh.wait_for_peer(0, 1, PATIENCE, |peer| peer["encrypted"] == false && peer["cipher"].is_null());
+    every_size_both_ways(&mesh);
+    let mut ends = ends(&mesh, 0, 1);
+    let to = ends.to;
+    odd(&mut ends, &[to, GROUP6, EVERYBODY], 7);
+    wait_for_carrier(&mesh, 0, 1, "sleeve", Duration::ZERO);
+}
+
+fn fast() {
+    let mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let taken = || mesh.counter(0, "frames_in") + mesh.counter(1, "frames_in");
+    let before = taken();
+    every_size_both_ways(&mesh);
+    assert!(taken() - before < 100, "the routers carried {} of 2,800 frames", taken() - before);
+    let mut ends = ends(&mesh, 0, 1);
+    let to = ends.to;
+    odd(&mut ends, &[to, GROUP6, EVERYBODY], 7);
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+}
+
+/// Plain, tagged and LLC frames to each of these destinations: of every `step`th size, and always
+/// of the smallest that holds its headers and of the largest.
+#[track_caller]
+fn odd(ends: &mut Ends, destinations: &[Mac], step: usize) {
+    let largest = ends.mtu + 14;
+    let sizes = |smallest: usize| {
+        (smallest..=largest).filter(move |&size| size == smallest || (largest - size).is_multiple_of(step))
+    };
+    for &destination in destinations {
         let frames: Vec<_> = sizes(14).map(|size| ends.frame(destination, &LOCAL, size)).collect();
         ends.pass(&frames);
         // A VLAN tag (IEEE 802.1Q) with priority, one with a service tag outside (802.1ad), and
@@ -134,8 +194,9 @@ fn odd_kinds() {
                 sizes(12 + kind.len()).map(|size| ends.frame(destination, &kind, size + more)).collect();
             ends.pass(&frames);
         }
-        // LLC: the length in the place of the type, then the SAPs.
+        // LLC: the length in the place of the type, then the SAPs. Above 1500 it would be a type.
         let frames: Vec<_> = sizes(17)
+            .filter(|&size| size <= 1514)
             .map(|size| {
                 let length = u16::try_from(size - 14).must("a length").to_be_bytes();
                 ends.frame(destination, &[length[0], length[1], 0x42, 0x42, 0x03], size)
@@ -174,14 +235,15 @@ fn jumbo_over_ordinary() {
 }
 
 fn relayed() {
-    let mesh = with_mtu(1500, "1410", &[(0, 1), (1, 2)], 3);
+    let mesh = with_mtu(1500, "8950", &[(0, 1), (1, 2)], 3);
     mesh.wait_established(PATIENCE);
-    let mut ends = ends(&mesh, 0, 2);
-    let (to, mtu) = (ends.to, ends.mtu);
-    let sizes = (14..=mtu + 14).step_by(23).chain([mtu + 14]);
-    let sizes: std::collections::BTreeSet<usize> = sizes.collect();
-    let frames: Vec<_> = sizes.into_iter().map(|size| ends.frame(to, &LOCAL, size)).collect();
-    ends.pass(&frames);
+    for (from, to) in [(0, 2), (2, 0)] {
+        mesh.wait_for_peer(from, to, PATIENCE, |peer| peer["carrier"] == "relay");
+        let mut ends = ends(&mesh, from, to);
+        assert_eq!(ends.mtu, 8950);
+        let to = ends.to;
+        odd(&mut ends, &[to], 13);
+    }
 }
 
 /// How often each socket gets a frame that somebody sends once.

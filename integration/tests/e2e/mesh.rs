@@ -282,10 +282,20 @@ impl Mesh {
     /// Waits until every router counts every other as established, and has a way to it.
     #[track_caller]
     pub(crate) fn wait_established(&self, limit: Duration) {
+        self.wait_linked(&[], limit);
+    }
+
+    /// The same, and these pairs use sleeve directly. The limit is for all of it.
+    #[track_caller]
+    pub(crate) fn wait_linked(&self, direct: &[(usize, usize)], limit: Duration) {
+        let end = Instant::now() + limit;
         for router in 0..self.routers.len() {
             for peer in (0..self.routers.len()).filter(|&peer| peer != router) {
-                self.wait_for_peer(router, peer, limit, |peer| {
-                    peer["state"] == "established" && peer["carrier"].is_string()
+                let directly = direct.contains(&(router, peer)) || direct.contains(&(peer, router));
+                let left = end.saturating_duration_since(Instant::now());
+                self.wait_for_peer(router, peer, left, |peer| {
+                    let carrier = &peer["carrier"];
+                    peer["state"] == "established" && if directly { carrier == "sleeve" } else { carrier.is_string() }
                 });
             }
         }

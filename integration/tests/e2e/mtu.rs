@@ -16,9 +16,10 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    ("every_underlay_mtu_from_1280_to_9000_carries_tcp", 120, every_mtu),
+    ("every_underlay_mtu_from_1280_to_9000_carries_tcp", 150, every_mtu),
     ("tcp_does_not_stall_when_the_path_shrinks_and_icmp_is_dropped", 90, shrinks_silently),
     ("tcp_does_not_stall_when_the_path_shrinks_and_icmp_tells", 90, shrinks_and_tells),
+    ("tcp_does_not_stall_when_paths_shrink_under_ipv6_and_behind_a_relay", 90, shrinks_behind_a_relay),
     ("tcp_does_not_stall_when_a_hosts_own_interface_shrinks", 90, interface_shrinks),
     ("interfaces_that_grow_are_used_to_the_full_without_a_restart", 60, interfaces_grow),
     ("a_path_that_grows_again_is_used_to_the_full", 120, grows_again),
@@ -36,30 +37,35 @@ fn mesh_with(mtu: u32) -> Mesh {
 }
 
 fn every_mtu() {
-    for mtu in [1280, 1300, 1400, 1492, 1500, 4000, 9000] {
-        let mesh = mesh_with(mtu);
+    let underlays = [1280, 1300, 1400, 1492, 1500, 4000, 9000].map(|mtu| (mtu, false));
+    for (mtu, v6_underlay) in underlays.into_iter().chain([(1280, true), (1500, true)]) {
+        let mut config = MeshConfig { v6_underlay, ..MeshConfig::star(2) };
+        config.lab.mtu = mtu;
+        let mesh = Mesh::start(&config);
+        mesh.wait_established(PATIENCE);
         for (from, to) in [(0, 1), (1, 0)] {
             for ip in mesh.ips(to) {
                 let lasting = Duration::from_secs(1);
                 let done = tcp_transfer(&mesh.containers[from], ip, 16 << 20, lasting, STALL * 2);
-                let done = done.must(&format!("transfer to {ip} at MTU {mtu}"));
-                assert!(done.bytes > 1 << 20 && done.longest_stall <= STALL, "{mtu}: {done:?}");
+                let done = done.must(&format!("transfer to {ip} at MTU {mtu}, IPv6 {v6_underlay}"));
+                assert!(done.bytes > 1 << 20 && done.longest_stall <= STALL, "{mtu}, {v6_underlay}: {done:?}");
             }
         }
     }
 }
 
-/// Runs TCP over IPv4 and IPv6 and a stream of datagrams while `change` is called with 0, 1, 2 …
-/// every three seconds.
-fn while_it_changes(mesh: &Mesh, steps: u32, change: impl Fn(u32)) {
-    let streams = mesh.streams(&[(0, 1), (1, 0)]);
+/// Runs TCP over IPv4 and IPv6 from the first container to others, and streams of datagrams, while
+/// `change` is called with 0, 1, 2 … every three seconds.
+fn while_it_changes(mesh: &Mesh, others: &[usize], steps: u32, change: impl Fn(u32)) {
+    let pairs: Vec<_> = others.iter().flat_map(|&other| [(0, other), (other, 0)]).collect();
+    let streams = mesh.streams(&pairs);
     let every = Duration::from_secs(3);
     let lasting = every * (steps + 1);
     let start = Instant::now();
     thread::scope(|scope| {
-        let transfers: Vec<_> = mesh
-            .ips(1)
-            .into_iter()
+        let transfers: Vec<_> = others
+            .iter()
+            .flat_map(|&other| mesh.ips(other))
             .map(|ip| {
                 let container = &mesh.containers[0];
                 scope.spawn(move || tcp_transfer(container, ip, u64::MAX, lasting, STALL * 3))
@@ -79,7 +85,7 @@ fn while_it_changes(mesh: &Mesh, steps: u32, change: impl Fn(u32)) {
 }
 
 fn shrink(mesh: &Mesh, icmp: bool) {
-    while_it_changes(mesh, 3, |step| {
+    while_it_changes(mesh, &[1], 3, |step| {
         let rule = match step {
             0 => Impairment::path_mtu(1400, icmp),
             1 => Impairment::path_mtu(1280, icmp),
@@ -99,9 +105,22 @@ fn shrinks_and_tells() {
     shrink(&mesh, true);
 }
 
+/// First the link that the sender cannot see, then its own: down to the least of IPv6.
+fn shrinks_behind_a_relay() {
+    let mesh = Mesh::start(&MeshConfig { v6_underlay: true, ..MeshConfig::graph(3, &[(0, 1), (1, 2)]) });
+    mesh.wait_linked(&[(0, 1), (1, 2)], PATIENCE);
+    mesh.wait_for_peer(0, 2, PATIENCE, |peer| peer["carrier"] == "relay");
+    let wire = mesh.lab.wire();
+    while_it_changes(&mesh, &[1, 2], 3, |step| match step {
+        0 => wire.impair(1, 2, Impairment::path_mtu(1400, false)),
+        1 => wire.impair(0, 1, Impairment::path_mtu(1280, false)),
+        _ => [(0, 1), (1, 2)].iter().for_each(|&(a, b)| wire.heal(a, b)),
+    });
+}
+
 fn interface_shrinks() {
     let mesh = mesh_with(1500);
-    while_it_changes(&mesh, 2, |step| {
+    while_it_changes(&mesh, &[1], 2, |step| {
         let mtu = if step == 0 { 1300 } else { 1500 };
         mesh.lab.host(0).set_mtu(mtu).must("change the MTU");
     });

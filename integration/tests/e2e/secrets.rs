@@ -2,7 +2,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,15 +23,16 @@ use weft::{
         Lab, frame,
         raw::RawSocket,
         router::{Router, write_secret},
-        traffic::{tcp_echo, udp_echo},
+        traffic::{GapStream, tcp_echo, udp_echo},
         wait_until,
-        wire::Captured,
+        wire::{Captured, Impairment},
     },
-    netlink::container::INTERFACE,
+    netlink::{Mac, Netlink, container::INTERFACE},
 };
 
 use crate::{
     Case,
+    fastpath::{Ends, VXLAN, open_mesh, wait_for_carrier},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, new_lab, no_gaps, router_config},
 };
 
@@ -41,6 +45,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_revoked_peer_is_cut_off_everywhere_and_stays_out_after_restarts", 120, revocation),
     ("captured_datagrams_sent_again_are_counted_and_not_delivered", 60, replay),
     ("changed_and_random_datagrams_change_nothing", 120, noise),
+    ("random_datagrams_change_nothing_without_a_secret", 120, noise_in_the_open),
 ];
 
 const MARKER: [u8; 32] = *b"-- marker of thirty-two bytes --";
@@ -144,12 +149,21 @@ fn stranger(secret: Option<&'static str>) -> (Mesh, Router) {
     let wanted = router_config(&mesh.lab, &told, 2, secret);
     let stranger = Router::start(&mesh.lab, mesh.lab.host(2), wanted).must("start the stranger");
     thread::sleep(Duration::from_secs(6));
-    for (_, _, stream) in streams {
-        let report = stream.finish().must("end the stream");
-        assert!(report.longest_gap < Duration::from_millis(500), "others are undisturbed: {report:?}");
-    }
+    undisturbed(streams);
     assert!(mesh.routers[0].exited().must("ask").is_none());
     (mesh, stranger)
+}
+
+#[track_caller]
+fn undisturbed(streams: Vec<(usize, usize, GapStream)>) {
+    for report in no_gaps(streams) {
+        assert!(report.longest_gap < Duration::from_millis(500), "others are undisturbed: {report:?}");
+    }
+}
+
+/// How often any router said that a link is down.
+fn lost_links(mesh: &Mesh) -> usize {
+    mesh.routers.iter().map(|router| lines(&router.log(), &["link to", "is down"])).sum()
 }
 
 /// How many lines of a log have all these words.
@@ -215,8 +229,7 @@ fn rotation() {
     let mut mesh = Mesh::start_in(lab, &config);
     mesh.wait_established(PATIENCE);
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
-    let down = |mesh: &Mesh| (0..3).map(|n| lines(&mesh.routers[n].log(), &["link to", "is down"])).sum::<usize>();
-    let before = down(&mesh);
+    let before = lost_links(&mesh);
     let streams = mesh.streams(&[(0, 1), (1, 2), (2, 0)]);
     for host in [0, 1] {
         give(&mesh, host, NEW_SECRET);
@@ -226,10 +239,8 @@ fn rotation() {
         assert!(!said.contains(NEW_SECRET) && !mesh.routers[host].log().contains(NEW_SECRET));
         thread::sleep(Duration::from_secs(2));
     }
-    for report in no_gaps(streams) {
-        assert!(report.longest_gap < Duration::from_millis(500), "{report:?}");
-    }
-    assert_eq!(down(&mesh), before, "no link was lost");
+    undisturbed(streams);
+    assert_eq!(lost_links(&mesh), before, "no link was lost");
     // One that has the old secret still, and one that starts with the new one: both know the others.
     let streams = mesh.streams(&[(0, 1)]);
     mesh.routers[2].end();
@@ -282,6 +293,7 @@ fn revocation() {
     mesh.is_cut_off(0, 2);
     mesh.is_cut_off(2, 1);
     no_gaps(streams);
+    assert!(lost_links(&mesh) > 0, "what counts lost links counts these");
     one_line(&mesh.routers[0], &["WARN peer host3", "was revoked by"]);
     assert!(lines(&mesh.routers[2].log(), &["this peer was revoked by `host2`"]) > 0, "{}", mesh.routers[2].log());
     // It has its keys and the secret, and tries again after its restart and those of the others.
@@ -307,6 +319,9 @@ fn another_version() {
     config.lab.hosts = 2;
     let mesh = Mesh::start_in(lab, &config);
     mesh.wait_established(PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let before = lost_links(&mesh);
+    let streams = mesh.streams(&[(0, 1), (1, 0)]);
     let to = SocketAddr::new(IpAddr::V4(mesh.lab.host(0).v4()), PORT);
     let future = || -> anyhow::Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -316,6 +331,8 @@ fn another_version() {
     assert!(reason.contains("version"), "the other side is told: {reason}");
     thread::sleep(Duration::from_millis(200));
     one_line(&mesh.routers[0], &["from-the-future", "versions"]);
+    undisturbed(streams);
+    assert_eq!(lost_links(&mesh), before, "no link was lost");
     mesh.all_reach(&[0, 1], Duration::from_secs(1));
 }
 
@@ -369,16 +386,23 @@ fn hello() -> Hello {
     }
 }
 
-/// The sleeve datagrams of a capture, from one host to another: QUIC has bit 0x40 set.
+/// The datagrams of a capture that are for one host's router.
+fn datagrams<'a>(lab: &Lab, frames: &'a [Captured], to: usize) -> Vec<(&'a [u8], frame::Datagram)> {
+    let to = SocketAddr::new(IpAddr::V4(lab.host(to).v4()), PORT);
+    let seen = frames.iter().filter_map(|captured| Some((&captured.frame[..], frame::datagram(&captured.frame)?)));
+    seen.filter(|(_, seen)| seen.destination == to && !seen.payload.is_empty()).collect()
+}
+
+/// QUIC has this bit set in its first byte, sleeve has not.
+fn is_quic((frame, seen): &(&[u8], frame::Datagram)) -> bool {
+    frame[seen.payload.start] & 0x40 != 0
+}
+
+/// The sleeve datagrams of a capture, from one host to another.
 fn sleeve<'a>(lab: &Lab, frames: &'a [Captured], from: usize, to: usize) -> Vec<(&'a [u8], frame::Datagram)> {
-    let ip = IpAddr::V4(lab.host(to).v4());
-    let datagrams = frames.iter().filter(|captured| captured.from == from).filter_map(|captured| {
-        let seen = frame::datagram(&captured.frame)?;
-        let first = *captured.frame.get(seen.payload.start)?;
-        let ours = seen.destination == SocketAddr::new(ip, PORT) && first & 0x40 == 0;
-        ours.then_some((&captured.frame[..], seen))
-    });
-    datagrams.collect()
+    let from = IpAddr::V4(lab.host(from).v4());
+    let all = datagrams(lab, frames, to).into_iter();
+    all.filter(|one| one.1.source.ip() == from && !is_quic(one)).collect()
 }
 
 /// What a container's interface receives that has the marker in it.
@@ -448,47 +472,123 @@ fn open_ports(mesh: &Mesh, host: usize) -> Vec<u16> {
     ports
 }
 
+/// Whether the marker is in a frame, be it with one bit changed.
+fn nearly_marked(frame: &[u8]) -> bool {
+    let differ = |window: &[u8]| window.iter().zip(&MARKER).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+    frame.windows(MARKER.len()).any(|window| differ(window) <= 1)
+}
+
+/// All addresses from which a frame in a mesh can be: of containers and of interfaces of hosts.
+fn senders(mesh: &Mesh) -> Vec<Mac> {
+    let of_hosts = mesh.lab.hosts().iter().flat_map(|host| {
+        Netlink::block_on_in(host.namespace(), async |netlink: Netlink| netlink.links().await).must("list links")
+    });
+    let of_containers = mesh.containers.iter().filter_map(|container| container.link(INTERFACE).must("look"));
+    of_hosts.chain(of_containers).filter_map(|link| link.mac).collect()
+}
+
+/// What a container gets meanwhile that nobody in the mesh has sent, or not now. It is read all the
+/// time: no buffer is too small for it.
+fn strange_frames(mesh: &Mesh, container: usize, during: impl FnOnce()) -> Vec<Vec<u8>> {
+    let known = senders(mesh);
+    let mut socket = RawSocket::open(&mesh.containers[container], INTERFACE).must("open");
+    let over = AtomicBool::new(false);
+    let (strange, seen) = thread::scope(|scope| {
+        let over = &over;
+        let reader = scope.spawn(move || {
+            let (mut strange, mut seen) = (Vec::new(), 0);
+            loop {
+                // What is under way when it is over still arrives.
+                let last = over.load(Ordering::Acquire);
+                let soon = Instant::now() + Duration::from_millis(500);
+                let is_strange = |frame: &[u8]| {
+                    seen += 1;
+                    nearly_marked(frame) || !known.iter().any(|mac| frame[6..12] == *mac)
+                };
+                strange.extend(socket.collect(soon, usize::MAX, is_strange).must("receive"));
+                if last {
+                    return (strange, seen);
+                }
+            }
+        });
+        let ends = Ends(over);
+        during();
+        drop(ends);
+        reader.join().expect("no panic")
+    });
+    assert!(seen > 500, "the streams alone are more than the {seen} frames that came");
+    strange
+}
+
 fn noise() {
-    let mesh = Mesh::start(&MeshConfig::star(3));
+    let config = MeshConfig::star(3);
+    let lab = new_lab(&config);
+    begin_capture(&lab);
+    let mesh = Mesh::start_in(lab, &config);
     mesh.wait_established(PATIENCE);
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
-    let frames = capture(&mesh, || talk(&mesh, 0, 1, 50));
-    let samples = sleeve(&mesh.lab, &frames, 0, 1);
+    let joining = captured(&mesh.lab);
+    let mut control = datagrams(&mesh.lab, &joining, 1);
+    control.retain(is_quic);
+    let frames = capture(&mesh, || talk(&mesh, 0, 1, 100));
+    let data = sleeve(&mesh.lab, &frames, 0, 1);
+    assert!(data.len() >= SAMPLES && control.len() >= 20, "{} of sleeve, {} of QUIC", data.len(), control.len());
     let ports = open_ports(&mesh, 1);
     assert!(ports.contains(&PORT), "{ports:?}");
     let mut random = Random(4711);
-    let mut socket = RawSocket::open(&mesh.containers[1], INTERFACE).must("open");
-    let mut all = RawSocket::open(&mesh.containers[1], INTERFACE).must("open");
+    let before = lost_links(&mesh);
     let streams = mesh.streams(&[(0, 2), (0, 1)]);
-    let delivered = marked(&mut socket, || {
-        flipped(&mesh, &samples, &mut random);
+    let strange = strange_frames(&mesh, 1, || {
+        flipped(&mesh, &data, &mut random);
+        flipped(&mesh, &control, &mut random);
         random_datagrams(&mesh, &ports, &mut random);
+        let bad = mesh.counter_dropped(1, "bad_seal");
+        mesh.lab.wire().impair(0, 1, Impairment { corrupt: 0.05, ..Impairment::default() });
+        thread::sleep(Duration::from_secs(5));
+        mesh.lab.wire().heal(0, 1);
+        assert!(mesh.counter_dropped(1, "bad_seal") > bad, "none of what the streams sent was changed");
     });
-    assert_eq!(delivered, 0, "a changed datagram was delivered");
-    // The stream's own frames, ARP and ND are all that there is.
-    let strange = all.collect(Instant::now() + Duration::from_millis(100), usize::MAX, |frame| {
-        !matches!(frame.get(12..14), Some([0x08, 0x00 | 0x06] | [0x86, 0xdd]))
-    });
-    assert_eq!(strange.must("receive"), Vec::<Vec<u8>>::new());
-    no_gaps(streams);
-    for router in 0..3 {
-        for peer in (0..3).filter(|&peer| peer != router) {
-            let name = mesh.routers[peer].name();
-            let state = mesh.peer(router, name).must("the peer")["state"].clone();
-            assert_eq!(state, "established", "{router} says of {name}");
-        }
-    }
-    mesh.all_reach(&[0, 1, 2], Duration::from_secs(1));
-    assert!(!mesh.routers[1].log().contains("panicked"));
+    assert_eq!(strange, Vec::<Vec<u8>>::new());
+    all_is_well(&mesh, streams, before);
 }
+
+fn noise_in_the_open() {
+    let mesh = Mesh::start(&open_mesh(2));
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
+    let ports = open_ports(&mesh, 1);
+    assert!(ports.contains(&PORT) && ports.contains(&VXLAN), "{ports:?}");
+    let before = lost_links(&mesh);
+    let streams = mesh.streams(&[(0, 1), (1, 0)]);
+    let strange = strange_frames(&mesh, 1, || random_datagrams(&mesh, &ports, &mut Random(4712)));
+    assert_eq!(strange, Vec::<Vec<u8>>::new());
+    all_is_well(&mesh, streams, before);
+}
+
+/// Every link is still the one that it was, and nobody was cut off meanwhile.
+#[track_caller]
+fn all_is_well(mesh: &Mesh, streams: Vec<(usize, usize, GapStream)>, lost_before: usize) {
+    no_gaps(streams);
+    mesh.wait_established(Duration::ZERO);
+    assert_eq!(lost_links(mesh), lost_before, "no link was lost");
+    let all: Vec<usize> = (0..mesh.containers.len()).collect();
+    mesh.all_reach(&all, Duration::from_secs(1));
+    for router in &mesh.routers {
+        assert!(!router.log().contains("panicked"), "{}", router.log());
+    }
+}
+
+/// How many datagrams at most are changed, each in so many ways.
+const SAMPLES: usize = 150;
+const CHANGES: usize = 60;
 
 /// Every captured datagram with one bit changed, at many places.
 fn flipped(mesh: &Mesh, samples: &[(&[u8], frame::Datagram)], random: &mut Random) {
-    for round in 0..60 {
-        for (frame, seen) in samples.iter().take(150) {
+    for round in 0..CHANGES {
+        for (frame, seen) in samples.iter().take(SAMPLES) {
             let mut payload = frame[seen.payload.clone()].to_vec();
             // The header, bit by bit, then anywhere.
-            let bit = if round < 30 { round * 8 + random.next() as usize % 8 } else { random.next() as usize };
+            let bit = if round < CHANGES / 2 { round * 8 + random.next() as usize % 8 } else { random.next() as usize };
             let bit = bit % (payload.len() * 8);
             payload[bit / 8] ^= 1 << (bit % 8);
             mesh.lab.inject_datagram(1, seen.source, PORT, &payload).must("inject");
