@@ -84,12 +84,14 @@ pub(super) struct Ledger {
     /// The first thing that may never happen, once it has.
     pub(super) failure: Option<String>,
     pub(super) deliveries: u64,
+    /// The most arrivals of one frame at one host.
+    pub(super) crossings: u8,
 }
 
 impl Ledger {
     pub(super) fn new(hosts: usize) -> Self {
         let finder = Finder::new(&MAGIC).into_owned();
-        Self { hosts, frames: Vec::new(), finder, failure: None, deliveries: 0 }
+        Self { hosts, frames: Vec::new(), finder, failure: None, deliveries: 0, crossings: 0 }
     }
 
     /// Writes a new frame into `bytes` and returns its id.
@@ -174,6 +176,7 @@ impl Ledger {
                 _ => crossings.straight = crossings.straight.saturating_add(1),
             }
             let count = crossings.count();
+            self.crossings = self.crossings.max(count);
             if count > CROSSINGS_MAX {
                 let why = format!("forwarding loop: frame {id} of p{:02} crossed p{host:02} {count} times", frame.from);
                 return self.fail(why);

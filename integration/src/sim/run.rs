@@ -32,6 +32,8 @@ const QUIET: Time = 30 * SECOND;
 const ROUNDS: u32 = 8;
 /// Time between two looks at whether all agree.
 const LOOK: Time = 250 * MS;
+/// In this time all hear of a link that somebody found without any fault.
+const NEWS: Time = 2 * SECOND;
 /// Frames up to this size fit into one datagram on every path, in bytes.
 const CARRIED_EVERYWHERE: usize = 1100;
 /// Unicast destinations of each host in a round.
@@ -80,6 +82,8 @@ pub struct Measured {
     pub frames: u64,
     /// Frames delivered to containers' hosts.
     pub deliveries: u64,
+    /// The most arrivals of one frame at one host, faults or none.
+    pub crossings: u8,
     /// Addresses given.
     pub addresses: u64,
 }
@@ -98,6 +102,7 @@ pub fn run(options: &Options) -> Outcome {
     measured.tables = env.tables;
     measured.frames = u64::try_from(env.ledger.len()).unwrap_or(u64::MAX);
     measured.deliveries = env.ledger.deliveries;
+    measured.crossings = env.ledger.crossings;
     measured.addresses = env.book.granted;
     if let Some(why) = &failure {
         let now = world.env.now;
@@ -125,22 +130,24 @@ impl World {
         self.silence(measured)
     }
 
-    /// Waits until all routers agree.
+    /// Waits until all routers agree after the last fault.
     fn converge(&mut self) -> Result<Edges, String> {
         let bound = u64::try_from(CONVERGE.as_nanos()).unwrap_or(u64::MAX);
-        let end = self.env.now + bound;
+        let seconds = CONVERGE.as_secs();
+        self.run_until(self.env.now + LOOK)?;
+        let edges =
+            self.agreement(bound)?.map_err(|why| format!("no agreement {seconds} s after the last fault: {why}"))?;
+        self.env.trace.line(self.env.now, format_args!("all agree"));
+        Ok(edges)
+    }
+
+    /// What all routers agree upon now, or after a while. The inner result is why they do not.
+    fn agreement(&mut self, limit: Time) -> Result<Result<Edges, String>, String> {
+        let end = self.env.now + limit;
         loop {
-            self.run_until(self.env.now + LOOK)?;
             match agreed(&self.hosts, &self.env.net) {
-                Ok(edges) => {
-                    self.env.trace.line(self.env.now, format_args!("all agree"));
-                    return Ok(edges);
-                }
-                Err(why) if self.env.now >= end => {
-                    let seconds = CONVERGE.as_secs();
-                    return Err(format!("no agreement {seconds} s after the last fault: {why}"));
-                }
-                Err(_) => {}
+                Err(_) if self.env.now < end => self.run_until(self.env.now + LOOK)?,
+                result => return Ok(result),
             }
         }
     }
@@ -279,8 +286,8 @@ impl World {
         let before = self.env.net.carried;
         self.run_until(self.env.now + quiet)?;
         let after = self.env.net.carried;
-        let edges = agreed(&self.hosts, &self.env.net)
-            .map_err(|why| format!("agreement was lost again without any fault: {why}"))?;
+        let edges =
+            self.agreement(NEWS)?.map_err(|why| format!("agreement was lost again without any fault: {why}"))?;
         if !self.options.idle {
             return Ok(());
         }

@@ -121,15 +121,9 @@ fn difference((a, one): (&Host, &View), (b, two): (&Host, &View), names: &BTreeM
             format!("{} {}", incarnation.0, links.join(","))
         })
     };
-    let id = one.keys().chain(two.keys()).find(|id| one.get(id) != two.get(id));
-    id.map_or_else(String::new, |id| {
-        format!(
-            "p{:02} and p{:02} disagree about {}: {} or {}",
-            a.index,
-            b.index,
-            name(id),
-            show(one.get(id)),
-            show(two.get(id))
-        )
-    })
+    let ids: std::collections::BTreeSet<_> =
+        one.keys().chain(two.keys()).filter(|id| one.get(id) != two.get(id)).collect();
+    let all: Vec<String> =
+        ids.into_iter().map(|id| format!("{}: {} or {}", name(id), show(one.get(id)), show(two.get(id)))).collect();
+    format!("p{:02} and p{:02} disagree about {}", a.index, b.index, all.join("; "))
 }

@@ -201,6 +201,8 @@ const WRONG: &[(&str, &str)] = &[
     ("port", "70000"),
     ("advertise", "127.0.0.1"),
     ("range", "10.32.0.1/12"),
+    ("ipalloc-init", "quorum=3"),
+    ("dead-after", "9s"),
     ("secret-file", ""),
     ("data-dir", ""),
     ("socket", ""),
