@@ -311,6 +311,29 @@ fn a_peer_that_moves_is_followed_and_control_hears_of_it() {
 }
 
 #[test]
+fn of_two_moves_within_a_second_control_hears_of_the_last() {
+    let mut net = Net::new(2);
+    net.ready(&[(0, 1)]);
+    acquaint(&mut net);
+    let places: [std::net::SocketAddr; 2] = ["198.51.100.7:40000", "198.51.100.8:40000"].map(|at| at.parse().unwrap());
+    for place in places {
+        net.source[1] = place;
+        net.send(1, &frame(mac(0, 1), mac(1, 1), 100, 1));
+        net.run(ms(100));
+    }
+    let told = |net: &Net| -> Vec<_> {
+        let moved = net.events[0].iter().filter_map(|(_, event)| match event {
+            DataEvent::Moved { to, .. } => Some(*to),
+            _ => None,
+        });
+        moved.collect()
+    };
+    assert_eq!(told(&net), places[..1]);
+    net.run(ms(2500));
+    assert_eq!(told(&net), places);
+}
+
+#[test]
 fn tables_that_follow_a_move_do_not_begin_the_path_anew() {
     let mut net = Net::new(2);
     net.ready(&[(0, 1)]);

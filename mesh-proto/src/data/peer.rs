@@ -134,6 +134,8 @@ pub(crate) struct Peer {
     pub(crate) next_fragment: u32,
     pub(crate) wanted_at: Option<Duration>,
     pub(crate) moved_at: Option<Duration>,
+    /// It moved again, and control has not been told.
+    pub(crate) move_untold: bool,
     /// The earliest entry of the timer heap for it.
     pub(crate) scheduled: Option<Duration>,
 }
@@ -155,6 +157,7 @@ impl Peer {
             next_fragment: 0,
             wanted_at: None,
             moved_at: None,
+            move_untold: false,
             scheduled: None,
         }
     }

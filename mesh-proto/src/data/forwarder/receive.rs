@@ -193,11 +193,13 @@ impl Forwarder {
         if let Some(index) = opened.ended {
             self.by_index.remove(&index);
         }
-        if let Arrival::Direct(from) = arrival
-            && opened.newest
-            && self.peers[slot as usize].direct.is_some_and(|old| old != from)
-        {
-            self.peer_moved(slot, from, now);
+        if let (Arrival::Direct(from), true) = (arrival, opened.newest) {
+            let peer = &self.peers[slot as usize];
+            if peer.direct.is_some_and(|old| old != from) {
+                self.peer_moved(slot, from, now);
+            } else if peer.move_untold {
+                self.tell_move(slot, from, now);
+            }
         }
         if opened.may_send {
             if let Some(path) = self.path_mut(slot) {
@@ -219,8 +221,14 @@ impl Forwarder {
             path.hurry(now);
         }
         self.schedule(slot, now);
+        self.tell_move(slot, to, now);
+    }
+
+    /// Tells control of the last of the moves, now or when it may be told.
+    fn tell_move(&mut self, slot: u32, to: SocketAddr, now: Duration) {
         let peer = &mut self.peers[slot as usize];
-        if peer.moved_at.is_none_or(|at| now >= at + MOVED_EVERY) {
+        peer.move_untold = peer.moved_at.is_some_and(|at| now < at + MOVED_EVERY);
+        if !peer.move_untold {
             peer.moved_at = Some(now);
             let peer = peer.id;
             self.event(DataEvent::Moved { peer, to });
