@@ -415,6 +415,27 @@ fn a_link_outlives_the_connection_that_is_made_anew_when_the_dialled_end_moves()
 }
 
 #[test]
+fn a_link_that_its_other_end_gave_up_without_a_word_is_made_anew() {
+    // 1 and 2 dial 3, and 2 dials 1; who was dialled dials nobody.
+    let mut mesh = Mesh::new([]);
+    for (n, targets) in [(1, vec![target(3)]), (2, vec![target(1), target(3)]), (3, vec![])] {
+        mesh.start(n, NodeConfig { targets, discovery: false, ..config(n) });
+    }
+    mesh.run_secs(10);
+    assert!(mesh.linked(1, 2));
+    mesh.ends_lost.insert(2);
+    mesh.with(1, |node, now| node.handle_data_event(DataEvent::PathDown { peer: id(2) }, now));
+    mesh.ends_lost.clear();
+    mesh.run_secs(9);
+    let has = |mesh: &Mesh, n: usize, of: usize| mesh.info(n, of).is_some_and(|info| info.direct.is_some());
+    assert!(!has(&mesh, 1, 2) && has(&mesh, 2, 1), "{}", mesh.picture());
+    mesh.run_secs(4);
+    assert!(mesh.linked(1, 2), "{}", mesh.picture());
+    let downs = |event: &Event| matches!(event, Event::LinkDown { reason, .. } if reason.contains("no such link"));
+    assert_eq!(mesh.host(2).events.iter().filter(|(_, event)| downs(event)).count(), 1);
+}
+
+#[test]
 fn of_many_connections_made_at_once_one_stays_and_the_link_on_it_never_ends() {
     // Each end knows the other by two names, and messages of one connection overtake another's.
     let names = |n: usize| vec![target(n), format!("[::ffff:10.0.0.{n}]:6783")];

@@ -17,6 +17,10 @@ pub const REFUSAL: Duration = Duration::from_secs(1);
 /// closed: what only control can cross is no link.
 pub const FIRST_ECHO: Duration = Duration::from_secs(5);
 
+/// The other end of a link must have told of it in this time, or the connection is closed. Its
+/// record takes a second at most to be published, and a comparison after a lost push another.
+pub const ONE_SIDED: Duration = Duration::from_secs(10);
+
 /// Longest Hello, in bytes: it is held while the other end's SPAKE2 message is awaited.
 pub const HELLO_MAX: usize = 16 * 1024;
 

@@ -331,6 +331,7 @@ impl<I: Identity> Node<I> {
             Timer::Replaced(conn) => self.close(conn, REPLACED),
             Timer::Path(peer) => self.first_echo_late(peer),
             Timer::Rtt(peer) => self.republish_rtt(peer),
+            Timer::OneSided(peer) => self.one_sided(peer),
             Timer::Idle(conn) => self.close_if_idle(conn),
             Timer::Rekey(peer) => self.rekey_late(peer),
             Timer::Forget(peer) => self.forget_peer(peer),

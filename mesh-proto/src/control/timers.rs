@@ -17,6 +17,8 @@ pub(crate) enum Timer {
     Path(PeerId),
     /// The link's round trip may be published again.
     Rtt(PeerId),
+    /// The other end of a link must have told of it.
+    OneSided(PeerId),
     /// A connection through relays may have carried nothing for long enough.
     Idle(ConnId),
     /// The answer to a key proposal must be in.
@@ -48,6 +50,7 @@ impl Timer {
             Self::Replaced(_) => "close a replaced connection",
             Self::Path(_) => "first echo deadline",
             Self::Rtt(_) => "publish a round trip",
+            Self::OneSided(_) => "close a link that its other end does not have",
             Self::Idle(_) => "close an idle relayed connection",
             Self::Rekey(_) => "rekey deadline",
             Self::Forget(_) => "forget an unreachable peer",

@@ -128,6 +128,8 @@ pub struct Mesh {
     pub cut: BTreeSet<(usize, usize)>,
     /// Pairs whose user frames do not pass, though connections do.
     pub frames_cut: BTreeSet<(usize, usize)>,
+    /// These do not hear when others close a connection.
+    pub ends_lost: BTreeSet<usize>,
     pub tamper: Option<Tamper>,
     /// What each place keeps between its runs.
     pub disks: BTreeMap<usize, BTreeMap<Vec<u8>, Vec<u8>>>,
@@ -146,6 +148,7 @@ impl Mesh {
             serial: 0,
             cut: BTreeSet::new(),
             frames_cut: BTreeSet::new(),
+            ends_lost: BTreeSet::new(),
             tamper: None,
             disks: BTreeMap::new(),
             nat: BTreeMap::new(),
@@ -377,7 +380,8 @@ impl Mesh {
                     }
                 }
                 Output::Close { conn, reason } => {
-                    if let Some(pipe) = self.host_mut(n).conns.remove(&conn) {
+                    let pipe = self.host_mut(n).conns.remove(&conn);
+                    if let Some(pipe) = pipe.filter(|pipe| !self.ends_lost.contains(&pipe.to)) {
                         self.later(self.latency(pipe.conn), Todo::Gone { to: pipe.to, conn: pipe.conn, reason });
                     }
                 }

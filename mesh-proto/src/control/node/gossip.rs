@@ -370,6 +370,7 @@ impl<I: Identity> Node<I> {
         }
         if self.store.offer(record, vouched, self.now).is_news() {
             self.push.insert(id, vec![from]);
+            self.look_at_other_end(id);
             if old.is_none() || new_life {
                 self.clashes.remove(&id);
                 self.stale.tables = true;
@@ -406,7 +407,7 @@ impl<I: Identity> Node<I> {
     /// Drops all that is known of a peer.
     pub(super) fn drop_peer(&mut self, id: PeerId) {
         self.peers.remove(&id);
-        for timer in [Timer::Forget(id), Timer::Path(id), Timer::Rtt(id), Timer::Rekey(id)] {
+        for timer in [Timer::Forget(id), Timer::Path(id), Timer::Rtt(id), Timer::OneSided(id), Timer::Rekey(id)] {
             self.timers.clear(timer);
         }
         self.store.forget(&id, self.now);

@@ -13,7 +13,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::super::handshake::{Handshake, Role};
-use super::super::limits::{FIRST_ECHO, FORGET_AFTER, PROACTIVE_MAX, RELAY_IDLE, RTT_CHANGE, RTT_EVERY};
+use super::super::limits::{FIRST_ECHO, FORGET_AFTER, ONE_SIDED, PROACTIVE_MAX, RELAY_IDLE, RTT_CHANGE, RTT_EVERY};
 use super::super::timers::Timer;
 use super::super::wanted::rank;
 use super::super::{ConnId, DialId, Event, Identity, Output};
@@ -312,6 +312,26 @@ impl<I: Identity> Node<I> {
         }
         self.link_changed(id);
         self.compare_soon();
+        self.look_at_other_end(id);
+    }
+
+    /// The record of a link's other end may have come or changed: if it does not tell of the link,
+    /// it has some time to do so (control C34).
+    pub(super) fn look_at_other_end(&mut self, id: PeerId) {
+        let up = self.peers.get(&id).is_some_and(|peer| peer.up.is_some());
+        if up && self.store.get(&id).is_some_and(|record| record.link_to(&self.me).is_none()) {
+            self.timers.set_if_none(Timer::OneSided(id), self.now + ONE_SIDED);
+        } else {
+            self.timers.clear(Timer::OneSided(id));
+        }
+    }
+
+    /// The other end has closed the connection, and that word was lost; or the path carries user
+    /// frames one way only.
+    pub(super) fn one_sided(&mut self, id: PeerId) {
+        if let Some(direct) = self.peers.get(&id).and_then(|peer| peer.direct) {
+            self.close(direct.conn, "the other end has no such link");
+        }
     }
 
     /// A link ends: it leaves our record at once.
@@ -320,6 +340,7 @@ impl<I: Identity> Node<I> {
         if peer.up.take().is_some() {
             let name = peer.name.clone();
             self.timers.clear(Timer::Rtt(id));
+            self.timers.clear(Timer::OneSided(id));
             self.emit(Event::LinkDown { peer: id, name, reason: reason.to_owned() });
             self.link_changed(id);
         }
