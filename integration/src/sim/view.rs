@@ -65,6 +65,9 @@ fn routes(host: &Host, names: &BTreeMap<PeerId, &Host>) -> Result<(), String> {
     Ok(())
 }
 
+/// How many of the peers that two routers see differently are named.
+const DIFFERENCES_SHOWN: usize = 4;
+
 /// What a router tells of itself and of each peer that it has a route to.
 fn view(live: &Live) -> View {
     let routed = |id: &PeerId| {
@@ -121,9 +124,8 @@ fn difference((a, one): (&Host, &View), (b, two): (&Host, &View), names: &BTreeM
             format!("{} {}", incarnation.0, links.join(","))
         })
     };
-    let ids: std::collections::BTreeSet<_> =
-        one.keys().chain(two.keys()).filter(|id| one.get(id) != two.get(id)).collect();
+    let ids = names.keys().filter(|id| one.get(id) != two.get(id)).take(DIFFERENCES_SHOWN);
     let all: Vec<String> =
-        ids.into_iter().map(|id| format!("{}: {} or {}", name(id), show(one.get(id)), show(two.get(id)))).collect();
+        ids.map(|id| format!("{}: {} or {}", name(id), show(one.get(id)), show(two.get(id)))).collect();
     format!("p{:02} and p{:02} disagree about {}", a.index, b.index, all.join("; "))
 }
