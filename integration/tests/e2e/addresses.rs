@@ -25,7 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_peer_that_is_silent_for_long_is_removed_without_a_command", 120, silent),
     ("an_unreadable_address_state_is_kept_aside_and_its_containers_keep_their_addresses", 90, unreadable),
     ("other_ranges_are_refused_while_addresses_are_in_use_and_taken_afterwards", 90, other_ranges),
-    ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 240, many_operations),
+    ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 480, many_operations),
 ];
 
 /// Until voters have settled what was somebody else's.
