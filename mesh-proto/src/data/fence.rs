@@ -10,8 +10,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Longest run of tags that is looked behind.
-const TAGS_MAX: usize = 2;
+use super::ethernet;
 
 /// Addresses that one peer may not send from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,9 +66,10 @@ impl Fence {
 fn speaks_for(frame: &[u8]) -> [Option<IpAddr>; 2] {
     let v4 = |bytes: &[u8]| Some(IpAddr::V4(Ipv4Addr::from(*bytes.first_chunk::<4>()?)));
     let v6 = |bytes: &[u8]| Some(IpAddr::V6(Ipv6Addr::from(*bytes.first_chunk::<16>()?)));
-    let Some((kind, body)) = behind_tags(frame) else {
+    let Some((header, kind)) = ethernet::header(frame) else {
         return [None, None];
     };
+    let body = &frame[header..];
     let from = |at: usize| body.get(at..).unwrap_or_default();
     match kind {
         0x0800 => [v4(from(12)), None],
@@ -80,18 +80,6 @@ fn speaks_for(frame: &[u8]) -> [Option<IpAddr>; 2] {
         0x86dd => [v6(from(8)), None],
         _ => [None, None],
     }
-}
-
-fn behind_tags(frame: &[u8]) -> Option<(u16, &[u8])> {
-    let mut rest = frame.get(12..)?;
-    for _ in 0..=TAGS_MAX {
-        let (kind, body) = rest.split_first_chunk::<2>()?;
-        match u16::from_be_bytes(*kind) {
-            0x8100 | 0x88a8 => rest = body.get(2..)?,
-            kind => return Some((kind, body)),
-        }
-    }
-    None
 }
 
 #[cfg(test)]

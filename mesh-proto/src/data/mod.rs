@@ -21,6 +21,7 @@ pub mod virtio;
 pub mod window;
 
 mod cipher;
+mod ethernet;
 mod fragment;
 mod joiner;
 mod mtu;

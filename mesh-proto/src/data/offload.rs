@@ -12,6 +12,7 @@
 //! kernel left it. Lengths in that sum are exchanged after RFC 1624, so that even IPv6 routing
 //! headers need not be understood.
 
+use super::ethernet;
 use super::virtio::{Gso, VirtioHeader};
 
 /// Longest headers of a frame that is treated as a super-frame: any TCP options, any IPv4
@@ -84,7 +85,7 @@ impl Layout {
     #[must_use]
     pub fn at(frame: &[u8], l4: u8, udp: bool) -> Option<Self> {
         let l4 = usize::from(l4);
-        let (ip, kind) = network(frame)?;
+        let (ip, kind) = ethernet::header(frame)?;
         let (network, transport) = (frame.get(ip..l4)?, frame.get(l4..)?);
         let v6 = match kind {
             0x0800 => false,
@@ -263,20 +264,6 @@ pub fn each_frame(header: &VirtioHeader, frame: &mut [u8], buffer: &mut [u8], mu
         give(frame);
     }
     sound
-}
-
-/// Where the network header begins, behind tags, and the type of it.
-fn network(frame: &[u8]) -> Option<(usize, u16)> {
-    let mut at = 12;
-    for _ in 0..3 {
-        let kind = u16::from_be_bytes(*frame.get(at..)?.first_chunk()?);
-        at += 2;
-        if !matches!(kind, 0x8100 | 0x88a8) {
-            return Some((at, kind));
-        }
-        at += 2;
-    }
-    None
 }
 
 /// Completes the checksum that begins to count at `start` and lies `offset` bytes behind it.

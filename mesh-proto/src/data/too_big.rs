@@ -15,6 +15,7 @@ use core::time::Duration;
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header};
 
+use super::ethernet;
 use super::limits::TOO_BIG_EVERY;
 
 /// Sender and receiver are kept apart by so many places; two pairs that share one are told less
@@ -24,27 +25,25 @@ const PLACES: usize = 256;
 const V4_MAX: usize = 576;
 /// … and this long, the smallest MTU of IPv6 (RFC 4443 §2.4).
 const V6_MAX: usize = 1280;
-/// Two addresses, two tags, the type.
-const LINK_MAX: usize = 22;
 const TTL: u8 = 64;
 
 /// Makes the answers, not too many.
 #[derive(Debug)]
 pub(crate) struct TooBig {
     told: Box<[Option<Duration>; PLACES]>,
-    buffer: Box<[u8; LINK_MAX + V6_MAX]>,
+    buffer: Box<[u8; ethernet::HEADER_MAX + V6_MAX]>,
     seed: u64,
 }
 
 impl TooBig {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { told: Box::new([None; PLACES]), buffer: Box::new([0; LINK_MAX + V6_MAX]), seed }
+        Self { told: Box::new([None; PLACES]), buffer: Box::new([0; ethernet::HEADER_MAX + V6_MAX]), seed }
     }
 
     /// The frame to give back to the sender of `frame`, if it should hear that frames of more
     /// than `fits` bytes do not go whole.
     pub(crate) fn answer(&mut self, frame: &[u8], fits: usize, now: Duration) -> Option<&[u8]> {
-        let (link, ether_type) = link_header(frame)?;
+        let (link, ether_type) = ethernet::header(frame)?;
         let packet = &frame[link..];
         let mtu = u16::try_from(fits.checked_sub(link)?).unwrap_or(u16::MAX);
         let (header, body) = self.buffer.split_at_mut(link);
@@ -71,22 +70,6 @@ impl TooBig {
             .iter()
             .fold(self.seed, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         (hash ^ hash >> 32) as usize % PLACES
-    }
-}
-
-/// Length of the Ethernet header with its tags, and the type of what follows.
-fn link_header(frame: &[u8]) -> Option<(usize, u16)> {
-    let mut at = 12;
-    loop {
-        let kind = u16::from_be_bytes(*frame.get(at..)?.first_chunk()?);
-        at += 2;
-        if !matches!(kind, 0x8100 | 0x88a8) {
-            return Some((at, kind));
-        }
-        at += 2;
-        if at > LINK_MAX - 2 {
-            return None;
-        }
     }
 }
 

@@ -533,6 +533,13 @@ impl Mesh {
         got
     }
 
+    pub fn each_gets_each_broadcast_once(&self) -> bool {
+        self.hosts.keys().all(|from| {
+            let got = self.broadcast(*from);
+            self.hosts.keys().all(|n| got.get(n).copied().unwrap_or(0) == usize::from(n != from))
+        })
+    }
+
     pub fn info(&self, n: usize, of: usize) -> Option<PeerInfo> {
         self.host(n).node.peers().into_iter().find(|info| info.id == id(of))
     }
