@@ -7,7 +7,8 @@
 //! ```
 //!
 //! With the offloads off, every packet is cut to size, checksummed and paid for, as on a plain
-//! network card; with them on, segments of 64 KiB pass whole, as between virtual machines.
+//! network card whose driver does not even merge what it receives; with them on, segments of 64 KiB
+//! pass whole, as between virtual machines.
 
 use std::{
     io,
@@ -29,8 +30,19 @@ pub struct CableConfig {
     pub cables: Vec<(usize, usize)>,
     /// MTU of all interfaces.
     pub mtu: u32,
-    /// Whether the interfaces have offloads: checksums, segmentation and merging.
-    pub offloads: bool,
+    /// What the interfaces do by themselves.
+    pub offloads: Offloads,
+}
+
+/// What an interface does for the packets that it carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offloads {
+    /// Nothing: every packet is cut, checksummed, and received by itself.
+    None,
+    /// It merges what it receives (GRO), as the kernel does for every card.
+    Merging,
+    /// It merges, and leaves segmentation and checksums open.
+    All,
 }
 
 /// Hosts joined by veth pairs. Dropping it ends the namespaces and deletes the directory.

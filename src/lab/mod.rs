@@ -38,7 +38,7 @@ use std::{
 
 use wire::{NatSetup, Wire};
 
-pub use cable::{CableConfig, CableLab};
+pub use cable::{CableConfig, CableLab, Offloads};
 pub use host::{Container, Host};
 pub use nat::NatKind;
 pub use userns::{enter_user_namespace, is_root};

@@ -7,6 +7,8 @@ use std::{
     os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
 };
 
+use super::Offloads;
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -30,11 +32,12 @@ pub(super) fn open_tap(name: &str) -> io::Result<OwnedFd> {
 /// Commands of ethtool that switch one kind of offload each (linux/ethtool.h; the crate libc has
 /// none of them): checksums on receive and send, TCP segmentation (and, as it depends on them on
 /// newer kernels, that of UDP), segmentation in software, and merging on receive.
-const OFFLOADS: [u32; 5] = [0x15, 0x17, 0x1f, 0x24, 0x2c];
+const OFFLOADS: [u32; 5] = [0x15, 0x17, 0x1f, 0x24, MERGING];
+const MERGING: u32 = 0x2c;
 
-/// Switches all offloads of an interface in the namespace of the calling thread. An interface that
+/// Switches the offloads of an interface in the namespace of the calling thread. An interface that
 /// has one of them fixed keeps it.
-pub(super) fn set_offloads(name: &str, on: bool) -> io::Result<()> {
+pub(super) fn set_offloads(name: &str, offloads: Offloads) -> io::Result<()> {
     #[repr(C)]
     struct EthtoolValue {
         command: u32,
@@ -42,6 +45,11 @@ pub(super) fn set_offloads(name: &str, on: bool) -> io::Result<()> {
     }
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     for command in OFFLOADS {
+        let on = match offloads {
+            Offloads::None => false,
+            Offloads::Merging => command == MERGING,
+            Offloads::All => true,
+        };
         let mut value = EthtoolValue { command, data: u32::from(on) };
         let mut request = interface_request(name)?;
         request.ifr_ifru.ifru_data = (&raw mut value).cast();

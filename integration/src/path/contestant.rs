@@ -110,7 +110,7 @@ impl Standing {
         let relayed = contestant == Contestant::WeftRelayed;
         // The ends of a relayed path are the first and the last of a row.
         let cables = if relayed { vec![(0, 1), (1, 2)] } else { vec![(0, 1)] };
-        let config = CableConfig { hosts: cables.len() + 1, cables, mtu, offloads: mode == Mode::Virtual };
+        let config = CableConfig { hosts: cables.len() + 1, cables, mtu, offloads: mode.offloads() };
         let hosts = CableLab::new(&config).context("make the hosts")?;
         let mut built = Self {
             contestant,

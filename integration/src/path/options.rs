@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use weft::lab::Offloads;
 
 use super::{contestant::Contestant, figures::Figure};
 
@@ -26,14 +27,14 @@ pub struct Options {
     /// What is measured, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "FIGURE,…")]
     figures: Vec<Figure>,
-    /// Offloads of the network between the hosts: off as on a plain card, or on as between virtual
-    /// machines.
+    /// Offloads of the network between the hosts: none, merging on receive alone as on a plain card,
+    /// or all as between virtual machines.
     #[arg(long, value_delimiter = ',', value_name = "MODE,…")]
     mode: Vec<Mode>,
     /// MTU of the network between the hosts.
     #[arg(long, value_delimiter = ',', value_name = "BYTES,…", value_parser = clap::value_parser!(u32).range(1280..=65_000))]
     mtu: Vec<u32>,
-    /// Everything: both modes, MTU 1500 and 9000, all figures, at least five rounds of two seconds.
+    /// Everything: all modes, MTU 1500 and 9000, all figures, at least five rounds of two seconds.
     #[arg(long)]
     full: bool,
     /// Writes all samples there.
@@ -56,6 +57,8 @@ pub struct Options {
 pub(super) enum Mode {
     /// No offloads: every packet is cut, checksummed and paid for.
     Wire,
+    /// What arrives is merged (GRO), all else is as in `wire`: a card without offloads of its own.
+    Card,
     /// Offloads on: segments of 64 KiB pass whole.
     Virtual,
 }
@@ -65,7 +68,16 @@ impl Mode {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Wire => "wire",
+            Self::Card => "card",
             Self::Virtual => "virtual",
+        }
+    }
+
+    pub(super) fn offloads(self) -> Offloads {
+        match self {
+            Self::Wire => Offloads::None,
+            Self::Card => Offloads::Merging,
+            Self::Virtual => Offloads::All,
         }
     }
 }
@@ -116,7 +128,7 @@ impl Options {
     pub(super) fn modes(&self) -> Vec<Mode> {
         match (self.mode.is_empty(), self.full) {
             (false, _) => self.mode.clone(),
-            (true, true) => vec![Mode::Wire, Mode::Virtual],
+            (true, true) => vec![Mode::Wire, Mode::Card, Mode::Virtual],
             (true, false) => vec![Mode::Wire],
         }
     }

@@ -105,6 +105,7 @@ impl Report {
     pub(super) fn heading(&self) -> String {
         let offloads = match self.mode {
             Mode::Wire => "offloads off",
+            Mode::Card => "merging on receive alone",
             Mode::Virtual => "offloads on",
         };
         format!("{} ({offloads}), MTU {}: {} rounds of {} s", self.mode.name(), self.mtu, self.rounds, self.seconds)
