@@ -355,7 +355,8 @@ impl Machine {
             Body::Leased { version, nonce } => self.on_leased(from, version, nonce),
             Body::Strays(claims) => self.on_strays(from, &claims),
             Body::Theirs(claims) => self.on_theirs(from, &claims),
-            Body::Silent { version, nonce, lives } => self.on_silent(from, version, nonce, lives),
+            Body::Unleased { version, nonce } => self.on_unleased(from, version, nonce),
+            Body::Silent { version, nonce, lives, binding } => self.on_silent(from, version, nonce, lives, binding),
             Body::SilentToo { version, nonce, lives } => self.on_silent_too(from, version, nonce, &lives),
             _ => {}
         }

@@ -150,7 +150,7 @@ impl Machine {
     }
 
     /// This peer was removed, and is alive: what it still owns, it owns in a new life.
-    fn live_again(&mut self) {
+    pub(crate) fn live_again(&mut self) {
         self.withdraw_new();
         self.me.life = self.draw();
         self.knows_removal = true;

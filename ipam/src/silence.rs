@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!  every peer                                   voters
-//!    ── Lease(nonce, life), each T/4 ───────────► heard of it now; Gone(life) if it was found silent
-//!    ◄─ Leased ──────────────────────────────────
+//!    ── Lease(nonce, life), each T/4 ───────────► heard of it now
+//!    ◄─ Leased, or Unleased if it was found silent
 //!    a majority: new addresses may be given for
 //!    T/2 since it was asked for
 //!                                                 neither lease nor reach for T: Silent(lives) ─► all voters
 //!                                                 ◄─ SilentToo(those that are so there as well)
+//!                                                 a majority: the same again, and for good this time
 //!                                                 a majority: removed, as by an operator
 //! ```
+//!
+//! Only a voter that knows a majority of its opinion finds anybody silent for good: one that was cut
+//! off alone comes back without an ill word of those that were well.
 //!
 //! A peer has stopped giving new addresses long before it can be removed: a majority that leases and
 //! one that finds silent share a voter, which counts its T from a later moment than the peer its
@@ -22,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{Id, Owner, Sender};
 use crate::machine::Machine;
+use crate::panel::Panel;
 use crate::remove::ANY_LIFE;
 use crate::ring::Holder;
 use crate::store::{self, Key};
@@ -53,16 +58,35 @@ pub(crate) struct Silence {
     heard: BTreeMap<Id, Duration>,
     /// Lives that this voter has found silent, for good.
     pub(crate) found: BTreeSet<Owner>,
-    /// The other voters are asked about them: nonce, and who agrees about whom.
-    poll: Option<(u64, BTreeMap<Owner, BTreeSet<Id>>)>,
+    /// The other voters are asked about them.
+    poll: Option<Poll>,
     /// The last look around, and the next.
     looked: Duration,
     next_look: Duration,
     /// Until when new addresses may be given is counted from here; `None`: no lease in this life.
     leased: Option<Duration>,
-    /// The lease that is being asked for: nonce, when, who answered.
-    asked: Option<(u64, Duration, BTreeSet<Id>)>,
+    /// The lease that is being asked for.
+    asked: Option<Asked>,
     next_lease: Duration,
+}
+
+/// A question to the other voters about silent lives.
+#[derive(Debug, Clone)]
+struct Poll {
+    nonce: u64,
+    /// Whoever agrees grants them no lease any more.
+    binding: bool,
+    /// Who agrees about whom.
+    agreed: BTreeMap<Owner, BTreeSet<Id>>,
+}
+
+/// A lease that is being asked for.
+#[derive(Debug, Clone)]
+struct Asked {
+    nonce: u64,
+    at: Duration,
+    granted: BTreeSet<Id>,
+    refused: BTreeSet<Id>,
 }
 
 impl Silence {
@@ -175,7 +199,7 @@ impl Machine {
         let again = if self.has_lease() { self.silence.part(LEASE_TRIES).unwrap_or(every) } else { URGENT };
         self.silence.next_lease = self.now + again;
         let nonce = self.draw();
-        self.silence.asked = Some((nonce, self.now, BTreeSet::new()));
+        self.silence.asked = Some(Asked { nonce, at: self.now, granted: BTreeSet::new(), refused: BTreeSet::new() });
         self.ask_voters(&panel, &Body::Lease { version: panel.version, nonce, life: self.me.life });
     }
 
@@ -186,7 +210,7 @@ impl Machine {
         }
         let owner = Owner { peer: from.peer, life };
         if self.silence.found.contains(&owner) {
-            return self.send(from.peer, Body::Gone(vec![owner]));
+            return self.send(from.peer, Body::Unleased { version, nonce });
         }
         if from.peer != self.me.peer {
             self.silence.heard.insert(from.peer, self.now);
@@ -200,19 +224,37 @@ impl Machine {
         let Some((panel, every)) = self.panel.as_ref().filter(|panel| panel.version == version).zip(every) else {
             return;
         };
-        let Some((_, at, voters)) = self.silence.asked.as_mut().filter(|(asked, ..)| *asked == nonce) else {
+        let Some(asked) = self.silence.asked.as_mut().filter(|asked| asked.nonce == nonce) else {
             return;
         };
         if panel.voters.contains(&from.peer) {
-            voters.insert(from.peer);
+            asked.granted.insert(from.peer);
         }
-        if voters.len() >= panel.majority() {
+        if asked.granted.len() >= panel.majority() {
             // What could not be given without it can be now.
-            let at = *at;
+            let at = asked.at;
             self.wake = true;
             self.silence.leased = Some(at);
             self.silence.next_lease = self.now + every;
             self.silence.asked = None;
+        }
+    }
+
+    /// A voter has found this life silent. A majority without it may still grant the lease; if none is
+    /// left that could, this peer goes on in another life.
+    pub(crate) fn on_unleased(&mut self, from: Sender, version: u64, nonce: u64) {
+        let Some(panel) = self.panel.as_ref().filter(|panel| panel.version == version) else {
+            return;
+        };
+        let Some(asked) = self.silence.asked.as_mut().filter(|asked| asked.nonce == nonce) else {
+            return;
+        };
+        if panel.voters.contains(&from.peer) {
+            asked.refused.insert(from.peer);
+        }
+        if panel.voters.len() - asked.refused.len() < panel.majority() {
+            self.silence.begin(self.now);
+            self.live_again();
         }
     }
 
@@ -248,19 +290,25 @@ impl Machine {
             self.silence.poll = None;
             return;
         }
+        self.poll(&panel, lives, false);
+    }
+
+    fn poll(&mut self, panel: &Panel, lives: Vec<Owner>, binding: bool) {
         let nonce = self.draw();
-        self.silence.poll = Some((nonce, BTreeMap::new()));
-        self.ask_voters(&panel, &Body::Silent { version: panel.version, nonce, lives });
+        self.silence.poll = Some(Poll { nonce, binding, agreed: BTreeMap::new() });
+        self.ask_voters(panel, &Body::Silent { version: panel.version, nonce, lives, binding });
     }
 
     /// A voter asks who is silent here.
-    pub(crate) fn on_silent(&mut self, from: Sender, version: u64, nonce: u64, lives: Vec<Owner>) {
+    pub(crate) fn on_silent(&mut self, from: Sender, version: u64, nonce: u64, lives: Vec<Owner>, binding: bool) {
         if !self.votes_for(version) {
             return self.correct(from.peer, version);
         }
         let silent = self.silent_lives();
         let lives: Vec<Owner> = lives.into_iter().filter(|owner| silent.contains(owner)).collect();
-        self.learn_found(lives.iter());
+        if binding {
+            self.learn_found(lives.iter());
+        }
         self.send_durably(from.peer, Body::SilentToo { version, nonce, lives });
     }
 
@@ -293,18 +341,22 @@ impl Machine {
         else {
             return;
         };
-        let Some((_, agreed)) = self.silence.poll.as_mut().filter(|(asked, _)| *asked == nonce) else {
+        let Some(poll) = self.silence.poll.as_mut().filter(|poll| poll.nonce == nonce) else {
             return;
         };
         for &owner in lives.iter().take(MAX_LIVES) {
-            agreed.entry(owner).or_default().insert(from.peer);
+            poll.agreed.entry(owner).or_default().insert(from.peer);
         }
-        let agreed = agreed.iter().filter(|(_, voters)| voters.len() >= panel.majority());
+        let binding = poll.binding;
+        let agreed = poll.agreed.iter().filter(|(_, voters)| voters.len() >= panel.majority());
         let dead: Vec<Owner> = agreed.map(|(&owner, _)| owner).filter(|owner| !self.gone.contains(owner)).collect();
         let mut peers: Vec<Id> = dead.iter().map(|owner| owner.peer).collect();
         peers.dedup();
         if peers.is_empty() {
             return;
+        }
+        if !binding {
+            return self.poll(&panel, dead, true);
         }
         let whatever_life = peers.iter().map(|&peer| Owner { peer, life: ANY_LIFE });
         let dead: Vec<Owner> = dead.iter().copied().chain(whatever_life).collect();

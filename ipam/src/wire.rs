@@ -578,6 +578,9 @@ pub(crate) enum Body {
         /// The lives.
         #[n(2)]
         lives: Vec<Owner>,
+        /// Most voters have not: grant them no lease from now on, if you have not either.
+        #[n(3)]
+        binding: bool,
     },
     /// Neither have I of these.
     #[n(33)]
@@ -601,6 +604,16 @@ pub(crate) enum Body {
     /// Which voters do you know?
     #[n(36)]
     PanelAsk,
+    /// I have found you silent: no lease for this life of yours.
+    #[n(37)]
+    Unleased {
+        /// Version of the panel.
+        #[n(0)]
+        version: u64,
+        /// Of the lease.
+        #[n(1)]
+        nonce: u64,
+    },
 }
 
 /// A message.

@@ -99,6 +99,30 @@ fn who_is_heard_of_is_not_removed_and_neither_is_anybody_by_a_minority_or_a_cloc
 }
 
 #[test]
+fn a_voter_that_was_cut_off_for_long_ends_no_life_but_its_own() {
+    let (mut world, _) = three(Some(seconds(20)));
+    let lives = |world: &mut World| [0, 1, 2].map(|node| world.up(node).life());
+    let before = lives(&mut world);
+    cut_off_the_third(&mut world);
+    world.run_for(seconds(60));
+    assert_eq!(world.up(0).removed().count(), 1, "the others are two of three");
+    world.heal();
+    let mut granted = 0;
+    for number in 0..60 {
+        world.run_for(seconds(1));
+        let request = world.allocate(number % 2, &format!("more{number}"), net("10.32.0.0/12"));
+        granted += usize::from(world.answer(request).is_ok());
+    }
+    assert_eq!(granted, 60, "nothing is withdrawn from those that were well");
+    assert!(world.up(0).panel().is_some_and(|(_, voters)| voters.len() == 3), "it votes again");
+    let after = lives(&mut world);
+    assert_eq!(before[..2], after[..2]);
+    assert_ne!(before[2], after[2]);
+    world.check_blocks();
+    fine(&world);
+}
+
+#[test]
 fn without_a_time_for_it_nobody_is_removed() {
     let (mut world, _) = three(None);
     cut_off_the_third(&mut world);

@@ -140,8 +140,9 @@ fn about_voters() -> impl Strategy<Value = Body> {
         proptest::collection::vec(owner(), 0..4).prop_map(Body::Gone),
         (number(), number(), number()).prop_map(|(version, nonce, life)| Body::Lease { version, nonce, life }),
         (number(), number()).prop_map(|(version, nonce)| Body::Leased { version, nonce }),
-        (number(), number(), proptest::collection::vec(owner(), 0..4))
-            .prop_map(|(version, nonce, lives)| Body::Silent { version, nonce, lives }),
+        (number(), number()).prop_map(|(version, nonce)| Body::Unleased { version, nonce }),
+        (number(), number(), proptest::collection::vec(owner(), 0..4), any::<bool>())
+            .prop_map(|(version, nonce, lives, binding)| Body::Silent { version, nonce, lives, binding }),
         (number(), number(), proptest::collection::vec(owner(), 0..4))
             .prop_map(|(version, nonce, lives)| Body::SilentToo { version, nonce, lives }),
         claims().prop_map(Body::Strays),
