@@ -204,7 +204,7 @@ impl<P: PeerKey> Allocator<P> {
 
     /// The lives that were removed, of all peers, as far as this peer knows.
     pub fn removed(&self) -> impl Iterator<Item = (P, u64)> + '_ {
-        self.machine.removed().map(|owner| (P::from_bytes(owner.peer.0), owner.life))
+        self.machine.removed().map(|removed| (P::from_bytes(removed.owner.peer.0), removed.owner.life))
     }
 
     /// Asks the owners of other blocks about addresses of theirs that are in use here: what they

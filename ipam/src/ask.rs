@@ -265,7 +265,7 @@ impl Machine {
             Holder::One(owner) if owner.peer == self.me.peer => {
                 area.ring.held(run.lo, run.hi).map(|(lo, hi)| hi - lo).sum::<u32>() < run.hi - run.lo
             }
-            Holder::One(owner) => self.gone.contains(&owner),
+            Holder::One(owner) => self.gone.contains_key(&owner),
             Holder::Disputed => false,
         })
     }

@@ -37,7 +37,8 @@ impl Machine {
             return;
         }
         (self.fencing.changes, self.fencing.look_again) = (changes, false);
-        let removed = self.gone.iter().filter(|owner| owner.life != ANY_LIFE).map(|owner| owner.peer);
+        let left = self.gone.iter().filter(|&(owner, &cleared)| owner.life != ANY_LIFE && !cleared);
+        let removed = left.map(|(owner, _)| owner.peer);
         let here: BTreeSet<Id> = removed.filter(|peer| self.peers.contains_key(peer)).collect();
         let fences: Fences = here
             .into_iter()

@@ -38,7 +38,12 @@ impl Machine {
 
     /// What a member says to others from time to time.
     pub(crate) fn here(&self) -> Body {
-        Body::Here { root: self.root(), untouched: self.is_untouched(), ranges: self.universe.hash() }
+        Body::Here {
+            root: self.root(),
+            untouched: self.is_untouched(),
+            ranges: self.universe.hash(),
+            removed: self.removed_hash(),
+        }
     }
 
     /// Sets the time of the next comparison.
@@ -56,6 +61,7 @@ impl Machine {
             return;
         }
         self.tell_strays();
+        self.clear_own_lives();
         let count = self.peers.len() as u64;
         let at = usize::try_from(self.rng.next_u64() % count).unwrap_or(0);
         if let Some(&peer) = self.peers.keys().nth(at) {
@@ -64,12 +70,21 @@ impl Machine {
         }
     }
 
-    /// A member's registers in one hash.
-    pub(crate) fn on_here(&mut self, from: Sender, root: u64) {
+    /// A member's registers in one hash, and the removed lives that it knows in another.
+    pub(crate) fn on_here(&mut self, from: Sender, root: u64, removed: u64) {
         if self.network.is_none() {
-            self.fetch(from);
-        } else if self.now >= self.next_digest && root != self.root() {
-            self.next_digest = self.now + DIGEST_PAUSE;
+            return self.fetch(from);
+        }
+        let (registers, lives) = (root != self.root(), removed != self.removed_hash());
+        if self.now < self.next_digest || !(registers || lives) {
+            return;
+        }
+        self.next_digest = self.now + DIGEST_PAUSE;
+        if lives {
+            let lives = self.removed().collect();
+            self.send_durably(from.peer, Body::Gone { lives, want: true });
+        }
+        if registers {
             let digest = self.areas.iter().map(|area| RangeDigest { buckets: area.ring.digest().to_vec() }).collect();
             self.send_durably(from.peer, Body::Digest(digest));
             self.send_panel(from.peer);

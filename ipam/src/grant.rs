@@ -23,7 +23,7 @@ use crate::machine::Machine;
 use crate::range::Range;
 use crate::ring::{Holder, Order, Reg, RegRun};
 use crate::store::{self, Key, StoredGrant};
-use crate::wire::{Body, Grant, Refusal, Request, Wanted, WireRun};
+use crate::wire::{Body, Grant, Refusal, Removed, Request, Wanted, WireRun};
 
 /// Pause before a grant is sent again the first time; doubled up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -83,9 +83,12 @@ impl Machine {
             return;
         }
         let to = Owner { peer: from.peer, life: request.life };
-        if self.gone.contains(&to) {
+        if self.gone.contains_key(&to) {
             // Whatever it got, the others would take.
-            return self.send_durably(from.peer, Body::Gone(vec![to]));
+            return self.send_durably(
+                from.peer,
+                Body::Gone { lives: vec![Removed { owner: to, cleared: false }], want: false },
+            );
         }
         self.drop_overtaken();
         let under_way: Vec<u64> = self

@@ -21,7 +21,7 @@ use crate::journal::Effect;
 use crate::machine::{Machine, Packet};
 use crate::panel::Panel;
 use crate::store::{self, Key};
-use crate::wire::{Accepted, Body, Net, names};
+use crate::wire::{Accepted, Body, Net, Removed, names};
 
 /// Pause between two calls for a network.
 const SEEK_PERIOD: Duration = Duration::from_secs(1);
@@ -268,9 +268,9 @@ impl Machine {
             None => self.seeking(),
         };
         self.send_durably(peer, body);
-        let gone: Vec<Owner> = self.gone.iter().copied().filter(|owner| owner.peer == peer).collect();
-        if !gone.is_empty() {
-            self.send_durably(peer, Body::Gone(gone));
+        let lives: Vec<Removed> = self.removed().filter(|removed| removed.owner.peer == peer).collect();
+        if !lives.is_empty() {
+            self.send_durably(peer, Body::Gone { lives, want: false });
         }
     }
 

@@ -127,8 +127,8 @@ pub(crate) struct Machine {
     pub(crate) voter: Voter,
     pub(crate) takes: Takes,
     pub(crate) witnessing: BTreeMap<u64, Witnessing>,
-    /// Lives that were removed.
-    pub(crate) gone: BTreeSet<Owner>,
+    /// Lives that were removed; true: their peer has said that nothing is left of them.
+    pub(crate) gone: BTreeMap<Owner, bool>,
     pub(crate) next_gone: Option<Duration>,
     /// The operator was told that this peer was removed.
     pub(crate) knows_removal: bool,
@@ -203,7 +203,7 @@ impl Machine {
             voter: Voter::new(&blocks, now),
             takes: Takes::default(),
             witnessing: BTreeMap::new(),
-            gone: BTreeSet::new(),
+            gone: BTreeMap::new(),
             next_gone: None,
             knows_removal: false,
             fencing: Fencing::default(),
@@ -311,7 +311,7 @@ impl Machine {
             Body::Seeking { named, ranges, life, observer } => {
                 self.on_seeking(from, named, &ranges, life, observer.unwrap_or(false));
             }
-            Body::Here { root, .. } => self.on_here(from, root),
+            Body::Here { root, removed, .. } => self.on_here(from, root, removed),
             Body::Fetch => self.on_fetch(from),
             Body::Founded(network, panel) => self.on_founded(network, panel),
             Body::Prepare(ballot) => self.on_prepare(from, ballot),
@@ -350,7 +350,7 @@ impl Machine {
             Body::PanelPromise { version, ballot, accepted } => self.on_panel_promise(from, version, ballot, accepted),
             Body::PanelAccept { version, next } => self.on_panel_accept(from, version, next),
             Body::PanelAccepted { version, ballot } => self.on_panel_accepted(from, version, ballot),
-            Body::Gone(gone) => self.learn_gone(&gone),
+            Body::Gone { lives, want } => self.on_gone(from, &lives, want),
             Body::Lease { version, nonce, life } => self.on_lease(from, version, nonce, life),
             Body::Leased { version, nonce } => self.on_leased(from, version, nonce),
             Body::Strays(claims) => self.on_strays(from, &claims),
@@ -599,6 +599,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::Removed;
     use crate::wire::tests::body;
 
     const PEER: Sender = Sender { peer: Id([2; 16]), incarnation: 1 };
@@ -632,6 +633,26 @@ mod tests {
             }
         }
         count
+    }
+
+    #[test]
+    fn peers_can_be_removed_however_many_were_before_and_never_came_back() {
+        let mut machine = machine(0);
+        let peer = |number: u16| {
+            let mut id = [9; 16];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            Id(id)
+        };
+        for life in [0, 5] {
+            let owners = (0..8192).map(|number| Owner { peer: peer(number), life });
+            let lives = owners.map(|owner| Removed { owner, cleared: false }).collect();
+            let bytes = Message { network: machine.network_id(), body: Body::Gone { lives, want: false } }.encode();
+            machine.handle_message(PEER, &bytes, machine.now);
+            drain(&mut machine);
+        }
+        assert!(machine.gone.len() > 8000);
+        assert_eq!(machine.remove_peer(peer(9000)), Ok(()));
+        assert!(machine.is_gone(&peer(9000)), "and it is remembered");
     }
 
     proptest! {

@@ -8,17 +8,20 @@
 //! ```
 //!
 //! What is removed are lives that own blocks, not the peer: if it is alive after all, it begins
-//! another life as soon as it hears of it, and owns what was not taken yet (ipam I20).
+//! another life as soon as it hears of it, and owns what was not taken yet (ipam I20). Everybody
+//! keeps the removed lives, and compares them with others as registers are compared: whoever was not
+//! there at the removal must fence the peer off too. Once the peer has nothing left of them, it says
+//! so, and is fenced off no more (ipam I21).
 
 use core::net::IpAddr;
 use core::time::Duration;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::id::{Id, Owner};
+use crate::id::{Id, Owner, Sender};
 use crate::machine::Machine;
-use crate::ring::Holder;
+use crate::ring::{Hash, Holder};
 use crate::store::{self, Key};
-use crate::wire::{Body, names};
+use crate::wire::{Body, Removed, names};
 
 /// Pause between two tellings of who is gone.
 const TELL_PAUSE: Duration = Duration::from_secs(5);
@@ -34,7 +37,7 @@ const MAX_GONE: usize = 8192;
 impl Machine {
     /// Whether a peer was removed, and did not come back.
     pub(crate) fn is_gone(&self, peer: &Id) -> bool {
-        self.gone.contains(&Owner { peer: *peer, life: ANY_LIFE }) && !self.peers.contains_key(peer)
+        self.gone.contains_key(&Owner { peer: *peer, life: ANY_LIFE }) && !self.peers.contains_key(peer)
     }
 
     /// Removes a peer for an operator.
@@ -58,6 +61,9 @@ impl Machine {
                 }
             }
         }
+        if !self.can_remember(&lives) {
+            return Err(format!("{MAX_GONE} removed lives that own blocks are remembered already; try again later"));
+        }
         // One that is alive after all goes on as a voter.
         let goes = |it: &Id| self.is_gone(it) || (*it == peer && !self.peers.contains_key(it));
         let stays = |it: &Id| *it == self.me.peer || !goes(it);
@@ -78,17 +84,17 @@ impl Machine {
         }
         self.removing.insert(peer, self.now + REMOVING);
         if alone {
-            self.learn_gone(&lives);
+            self.learn_gone(&removed(lives.iter().copied()));
             self.notice("most voters are removed: this peer settles alone from now on, by what it knows".to_owned());
             self.vote_alone();
         }
-        self.remove_lives(&lives);
+        self.remove_lives(lives.into_iter());
         Ok(())
     }
 
     /// Removes lives.
-    pub(crate) fn remove_lives(&mut self, lives: &[Owner]) {
-        self.learn_gone(lives);
+    pub(crate) fn remove_lives(&mut self, lives: impl Iterator<Item = Owner>) {
+        self.learn_gone(&removed(lives));
         self.next_gone = Some(self.now);
         self.tick_gone();
     }
@@ -104,29 +110,45 @@ impl Machine {
         all.filter(|it| *it != peer && *it != self.me.peer && !self.is_gone(it) && !heard(it)).collect()
     }
 
-    /// Lives that somebody removed.
-    pub(crate) fn learn_gone(&mut self, gone: &[Owner]) {
-        if self.gone.len() + gone.len() > MAX_GONE {
-            self.forget_gone();
-        }
-        let before = self.gone.len();
-        for &owner in gone {
-            let back = owner.life == ANY_LIFE && self.peers.contains_key(&owner.peer);
-            if self.gone.len() < MAX_GONE && owner.peer != self.me.peer && !back {
-                self.gone.insert(owner);
+    /// Removed lives that another peer knows.
+    pub(crate) fn on_gone(&mut self, from: Sender, lives: &[Removed], want: bool) {
+        self.learn_gone(lives);
+        if want {
+            let theirs: BTreeMap<Owner, bool> = lives.iter().map(|it| (it.owner, it.cleared)).collect();
+            let news = |it: &Removed| theirs.get(&it.owner).is_none_or(|cleared| it.cleared && !cleared);
+            let lives: Vec<Removed> = self.removed().filter(news).collect();
+            if !lives.is_empty() {
+                self.send_durably(from.peer, Body::Gone { lives, want: false });
             }
         }
-        if self.gone.len() > before {
+    }
+
+    /// Lives that somebody removed.
+    pub(crate) fn learn_gone(&mut self, lives: &[Removed]) {
+        let owners: Vec<Owner> = lives.iter().map(|removed| removed.owner).collect();
+        self.can_remember(&owners);
+        let (mut news, mut was_away) = (false, false);
+        for &Removed { owner, cleared } in lives {
+            let (mine, whatever_life) = (owner.peer == self.me.peer, owner.life == ANY_LIFE);
+            let known = self.gone.get(&owner).copied();
+            let back = whatever_life && (mine || self.peers.contains_key(&owner.peer));
+            let room = known.is_some() || self.gone.len() < MAX_GONE;
+            if back || !room || known.is_some_and(|before| before || !cleared) {
+                continue;
+            }
+            self.gone.insert(owner, cleared);
+            news = true;
+            was_away |= mine && known.is_none() && !cleared;
+        }
+        if news {
             self.takes.look_again();
             self.fencing.look_again = true;
-            let list: Vec<Owner> = self.gone.iter().copied().collect();
-            self.journal.put(store::put(Key::Gone, &list));
+            self.record_gone();
             self.next_gone = Some(self.now + TELL_PAUSE);
         }
-        let mine = |owner: &&Owner| owner.peer == self.me.peer && owner.life != ANY_LIFE;
-        if gone.contains(&self.me) {
+        if lives.iter().any(|removed| removed.owner == self.me) {
             self.live_again();
-        } else if !self.knows_removal && gone.iter().any(|owner| mine(&owner)) {
+        } else if was_away && !self.knows_removal {
             self.knows_removal = true;
             self.notice(
                 "this peer was removed while it was away: it is a new member; addresses in blocks that went to others \
@@ -134,6 +156,39 @@ impl Machine {
                     .to_owned(),
             );
         }
+    }
+
+    fn record_gone(&mut self) {
+        let list: Vec<Removed> = self.gone.iter().map(|(&owner, &cleared)| Removed { owner, cleared }).collect();
+        self.journal.put(store::put(Key::Gone, &list));
+    }
+
+    /// Says that nothing is left of the removed lives of this peer, once all that it has given is in
+    /// blocks that it holds: nobody needs to fence it off any more (ipam I21).
+    pub(crate) fn clear_own_lives(&mut self) {
+        let left = self.removed().filter(|it| it.owner.peer == self.me.peer && !it.cleared);
+        let lives: Vec<Removed> = left.map(|it| Removed { cleared: true, ..it }).collect();
+        let mut areas = self.areas.iter();
+        let is_clear = self.surveyed
+            && areas.all(|area| {
+                let mut given = area.space.all_given();
+                given.all(|(offset, _)| area.ring.holds(area.range.block_of(offset)))
+            });
+        if is_clear && !lives.is_empty() {
+            self.learn_gone(&lives);
+            self.broadcast_durably(Body::Gone { lives, want: false });
+        }
+    }
+
+    /// Makes room for removed lives if there is not enough; whether there is then.
+    fn can_remember(&mut self, lives: &[Owner]) -> bool {
+        let has_room = |gone: &BTreeMap<Owner, bool>| {
+            gone.len() + lives.iter().filter(|owner| !gone.contains_key(owner)).count() <= MAX_GONE
+        };
+        if !has_room(&self.gone) {
+            self.forget_gone();
+        }
+        has_room(&self.gone)
     }
 
     /// Forgets lives that nothing is left of, and whose peers are not here to be fenced.
@@ -145,8 +200,12 @@ impl Machine {
                 Holder::Nobody | Holder::Disputed => None,
             })
             .collect();
-        let peers = &self.peers;
-        self.gone.retain(|owner| owner.life == ANY_LIFE || own.contains(owner) || peers.contains_key(&owner.peer));
+        let owners: BTreeSet<Id> = own.iter().map(|owner| owner.peer).collect();
+        let votes = |peer: &Id| self.panel.as_ref().is_some_and(|panel| panel.voters.contains(peer));
+        self.gone.retain(|owner, cleared| match owner.life {
+            ANY_LIFE => owners.contains(&owner.peer) || votes(&owner.peer),
+            _ => own.contains(owner) || (!*cleared && self.peers.contains_key(&owner.peer)),
+        });
     }
 
     /// This peer was removed, and is alive: what it still owns, it owns in a new life.
@@ -170,10 +229,9 @@ impl Machine {
     /// Who is back is not removed a second time when it is away again.
     pub(crate) fn welcome_back(&mut self) {
         let (peers, before) = (&self.peers, self.gone.len());
-        self.gone.retain(|owner| owner.life != ANY_LIFE || !peers.contains_key(&owner.peer));
+        self.gone.retain(|owner, _| owner.life != ANY_LIFE || !peers.contains_key(&owner.peer));
         if self.gone.len() < before {
-            let list: Vec<Owner> = self.gone.iter().copied().collect();
-            self.journal.put(store::put(Key::Gone, &list));
+            self.record_gone();
         }
     }
 
@@ -188,7 +246,7 @@ impl Machine {
             let mut runs = area.ring.regs(0, area.ring.blocks());
             runs.any(|run| {
                 matches!(run.reg.holder, Holder::One(owner)
-                    if self.gone.contains(&owner) || self.removing.contains_key(&owner.peer))
+                    if self.gone.contains_key(&owner) || self.removing.contains_key(&owner.peer))
             })
         });
         let votes = self.panel.as_ref().is_some_and(|panel| panel.voters.iter().any(|voter| self.is_gone(voter)));
@@ -203,20 +261,33 @@ impl Machine {
             .iter()
             .flat_map(|area| area.ring.regs(0, area.ring.blocks()))
             .filter_map(|run| match run.reg.holder {
-                Holder::One(owner) if self.removing.contains_key(&owner.peer) && !self.gone.contains(&owner) => {
+                Holder::One(owner) if self.removing.contains_key(&owner.peer) && !self.gone.contains_key(&owner) => {
                     Some(owner)
                 }
                 _ => None,
             })
             .collect();
-        self.learn_gone(&more);
-        let list: Vec<Owner> = self.gone.iter().copied().collect();
-        self.broadcast_durably(Body::Gone(list));
+        self.learn_gone(&removed(more.into_iter()));
+        let lives = self.gone.iter().map(|(&owner, &cleared)| Removed { owner, cleared }).collect();
+        self.broadcast_durably(Body::Gone { lives, want: false });
     }
 
     /// The lives that were removed.
-    pub(crate) fn removed(&self) -> impl Iterator<Item = Owner> + '_ {
-        self.gone.iter().copied().filter(|owner| owner.life != ANY_LIFE)
+    pub(crate) fn removed(&self) -> impl Iterator<Item = Removed> + '_ {
+        let lives = self.gone.iter().filter(|(owner, _)| owner.life != ANY_LIFE);
+        lives.map(|(&owner, &cleared)| Removed { owner, cleared })
+    }
+
+    /// One hash over them; 0 if there is none.
+    pub(crate) fn removed_hash(&self) -> u64 {
+        let mut hash = Hash::default();
+        for Removed { owner, cleared } in self.removed() {
+            let peer = u128::from_be_bytes(owner.peer.0);
+            for word in [(peer >> 64) as u64, peer as u64, owner.life, u64::from(cleared)] {
+                hash.word(word);
+            }
+        }
+        self.removed().next().map_or(0, |_| hash.finish())
     }
 
     /// Whose block an address is in, with term and epoch.
@@ -226,4 +297,9 @@ impl Machine {
         let reg = area.ring.reg(area.range.block_of(offset));
         Some((reg.holder.peer()?, reg.order.term, reg.order.epoch))
     }
+}
+
+/// Lives as they are when they are removed.
+fn removed(lives: impl Iterator<Item = Owner>) -> Vec<Removed> {
+    lives.map(|owner| Removed { owner, cleared: false }).collect()
 }

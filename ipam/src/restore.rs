@@ -27,7 +27,9 @@ impl Machine {
                 Entry::Network(network) => self.restore_network(network)?,
                 Entry::Panel(panel) => self.panel = Some(panel),
                 Entry::Seat(seat) => self.voter.seat = seat,
-                Entry::Gone(gone) => self.gone = gone.into_iter().collect(),
+                Entry::Gone(gone) => {
+                    self.gone = gone.into_iter().map(|removed| (removed.owner, removed.cleared)).collect();
+                }
                 Entry::Silent(found) => self.silence.found = found.into_iter().collect(),
                 Entry::Votes { range, runs } => {
                     self.restore_votes(usize::from(range), &runs).map_err(corrupt)?;

@@ -276,7 +276,7 @@ impl Machine {
         });
         let voters = self.panel.iter().flat_map(|panel| panel.voters.iter());
         let voters = voters.map(|&peer| Owner { peer, life: ANY_LIFE });
-        let left = owners.chain(voters).filter(|owner| !self.gone.contains(owner));
+        let left = owners.chain(voters).filter(|owner| !self.gone.contains_key(owner));
         left.filter(|owner| away(&owner.peer)).take(MAX_LIVES).collect()
     }
 
@@ -327,7 +327,7 @@ impl Machine {
     fn forget_found(&mut self) {
         if self.silence.found.len() > MAX_LIVES {
             let gone = &self.gone;
-            self.silence.found.retain(|owner| !gone.contains(owner));
+            self.silence.found.retain(|owner| !gone.contains_key(owner));
         }
         while self.silence.found.len() > MAX_LIVES {
             self.silence.found.pop_first();
@@ -349,7 +349,7 @@ impl Machine {
         }
         let binding = poll.binding;
         let agreed = poll.agreed.iter().filter(|(_, voters)| voters.len() >= panel.majority());
-        let dead: Vec<Owner> = agreed.map(|(&owner, _)| owner).filter(|owner| !self.gone.contains(owner)).collect();
+        let dead: Vec<Owner> = agreed.map(|(&owner, _)| owner).filter(|owner| !self.gone.contains_key(owner)).collect();
         let mut peers: Vec<Id> = dead.iter().map(|owner| owner.peer).collect();
         peers.dedup();
         if peers.is_empty() {
@@ -359,8 +359,8 @@ impl Machine {
             return self.poll(&panel, dead, true);
         }
         let whatever_life = peers.iter().map(|&peer| Owner { peer, life: ANY_LIFE });
-        let dead: Vec<Owner> = dead.iter().copied().chain(whatever_life).collect();
+        let dead = dead.iter().copied().chain(whatever_life);
         self.notice(format!("removed, for most voters have not heard of them for long: {}", names(peers.iter())));
-        self.remove_lives(&dead);
+        self.remove_lives(dead);
     }
 }

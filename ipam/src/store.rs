@@ -7,7 +7,7 @@
 //!  vote                               promises and acceptances of founding
 //!  panel                              the voters
 //!  seat                               this voter's promises about the next panel
-//!  gone                               lives that were removed
+//!  gone                               lives that were removed, and whether anything is left of them
 //!  silent                             lives that this voter found silent
 //!  votes | range (2) | bucket (1)     what this voter promised and accepted, one part of a ring
 //!  ring  | range (2) | bucket (1)     registers of one part of a ring
@@ -27,7 +27,7 @@ use crate::id::Owner;
 use crate::panel::{Panel, Seat};
 use crate::ring::Reg;
 use crate::voter::Vote;
-use crate::wire::{Net, WireRun, append_cbor, from_cbor};
+use crate::wire::{Net, Removed, WireRun, append_cbor, from_cbor};
 
 const VERSION: u8 = 2;
 const HEAD: usize = 5;
@@ -140,7 +140,7 @@ pub(crate) enum Entry {
     /// See [`Key::Seat`].
     Seat(Seat),
     /// See [`Key::Gone`].
-    Gone(Vec<Owner>),
+    Gone(Vec<Removed>),
     /// See [`Key::Silent`].
     Silent(Vec<Owner>),
     /// See [`Key::Votes`].

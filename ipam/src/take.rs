@@ -208,7 +208,7 @@ impl Machine {
             Holder::One(owner) if owner.peer == self.me.peer => {
                 owner != self.me || (reg.order.epoch == 0 && reg.order.term >> VERSION_SHIFT < version)
             }
-            Holder::One(owner) => self.gone.contains(&owner),
+            Holder::One(owner) => self.gone.contains_key(&owner),
             Holder::Nobody | Holder::Disputed => false,
         }
     }
@@ -333,10 +333,10 @@ impl Machine {
     }
 
     /// Whose a block is to be, by whose it was: only what is this peer's to change is changed.
-    fn settled(me: crate::id::Owner, gone: &BTreeSet<crate::id::Owner>, holder: Holder, pool: bool) -> Holder {
+    fn settled(me: crate::id::Owner, gone: &BTreeMap<crate::id::Owner, bool>, holder: Holder, pool: bool) -> Holder {
         match holder {
             Holder::One(owner) if owner.peer == me.peer => Holder::One(me),
-            Holder::One(owner) if gone.contains(&owner) => Holder::Nobody,
+            Holder::One(owner) if gone.contains_key(&owner) => Holder::Nobody,
             Holder::Nobody if pool => Holder::One(me),
             as_it_is => as_it_is,
         }

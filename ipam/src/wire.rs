@@ -288,6 +288,18 @@ pub(crate) struct Claim {
     pub(crate) owner: String,
 }
 
+/// A life that was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Removed {
+    /// Which.
+    #[n(0)]
+    pub(crate) owner: Owner,
+    /// Its peer has said, in a later life, that nothing is left of it.
+    #[n(1)]
+    pub(crate) cleared: bool,
+}
+
 /// A value accepted under a ballot.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
@@ -332,6 +344,9 @@ pub(crate) enum Body {
         /// A hash of my ranges.
         #[n(2)]
         ranges: u64,
+        /// A hash of the lives that I know to be removed; 0 if there is none.
+        #[n(3)]
+        removed: u64,
     },
     /// Send me your network.
     #[n(2)]
@@ -542,7 +557,14 @@ pub(crate) enum Body {
     },
     /// These lives were removed.
     #[n(29)]
-    Gone(#[n(0)] Vec<Owner>),
+    Gone {
+        /// The lives.
+        #[n(0)]
+        lives: Vec<Removed>,
+        /// Tell me what you know beyond these.
+        #[n(1)]
+        want: bool,
+    },
     /// I am alive.
     #[n(30)]
     Lease {

@@ -168,6 +168,66 @@ fn a_peer_that_was_removed_alive_is_fenced_off_from_what_went_to_others_and_both
 }
 
 #[test]
+fn who_was_not_there_at_the_removal_fences_off_too_and_so_does_who_lost_its_disk_since() {
+    let mut world = World::new(13, &[0, 1, 1, 1, 1], &["10.32.0.0/12"]);
+    world.start_all();
+    world.run_for(seconds(20));
+    let request = world.allocate(3, "first", net("10.32.0.0/12"));
+    let address = world.answer(request).expect("there is room").addr();
+    world.run_for(seconds(15));
+    world.partition(vec![0, 0, 0, 1, 1]);
+    world.run_for(seconds(1));
+    world.remove(0, 3);
+    world.run_for(seconds(30));
+    let request = world.claim(0, "heir", address);
+    world.answer(request).expect("nobody's now");
+    world.run_for(seconds(30));
+    assert!(world.nodes[4].fences.is_empty(), "it cannot know");
+    world.heal();
+    world.run_for(seconds(30));
+    world.wipe(1, seconds(1));
+    world.run_for(seconds(60));
+    for node in [0, 1, 2, 4] {
+        let [(Peer(4), runs)] = &world.nodes[node].fences[..] else { panic!("{node}: {:?}", world.nodes[node].fences) };
+        assert!(runs.iter().any(|(first, last)| (first..=last).contains(&&address)), "{node}: {runs:?}");
+    }
+    fine(&world);
+}
+
+#[test]
+fn who_was_removed_is_fenced_off_as_long_as_it_has_something_left_of_that_and_no_longer() {
+    let (mut world, addresses) = three(Some(seconds(20)));
+    cut_off_the_third(&mut world);
+    world.run_for(seconds(50));
+    let request = world.claim(0, "heir", addresses[2]);
+    world.answer(request).expect("nobody's now");
+    world.heal();
+    world.run_for(seconds(60));
+    let fenced = |world: &World, node: usize| !world.nodes[node].fences.is_empty();
+    assert!(fenced(&world, 0) && fenced(&world, 1), "its container is still there");
+    world.free(2, "first", None);
+    world.run_for(seconds(40));
+    assert!(!fenced(&world, 0) && !fenced(&world, 1));
+    // That it was removed is remembered, and whoever starts again does not begin to fence it off.
+    world.crash(0, seconds(1));
+    world.wipe(1, seconds(1));
+    world.run_for(seconds(60));
+    let notices = world.nodes[2].notices.len();
+    world.crash(2, seconds(1));
+    world.run_for(seconds(60));
+    assert!(!fenced(&world, 0) && !fenced(&world, 1));
+    let again = &world.nodes[2].notices[notices..];
+    assert!(!again.iter().any(|text| text.contains("removed")), "{again:?}");
+    // One that comes back without containers is not fenced off for longer than until it has said so.
+    world.free(0, "heir", None);
+    world.run_for(seconds(40));
+    world.crash(2, seconds(100));
+    world.run_for(seconds(160));
+    assert!(!fenced(&world, 0) && !fenced(&world, 1));
+    fine(&world);
+}
+
+#[test]
 fn an_address_that_is_used_elsewhere_is_not_given_while_its_owner_hears_so() {
     let mut world = World::new(8, &[0, 1, 1], &["10.0.0.0/28"]);
     let range = net("10.0.0.0/28");

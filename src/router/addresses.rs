@@ -1,6 +1,6 @@
 //! The address protocol in the router: how it begins, and what of it the data path must know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,11 +91,16 @@ impl Core {
     pub(super) fn fence(&mut self, fences: Vec<(Peer, Vec<(IpAddr, IpAddr)>)>) {
         let fences: BTreeMap<PeerId, Arc<Fence>> =
             fences.into_iter().map(|(Peer(peer), runs)| (peer, Arc::new(Fence::new(runs)))).collect();
-        for peer in fences.keys() {
-            tracing::warn!(%peer, "was removed while it was alive: its frames from addresses of others are dropped");
+        let fenced: BTreeSet<PeerId> = fences.keys().copied().collect();
+        for peer in fenced.difference(&self.fenced) {
+            tracing::warn!(%peer, "was removed, and has not said that nothing is left of that: its frames from addresses of others are dropped");
         }
+        for peer in self.fenced.difference(&fenced) {
+            tracing::info!(%peer, "has nothing left of its removal, or cannot be reached: its frames are not looked at any more");
+        }
+        self.fenced.clone_from(&fenced);
         if let Some(fast) = &mut self.fast {
-            fast.keep_off(fences.keys().copied().collect(), self.clock.now());
+            fast.keep_off(fenced, self.clock.now());
         }
         self.data.command(Command::Fences(fences));
     }

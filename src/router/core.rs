@@ -112,6 +112,8 @@ pub(super) struct Core {
     /// Set by whatever may have changed who is reachable.
     pub(super) reachability_changed: bool,
     reachable: Vec<(Peer, u64)>,
+    /// Peers that are fenced off.
+    pub(super) fenced: BTreeSet<PeerId>,
     pub(super) waiting: BTreeMap<RequestId, Answer>,
     next_request: u64,
     /// Writes of the address protocol that are not yet known to be durable.
@@ -185,6 +187,7 @@ impl Core {
             own_key,
             reachability_changed: true,
             reachable: Vec::new(),
+            fenced: BTreeSet::new(),
             waiting: BTreeMap::new(),
             next_request: 0,
             writes: 0,

@@ -137,7 +137,10 @@ fn about_voters() -> impl Strategy<Value = Body> {
             .prop_map(|(version, ballot, accepted)| Body::PanelPromise { version, ballot, accepted }),
         (number(), next_panel()).prop_map(|(version, next)| Body::PanelAccept { version, next }),
         (number(), ballot()).prop_map(|(version, ballot)| Body::PanelAccepted { version, ballot }),
-        proptest::collection::vec(owner(), 0..4).prop_map(Body::Gone),
+        (proptest::collection::vec((owner(), any::<bool>()), 0..4), any::<bool>()).prop_map(|(lives, want)| {
+            let lives = lives.into_iter().map(|(owner, cleared)| Removed { owner, cleared }).collect();
+            Body::Gone { lives, want }
+        }),
         (number(), number(), number()).prop_map(|(version, nonce, life)| Body::Lease { version, nonce, life }),
         (number(), number()).prop_map(|(version, nonce)| Body::Leased { version, nonce }),
         (number(), number()).prop_map(|(version, nonce)| Body::Unleased { version, nonce }),
@@ -170,10 +173,11 @@ pub(crate) fn body() -> impl Strategy<Value = Body> {
         about_voters(),
         (any::<u32>(), proptest::collection::vec(net(), 0..4), number(), proptest::option::of(any::<bool>()))
             .prop_map(|(named, ranges, life, observer)| Body::Seeking { named, ranges, life, observer }),
-        (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(root, untouched, ranges)| Body::Here {
+        (number(), any::<bool>(), number(), number()).prop_map(|(root, untouched, ranges, removed)| Body::Here {
             root,
             untouched,
-            ranges
+            ranges,
+            removed
         }),
         Just(Body::Fetch),
         (network(), panel()).prop_map(|(network, panel)| Body::Founded(network, panel)),
@@ -224,7 +228,7 @@ fn version_2_stays_as_it_is() {
     let wanted = Wanted { range: 0, lo: 0, hi: 16, address: None };
     let request = Request { life: 3, seq: 8, wanted, need: 1, has: 0 };
     assert_eq!(hex(Body::Fetch), "028250<network>820280");
-    assert_eq!(hex(Body::Here { root: 1, untouched: true, ranges: 2 }), "028250<network>82018301f502");
+    assert_eq!(hex(Body::Here { root: 1, untouched: true, ranges: 2, removed: 3 }), "028250<network>82018401f50203");
     assert_eq!(
         hex(Body::Grant(Grant { id: 1, runs: vec![run] })),
         "028250<network>820d8182018184000509828201028201818250<peer>03"
