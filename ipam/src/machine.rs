@@ -369,7 +369,11 @@ impl Machine {
         match self.journal.stored(ticket.0, result, self.now) {
             Finished::Durable(effects) => {
                 for effect in effects {
-                    self.perform(effect);
+                    match effect {
+                        // The write may have outlived the lease: of a host that slept meanwhile.
+                        Effect::Reply(request) if !self.has_lease() => self.refuse_late(request),
+                        effect => self.perform(effect),
+                    }
                 }
             }
             Finished::Failed { batch, requests } => {

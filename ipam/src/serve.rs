@@ -136,7 +136,7 @@ impl Machine {
         let Some(offset) = area.space.lowest_free(&area.range, &area.ring, net) else {
             return false;
         };
-        self.give(index, offset, owner, net);
+        self.give(index, offset, owner, net, false);
         self.answer(request, index, offset);
         true
     }
@@ -169,16 +169,18 @@ impl Machine {
             return false;
         }
         let net = area.range.net();
-        self.give(index, offset, owner, net);
+        self.give(index, offset, owner, net, false);
         self.answer(request, index, offset);
         true
     }
 
-    fn give(&mut self, index: usize, offset: u128, owner: &str, net: IpNet) {
+    /// Records an address as given; nothing has to wait for that if its owner has it already.
+    fn give(&mut self, index: usize, offset: u128, owner: &str, net: IpNet, has_it: bool) {
         let area = &mut self.areas[index];
         let stored = StoredAddress::Given { owner: owner.to_owned(), net: Net(net) };
         let key = Key::Address(area.range.address(offset));
         let batch = self.journal.put(store::put(key, &stored));
+        let batch = if has_it { 0 } else { batch };
         let given = Given { owner: owner.to_owned(), net, since: Some(self.now), batch };
         area.space.give(offset, given);
         self.owners.entry(owner.to_owned()).or_default().insert((index, offset));
@@ -194,7 +196,7 @@ impl Machine {
             let known = self.areas[index].space.given(offset).is_some();
             if !known && !owner.is_empty() && owner.len() <= MAX_OWNER {
                 let net = self.areas[index].range.net();
-                self.give(index, offset, owner, net);
+                self.give(index, offset, owner, net, true);
             }
         }
         self.surveyed = true;
@@ -289,6 +291,18 @@ impl Machine {
             let address = self.areas[index].range.address(offset);
             self.forget(index, offset);
             self.reply(request, Err(AllocError::Withdrawn { address }));
+        }
+    }
+
+    /// Refuses what was about to be answered with an address that nobody was told of yet: without
+    /// a lease its block may be another peer's by now (ipam I22).
+    pub(crate) fn refuse_late(&mut self, request: RequestId) {
+        if let Some((index, offset)) = self.answering.remove(&request) {
+            let since = self.areas[index].space.given(offset).and_then(|given| given.since);
+            self.forget(index, offset);
+            let waited_s = since.map_or(0, |since| (self.now - since).as_secs());
+            let waiting_for = self.lease_obstacle();
+            self.reply(request, Err(AllocError::TimedOut { waited_s, waiting_for }));
         }
     }
 

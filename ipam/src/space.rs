@@ -27,7 +27,7 @@ pub(crate) struct Given {
     pub(crate) net: IpNet,
     /// When; `None` if before this start.
     pub(crate) since: Option<Duration>,
-    /// The write that records it.
+    /// The write before which nobody may be told; 0 if its owner had it before.
     pub(crate) batch: u64,
 }
 

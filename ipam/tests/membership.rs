@@ -123,6 +123,25 @@ fn a_voter_that_was_cut_off_for_long_ends_no_life_but_its_own() {
 }
 
 #[test]
+fn a_host_that_slept_for_long_gives_nothing_new_when_it_wakes_neither_what_was_under_way() {
+    let (mut world, _) = three(Some(seconds(20)));
+    let range = net("10.32.0.0/12");
+    let late = world.allocate(2, "late", range).expect("it is up");
+    world.sleep(2, seconds(60));
+    let given = world.up(2).lookup("late")[0].addr();
+    world.run_for(seconds(50));
+    let request = world.claim(0, "heir", given);
+    world.answer(request).expect("nobody's now");
+    world.run_for(seconds(20));
+    let refused = world.replies[&late].clone().expect_err("what was written is another's by now");
+    assert!(matches!(&refused, AllocError::TimedOut { waiting_for, .. } if waiting_for.contains("dead")), "{refused}");
+    let request = world.allocate(2, "late", range);
+    assert_ne!(world.answer(request).expect("a member again").addr(), given);
+    world.check_blocks();
+    fine(&world);
+}
+
+#[test]
 fn without_a_time_for_it_nobody_is_removed() {
     let (mut world, _) = three(None);
     cut_off_the_third(&mut world);

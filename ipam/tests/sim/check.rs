@@ -54,6 +54,12 @@ impl Checker {
         self.asked.get(&request).map_or("nobody", |asked| &asked.owner)
     }
 
+    /// A host sleeps for so long: its requests wait longer.
+    pub(crate) fn slept(&mut self, peer: Peer, time: Duration) {
+        let waiting = self.asked.values_mut().filter(|asked| asked.peer == peer);
+        waiting.for_each(|asked| asked.at += time);
+    }
+
     pub(crate) fn cancelled(&mut self, request: RequestId) {
         self.asked.remove(&request);
     }

@@ -76,6 +76,8 @@ pub(crate) struct Node {
     pub(crate) disk: Disk,
     /// Old copies of the disk.
     pub(crate) copies: Vec<Disk>,
+    /// Until when its host sleeps: what happens meanwhile comes after that.
+    asleep_until: Duration,
     /// How far this node's clock is ahead; another amount after each start.
     pub(crate) ahead: Duration,
     /// Removed, and dead or not aware of it yet; what it does until then does not count.
@@ -103,6 +105,7 @@ enum Event {
     Written { node: usize, process: u64, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate },
     Peers { node: usize },
     Start { node: usize },
+    Awake,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +170,7 @@ impl World {
                 process: 0,
                 disk: Disk::new(),
                 copies: Vec::new(),
+                asleep_until: Duration::ZERO,
                 ahead: Duration::ZERO,
                 removed_life: None,
                 last_life: 0,
@@ -314,6 +318,23 @@ impl World {
         }
     }
 
+    /// A node's host sleeps: nothing happens there, while its clock goes on; then it all happens at once.
+    pub(crate) fn sleep(&mut self, node: usize, time: Duration) {
+        if self.nodes[node].allocator.is_none() {
+            return;
+        }
+        self.tell(|| format!("{node} sleeps for {time:?}"));
+        let until = self.now + time;
+        self.nodes[node].asleep_until = until;
+        self.check.slept(self.nodes[node].peer, time);
+        self.peers_changed();
+        self.schedule(until, Event::Awake);
+    }
+
+    fn is_asleep(&self, node: usize) -> bool {
+        self.now < self.nodes[node].asleep_until
+    }
+
     /// Keeps a copy of a node's disk, once it knows of other owners: of one that never was anything
     /// but alone, nothing can tell an old copy from the newest state (docs/ipam.md, section 8).
     pub(crate) fn copy(&mut self, node: usize) {
@@ -454,7 +475,7 @@ impl World {
         let group = self.groups[node];
         let peers: Vec<(Peer, u64)> = (0..self.nodes.len())
             .filter(|&other| other != node && self.groups[other] == group)
-            .filter(|&other| self.nodes[other].allocator.is_some())
+            .filter(|&other| self.nodes[other].allocator.is_some() && !self.is_asleep(other))
             .map(|other| (self.nodes[other].peer, self.nodes[other].life))
             .collect();
         let now = self.clock(node);
@@ -656,6 +677,10 @@ impl World {
 
     /// A node's timer.
     fn go_off(&mut self, node: usize) {
+        if self.is_asleep(node) {
+            self.nodes[node].timer = Some(self.nodes[node].asleep_until);
+            return;
+        }
         let now = self.clock(node);
         self.nodes[node].timer = None;
         if let Some(allocator) = &mut self.nodes[node].allocator {
@@ -671,6 +696,14 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        let at = match &event {
+            Event::Message { to, .. } => usize::from(to.0) - 1,
+            Event::Written { node, .. } | Event::Peers { node } => *node,
+            Event::Start { .. } | Event::Awake => usize::MAX,
+        };
+        if let Some(until) = self.nodes.get(at).map(|it| it.asleep_until).filter(|&until| self.now < until) {
+            return self.schedule(until, event);
+        }
         match event {
             Event::Message { from, from_life, to, bytes } => {
                 let (source, node) = (usize::from(from.0) - 1, usize::from(to.0) - 1);
@@ -691,6 +724,7 @@ impl World {
             Event::Written { .. } => {}
             Event::Peers { node } => self.tell_peers(node),
             Event::Start { node } => self.start(node),
+            Event::Awake => self.peers_changed(),
         }
     }
 
