@@ -33,9 +33,15 @@ pub struct Config<P> {
     pub named_peers: usize,
     /// How this peer comes to its first network.
     pub birth: Birth<P>,
-    /// Keys of durable state that cannot be read. A peer that has some looks around before it founds
-    /// a network, and deletes them once it has one.
+    /// Keys of durable state that cannot be read: they are deleted with the first write, and remembered
+    /// as lost.
     pub forgot: Vec<Vec<u8>>,
+    /// Durable state was lost with its keys. A peer that has lost state looks around before it founds
+    /// a network alone.
+    pub lost: bool,
+    /// Number of other peers that this one is known to have met. If state was lost, one of them is
+    /// waited for.
+    pub remembered: usize,
     /// After how long a silence a peer is taken for dead and removed; the same at every peer. At
     /// half of it, a peer that most voters have not heard of gives no more new addresses. `None`:
     /// it is not removed for silence.
@@ -56,7 +62,17 @@ pub enum Birth<P> {
 impl<P> Config<P> {
     /// A peer that comes to its network by itself, and does not remove silent ones.
     pub const fn new(me: P, incarnation: u64, ranges: Vec<IpNet>, named_peers: usize) -> Self {
-        Self { me, incarnation, ranges, named_peers, birth: Birth::ByItself, forgot: Vec::new(), dead_after: None }
+        Self {
+            me,
+            incarnation,
+            ranges,
+            named_peers,
+            birth: Birth::ByItself,
+            forgot: Vec::new(),
+            lost: false,
+            remembered: 0,
+            dead_after: None,
+        }
     }
 }
 
@@ -107,6 +123,8 @@ impl<P: PeerKey> Allocator<P> {
                 Birth::Seeds(peers) => Birth::Seeds(peers.into_iter().map(|peer| Id(peer.to_bytes())).collect()),
             },
             forgot: config.forgot,
+            lost: config.lost,
+            remembered: config.remembered,
             dead_after: config.dead_after,
             seed,
         };
@@ -395,6 +413,12 @@ pub enum StateError {
         key: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// A value of a newer version, which must not be thrown away.
+    #[error("the address state is of a newer version of weft (entry {key}): start that one")]
+    Newer {
+        /// The key, as text.
+        key: String,
     },
     /// The configured ranges cannot be used.
     #[error("{0}")]

@@ -73,20 +73,22 @@ pub(crate) struct Join {
     attempts: u32,
     left: bool,
     birth: Birth<Id>,
-    /// Keys of durable state that cannot be read.
-    forgot: Vec<Vec<u8>>,
+    /// State of this peer was lost, and with it perhaps a network.
+    pub(crate) lost: bool,
+    /// Number of peers that it has met before.
+    remembered: usize,
     /// When this peer, whose state was lost, founds alone if it meets nobody.
     alone_at: Option<Duration>,
 }
 
 impl Join {
     /// No network yet.
-    pub(crate) fn new(named: usize, birth: Birth<Id>, forgot: Vec<Vec<u8>>, now: Duration) -> Self {
-        let alone = !forgot.is_empty() && named == 0 && birth == Birth::ByItself;
+    pub(crate) fn new(named: usize, birth: Birth<Id>, remembered: usize, now: Duration) -> Self {
         Self {
-            alone_at: alone.then_some(now + HESITATION),
+            alone_at: None,
             birth,
-            forgot,
+            lost: false,
+            remembered,
             acceptor: Acceptor::default(),
             named,
             seekers: BTreeMap::new(),
@@ -154,7 +156,9 @@ impl Machine {
         if self.network.is_some() {
             return;
         }
-        let untried = fresh || self.join.acceptor == Acceptor::default();
+        // Who has lost its state may have lost a network of its own, and others may be in it.
+        let lost = self.join.lost;
+        let untried = !lost && (fresh || self.join.acceptor == Acceptor::default());
         match &self.join.birth {
             // Alone and with nobody named, there is nobody who could know more than an empty disk.
             Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && (seeds.len() > 1 || self.join.named > 0) => {
@@ -163,15 +167,31 @@ impl Machine {
                 self.adopt(network, panel);
             }
             Birth::Seeds(seeds) if seeds.contains(&self.me.peer) && untried => self.found_alone(),
-            Birth::ByItself if self.join.named == 0 && untried && self.join.alone_at.is_none() => {
-                self.found_alone();
-            }
-            _ => {
+            Birth::ByItself if self.join.named == 0 && untried => self.found_alone(),
+            birth => {
+                let founds_alone = match birth {
+                    Birth::ByItself => true,
+                    Birth::Seeds(seeds) => seeds.contains(&self.me.peer),
+                    Birth::Observer => false,
+                };
+                if lost && founds_alone && self.join.named == 0 && self.join.remembered == 0 {
+                    self.join.alone_at = Some(self.now + HESITATION);
+                }
                 // Asked to join, or in the middle of founding with others when it stopped.
-                self.join.named = self.join.named.max(1);
+                let remembered = if lost { self.join.remembered } else { 0 };
+                self.join.named = self.join.named.max(remembered).max(1);
                 self.tick_join();
             }
         }
+    }
+
+    /// State of this peer cannot be read: deleted, so that it is not read again, and remembered as lost.
+    pub(crate) fn lose(&mut self, keys: Vec<Vec<u8>>) {
+        for key in keys {
+            self.journal.put(Change { key, value: None });
+        }
+        self.journal.put(store::put(Key::Lost, &true));
+        self.join.lost = true;
     }
 
     fn found_alone(&mut self) {
@@ -189,8 +209,8 @@ impl Machine {
 
     /// Makes a network this peer's own, for good.
     fn adopt(&mut self, network: Network, panel: Panel) {
-        for key in core::mem::take(&mut self.join.forgot) {
-            self.journal.put(Change { key, value: None });
+        if core::mem::take(&mut self.join.lost) {
+            self.journal.put(store::delete(Key::Lost));
         }
         self.journal.put(store::put(Key::Network, &network));
         self.journal.put(store::put(Key::Panel, &panel));
@@ -245,6 +265,9 @@ impl Machine {
         if let Some(at) = self.join.alone_at {
             if !self.peers.is_empty() {
                 self.join.alone_at = Some(now + HESITATION);
+            } else if self.join.acceptor != Acceptor::default() {
+                // Others may have founded one meanwhile, with its promise.
+                self.join.alone_at = None;
             } else if now >= at {
                 return self.found_alone();
             }
@@ -496,10 +519,15 @@ impl Machine {
         let seekers = names(self.join.founders().map(|(peer, _)| peer));
         let problems: Vec<String> = self.problems.iter().cloned().collect();
         let mut text = match missing {
-            _ if self.join.is_observer() => "waiting for an address space that others found".to_owned(),
             _ if self.join.alone_at.is_some() => {
                 "the address state was lost: looking for peers that know more, for up to 30 s".to_owned()
             }
+            _ if self.join.lost && self.join.remembered > 0 => format!(
+                "the address state was lost: looking for one of the {} peers that were known before, for they may be in \
+                 its network; if they are gone for good, start it with another data directory",
+                self.join.remembered
+            ),
+            _ if self.join.is_observer() => "waiting for an address space that others found".to_owned(),
             0 => format!("founding the address space with {seekers}"),
             _ => format!(
                 "waiting for {missing} of {} named peers, to join their address space or found \

@@ -85,6 +85,10 @@ pub(crate) struct Setup {
     pub(crate) birth: Birth<Id>,
     /// Keys of durable state that cannot be read.
     pub(crate) forgot: Vec<Vec<u8>>,
+    /// State was lost with its keys.
+    pub(crate) lost: bool,
+    /// Number of peers that this one has met before.
+    pub(crate) remembered: usize,
     /// After how long a silence a peer is removed.
     pub(crate) dead_after: Option<Duration>,
     /// Seed of all randomness.
@@ -223,7 +227,7 @@ impl Machine {
             asks: BTreeMap::new(),
             next_seq: 0,
             grants: BTreeMap::new(),
-            join: Join::new(setup.named, setup.birth, setup.forgot, now),
+            join: Join::new(setup.named, setup.birth, setup.remembered, now),
             next_gossip: now,
             next_digest: now,
             wake: false,
@@ -235,6 +239,9 @@ impl Machine {
             out: VecDeque::new(),
         };
         let fresh = machine.restore(state)?;
+        if setup.lost || !setup.forgot.is_empty() {
+            machine.lose(setup.forgot);
+        }
         machine.begin(fresh);
         machine.schedule_gossip();
         machine.settle();
@@ -618,6 +625,8 @@ mod tests {
             named,
             birth: Birth::ByItself,
             forgot: Vec::new(),
+            lost: false,
+            remembered: 0,
             dead_after: Some(Duration::from_secs(60)),
             seed: [7; 32],
         };

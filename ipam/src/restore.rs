@@ -35,6 +35,7 @@ impl Machine {
                     self.restore_votes(usize::from(range), &runs).map_err(corrupt)?;
                 }
                 Entry::Left => self.join.left(self.now),
+                Entry::Lost => self.join.lost = true,
                 Entry::Vote(acceptor) => self.join.acceptor = acceptor,
                 Entry::Ring { range, runs } => {
                     self.restore_runs(usize::from(range), &runs).map_err(corrupt)?;

@@ -4,6 +4,7 @@
 //!  key                                value = version 2 | CRC-32 of key and body | body (CBOR)
 //!  network                            what the network was founded as
 //!  left                               this peer left its network and looks for another one
+//!  lost                               what there was could not be read, and there is no network again yet
 //!  vote                               promises and acceptances of founding
 //!  panel                              the voters
 //!  seat                               this voter's promises about the next panel
@@ -54,6 +55,8 @@ pub(crate) enum Key {
     },
     /// A network was left for another.
     Left,
+    /// State was lost, and no network was found since.
+    Lost,
     /// The acceptor of founding.
     Vote,
     /// A part of a ring.
@@ -152,6 +155,8 @@ pub(crate) enum Entry {
     },
     /// See [`Key::Left`].
     Left,
+    /// See [`Key::Lost`].
+    Lost,
     /// See [`Key::Vote`].
     Vote(Acceptor),
     /// See [`Key::Ring`].
@@ -176,6 +181,7 @@ impl Key {
             Self::Gone => b"gone".to_vec(),
             Self::Silent => b"silent".to_vec(),
             Self::Left => b"left".to_vec(),
+            Self::Lost => b"lost".to_vec(),
             Self::Vote => b"vote".to_vec(),
             Self::Ring { range, bucket } | Self::Votes { range, bucket } => {
                 let name: &[u8] = if matches!(self, Self::Ring { .. }) { b"ring" } else { b"votes" };
@@ -210,6 +216,7 @@ impl Key {
             b"gone" => return Some(Self::Gone),
             b"silent" => return Some(Self::Silent),
             b"left" => return Some(Self::Left),
+            b"lost" => return Some(Self::Lost),
             b"vote" => return Some(Self::Vote),
             _ => {}
         }
@@ -314,24 +321,29 @@ pub(crate) fn read_network(state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Option<
 /// # Errors
 /// If this version did not write it so.
 pub(crate) fn read(key: &[u8], value: &[u8]) -> Result<Entry, StateError> {
-    let corrupt = |why: String| StateError::Corrupt { key: key.escape_ascii().to_string(), why };
-    let name = Key::decode(key).ok_or_else(|| corrupt("this version has no such key".into()))?;
-    let body = check(key, value).map_err(corrupt)?;
-    parse(name, body).map_err(corrupt)
+    let text = || key.escape_ascii().to_string();
+    let corrupt = |why: String| StateError::Corrupt { key: text(), why };
+    let (version, body) = check(key, value).map_err(corrupt)?;
+    match (version, Key::decode(key)) {
+        (VERSION, Some(name)) => parse(name, body).map_err(corrupt),
+        // Whole, and not of this version: of no use here, and of all use to the one that wrote it.
+        _ => Err(StateError::Newer { key: text() }),
+    }
 }
 
-fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], String> {
+/// The version and the body of a value, if it is as somebody wrote it under this key.
+fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<(u8, &'a [u8]), String> {
     let Some((head, body)) = value.split_first_chunk::<HEAD>() else {
         return Err(format!("{} bytes, too few", value.len()));
     };
     let [version, crc @ ..] = *head;
-    if version != VERSION {
+    if version < VERSION {
         return Err(format!("version {version}; this program reads {VERSION}"));
     }
     if u32::from_be_bytes(crc) != crc32(&[key, body]) {
         return Err("its checksum is wrong".to_owned());
     }
-    Ok(body)
+    Ok((version, body))
 }
 
 fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
@@ -343,6 +355,7 @@ fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
         Key::Silent => Entry::Silent(from_cbor(body)?),
         Key::Votes { range, .. } => Entry::Votes { range, runs: from_cbor(body)? },
         Key::Left => from_cbor::<bool>(body).map(|_| Entry::Left)?,
+        Key::Lost => from_cbor::<bool>(body).map(|_| Entry::Lost)?,
         Key::Vote => Entry::Vote(from_cbor(body)?),
         Key::Ring { range, .. } => Entry::Ring { range, runs: from_cbor(body)? },
         Key::Address(address) => Entry::Address(address, from_cbor(body)?),
@@ -376,12 +389,30 @@ mod tests {
             damaged[at / 8] ^= 1 << (at % 8);
             let error = read(&key, &damaged).expect_err("damaged");
             assert!(error.to_string().contains("addr"), "{error}");
+            // The version is outside of the checksum, for every version has its own.
+            assert_eq!(matches!(error, StateError::Newer { .. }), at < 8 && damaged[0] > VERSION, "{error}");
         }
         for len in 0..value.len() {
             assert!(read(&key, &value[..len]).is_err());
         }
         let other = delete(Key::Address("10.0.0.8".parse().unwrap())).key;
         assert!(read(&other, &value).is_err(), "a value belongs to its key");
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_not_taken_for_damage() {
+        let body = [0xf5];
+        let of = |version: u8, key: &[u8]| {
+            let mut value = vec![version];
+            value.extend(crc32(&[key, &body]).to_be_bytes());
+            value.extend(body);
+            value
+        };
+        assert_eq!(read(b"left", &of(VERSION, b"left")).unwrap(), Entry::Left);
+        for (version, key) in [(VERSION + 1, &b"left"[..]), (VERSION, &b"later"[..])] {
+            assert!(matches!(read(key, &of(version, key)), Err(StateError::Newer { .. })), "{version}");
+        }
+        assert!(matches!(read(b"left", &of(VERSION, b"later")), Err(StateError::Corrupt { .. })), "damaged");
     }
 
     proptest! {
@@ -391,7 +422,7 @@ mod tests {
             range in any::<u16>(), bucket in any::<u8>(),
         ) {
             let keys = [
-                Key::Network, Key::Panel, Key::Seat, Key::Gone, Key::Left, Key::Vote, Key::Grant(id),
+                Key::Network, Key::Panel, Key::Seat, Key::Gone, Key::Silent, Key::Left, Key::Lost, Key::Vote, Key::Grant(id),
                 Key::Ring { range, bucket }, Key::Votes { range, bucket },
                 Key::Address(v4.to_be_bytes().into()), Key::Address(Ipv6Addr::from_bits(v6).into()),
             ];

@@ -6,7 +6,7 @@ mod sim;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipam::allocator::{Allocator, Config, StateError};
+use ipam::allocator::{Allocator, Birth, Config, StateError};
 use ipam::{AllocError, Output};
 use ipnet::IpNet;
 use sim::{Peer, World};
@@ -346,28 +346,63 @@ fn other_ranges_are_refused_by_the_address_that_they_would_strand_and_taken_once
     assert_eq!(allocator.summary().owned, (1 << 24) - 2);
 }
 
-#[test]
-fn a_peer_whose_state_is_lost_looks_around_before_it_founds_alone() {
-    let forgot = Config { forgot: vec![b"old".to_vec()], ..Config::new(Peer(1), 2, vec![net("10.0.0.0/24")], 0) };
-    let mut allocator = begin(&sim::Disk::new(), forgot).expect("no state");
-    assert!(allocator.readiness().is_err_and(|why| why.contains("lost")));
-    allocator.handle_timeout(seconds(29));
-    assert_eq!(allocator.network(), None);
-    // Somebody is there: it goes on looking.
-    allocator.handle_peers(&[(Peer(2), 1)], seconds(29));
-    allocator.handle_timeout(seconds(40));
-    assert_eq!(allocator.network(), None);
-    allocator.handle_peers(&[], seconds(41));
-    allocator.handle_timeout(seconds(80));
-    assert!(allocator.network().is_some());
-    let mut deleted = false;
+/// Performs the writes of an allocator.
+fn write(allocator: &mut Allocator<Peer>, disk: &mut sim::Disk, now: Duration) {
     while let Some(output) = allocator.poll_output() {
         if let Output::Store { ticket, changes } = output {
-            deleted |= changes.iter().any(|change| change.key == b"old" && change.value.is_none());
-            allocator.handle_stored(ticket, Ok(()), seconds(80));
+            for change in changes {
+                match change.value {
+                    Some(value) => disk.insert(change.key, value),
+                    None => disk.remove(&change.key),
+                };
+            }
+            allocator.handle_stored(ticket, Ok(()), now);
         }
     }
-    assert!(deleted, "what could not be read is gone with the first write of the new network");
+}
+
+#[test]
+fn a_peer_whose_state_is_lost_looks_around_before_it_founds_alone() {
+    let config = || Config::new(Peer(1), 2, vec![net("10.0.0.0/24")], 0);
+    let seed = Birth::Seeds(vec![Peer(1)]);
+    let forgot = Config { forgot: vec![b"old".to_vec()], ..config() };
+    let whole = Config { lost: true, ..config() };
+    let mut disk = sim::Disk::from([(b"old".to_vec(), b"unreadable".to_vec())]);
+    // What could not be read is gone with the first write, and that it was so is not.
+    let mut allocator = begin(&sim::Disk::new(), forgot.clone()).expect("no state");
+    write(&mut allocator, &mut disk, Duration::ZERO);
+    assert!(!disk.contains_key(&b"old"[..]) && !disk.is_empty());
+    let seeded = Config { birth: seed.clone(), ..forgot };
+    for (disk, config) in [(&disk, config()), (&sim::Disk::new(), whole), (&sim::Disk::new(), seeded)] {
+        let mut disk = disk.clone();
+        let mut allocator = begin(&disk, config.clone()).expect("readable");
+        write(&mut allocator, &mut disk, Duration::ZERO);
+        assert!(allocator.readiness().is_err_and(|why| why.contains("lost")));
+        allocator.handle_timeout(seconds(29));
+        assert_eq!(allocator.network(), None);
+        // Somebody is there: it goes on looking.
+        allocator.handle_peers(&[(Peer(2), 1)], seconds(29));
+        allocator.handle_timeout(seconds(40));
+        assert_eq!(allocator.network(), None);
+        allocator.handle_peers(&[], seconds(41));
+        allocator.handle_timeout(seconds(80));
+        write(&mut allocator, &mut disk, seconds(80));
+        let network = allocator.network();
+        assert!(network.is_some());
+        let again = Config { forgot: Vec::new(), lost: false, ..config };
+        assert_eq!(begin(&disk, again).expect("its own state").network(), network);
+    }
+    // Who has met others before waits for one of them, whatever time that takes.
+    let remembered = Config { forgot: vec![b"old".to_vec()], remembered: 3, ..config() };
+    for birth in [Birth::ByItself, seed] {
+        let config = Config { birth, ..remembered.clone() };
+        let mut allocator = begin(&sim::Disk::new(), config).expect("no state");
+        for time in 1..100 {
+            allocator.handle_timeout(seconds(time * 60));
+        }
+        assert_eq!(allocator.network(), None);
+        assert!(allocator.readiness().is_err_and(|why| why.contains("3 peers")));
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use ipam::allocator::{Allocator, Birth, Config, StateError};
 use ipnet::IpNet;
 use mesh_proto::data::fence::Fence;
@@ -24,28 +25,47 @@ pub(super) struct Addresses {
     pub(super) named: usize,
     /// Who founds the network.
     pub(super) birth: Birth<Peer>,
-    /// What of its state cannot be read.
-    pub(super) forgot: Vec<Vec<u8>>,
+    /// What of its state was lost.
+    pub(super) lost: Lost,
+    /// Number of other peers that the store remembers.
+    pub(super) remembered: usize,
     /// After how long a silence peers are removed.
     pub(super) dead_after: Option<Duration>,
 }
 
+/// What of the address state was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Lost {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// These entries, all there were.
+    Entries(Vec<Vec<u8>>),
+    /// The file that they were in.
+    File,
+}
+
 impl Addresses {
-    /// By the settings; so many other peers are `named` in them.
-    pub(super) fn new(settings: &Settings, named: usize, forgot: Vec<Vec<u8>>) -> Self {
+    /// By the settings; so many other peers are `named` in them, and so many remembered in the store.
+    pub(super) fn new(settings: &Settings, named: usize, lost: Lost, remembered: usize) -> Self {
         let (named, birth) = match &settings.ipalloc_init {
             IpallocInit::Auto => (named, Birth::ByItself),
             IpallocInit::Consensus(peers) => (peers - 1, Birth::ByItself),
             IpallocInit::Seed(peers) => (named, Birth::Seeds(peers.iter().copied().map(Peer).collect())),
             IpallocInit::Observer => (named, Birth::Observer),
         };
-        Self { named, birth, forgot, dead_after: settings.dead_after }
+        Self { named, birth, lost, remembered, dead_after: settings.dead_after }
     }
 
     /// What the protocol is made with.
     pub(super) fn config(self, me: Peer, incarnation: u64, ranges: Vec<IpNet>) -> Config<Peer> {
-        let Self { named, birth, forgot, dead_after } = self;
-        Config { birth, forgot, dead_after, ..Config::new(me, incarnation, ranges, named) }
+        let Self { named, birth, lost, remembered, dead_after } = self;
+        let (forgot, lost) = match lost {
+            Lost::Nothing => (Vec::new(), false),
+            Lost::Entries(keys) => (keys, true),
+            Lost::File => (Vec::new(), true),
+        };
+        Config { birth, forgot, lost, remembered, dead_after, ..Config::new(me, incarnation, ranges, named) }
     }
 }
 
@@ -82,7 +102,9 @@ pub(super) fn try_state(settings: &Settings, state: &mut State) -> anyhow::Resul
 }
 
 fn copy(directory: &Path) -> anyhow::Result<String> {
-    let kept = store::keep_copy(directory)?;
+    let kept = store::keep_copy(directory).with_context(|| {
+        format!("the address state in {} is unreadable, and cannot be copied to keep it", directory.display())
+    })?;
     Ok(kept.display().to_string())
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_proto::handover::{SessionKey, Suite};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::addresses::{self, Unreadable};
+use super::addresses::{self, Lost, Unreadable};
 use super::checks::{check_kernel, overlaps};
 use super::devices::Devices;
 use super::host::{self, Sizes};
@@ -30,8 +30,8 @@ pub(super) struct Ground {
     pub(super) listener: UnixListener,
     pub(super) metrics: Option<TcpListener>,
     pub(super) problems: Vec<String>,
-    /// Entries of the address state that could not be read.
-    pub(super) unreadable: Vec<Vec<u8>>,
+    /// What of the address state was lost.
+    pub(super) lost: Lost,
 }
 
 /// What nobody else may have while this router is there. Given back in this order: whoever sees
@@ -84,6 +84,7 @@ impl Ground {
             (true, false) => file.remember_secret().map_err(anyhow::Error::msg)?,
             _ => {}
         }
+        let mut lost = Lost::Nothing;
         if let Some((kept, why)) = set_aside {
             let text = format!(
                 "the state in the data directory was unreadable ({why}); it was kept as {} and this router started as a new peer: attach this host's containers again",
@@ -91,18 +92,16 @@ impl Ground {
             );
             tracing::error!("{text}");
             problems.push(text);
+            lost = Lost::File;
         }
-        let unreadable = match addresses::try_state(&settings, &mut state)? {
-            Some(Unreadable { text, keys }) => {
-                tracing::error!("{text}");
-                problems.push(text);
-                keys
-            }
-            None => Vec::new(),
-        };
+        if let Some(Unreadable { text, keys }) = addresses::try_state(&settings, &mut state)? {
+            tracing::error!("{text}");
+            problems.push(text);
+            lost = Lost::Entries(keys);
+        }
         let held = Held { _lock: lock, _socket: socket_file };
         let ground =
-            Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, problems, unreadable };
+            Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, problems, lost };
         Ok((ground, file, held))
     }
 

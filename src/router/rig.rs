@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Lost};
 use super::core::{Core, CoreConfig, CoreIo};
 use super::{Handle, Reloads};
 use crate::clock::Clock;
@@ -103,7 +103,8 @@ impl Rig {
             addresses: Addresses {
                 named: options.targets.len(),
                 birth: Birth::ByItself,
-                forgot: Vec::new(),
+                lost: Lost::Nothing,
+                remembered: 0,
                 dead_after: None,
             },
             ipam: state.ipam.clone(),

@@ -165,11 +165,13 @@ struct RunningCore {
 impl RunningCore {
     async fn start(ground: &mut Ground, file: File, devices: &Devices, clock: Clock) -> anyhow::Result<(Self, Made)> {
         let state = ground.state.clone();
-        let unreadable = std::mem::take(&mut ground.unreadable);
+        let lost = std::mem::take(&mut ground.lost);
         let settings = &ground.settings;
         let identity = Identity::new(&state.sign_seed, &state.box_secret)?;
         let endpoints = host::endpoints(&ground.netlink, settings).await?;
         let (targets, hints) = whom_to_dial(settings, &state);
+        // Whom the configuration names counts as named already.
+        let remembered = targets.iter().filter(|target| !settings.peers.contains(target)).count();
         let info = Arc::new(Info {
             id: identity.peer(),
             name: settings.name.clone(),
@@ -200,7 +202,7 @@ impl RunningCore {
             },
             hints,
             ranges: settings.ranges.clone(),
-            addresses: Addresses::new(settings, named_peers(settings, &endpoints), unreadable),
+            addresses: Addresses::new(settings, named_peers(settings, &endpoints), lost, remembered),
             ipam: state.ipam,
             port: settings.port,
             problems: std::mem::take(&mut ground.problems),

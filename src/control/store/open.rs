@@ -106,8 +106,13 @@ pub fn open(directory: &Path) -> Result<Opened, OpenError> {
 pub fn keep_copy(directory: &Path) -> io::Result<PathBuf> {
     let path = directory.join(FILE);
     let kept = name_aside(&path)?;
-    // Its permissions are copied too.
-    std::fs::copy(&path, &kept)?;
+    // Its permissions are copied too. What it was copied from is about to be deleted.
+    let copied = std::fs::copy(&path, &kept).and_then(|_| std::fs::File::open(&kept)?.sync_all());
+    if let Err(error) = copied.and_then(|()| std::fs::File::open(directory)?.sync_all()) {
+        // Half a copy is of no use, and the next start makes another.
+        _ = std::fs::remove_file(&kept);
+        return Err(error);
+    }
     Ok(kept)
 }
 
