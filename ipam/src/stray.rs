@@ -12,12 +12,13 @@
 
 use core::net::IpAddr;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
 use crate::id::{Id, Sender};
 use crate::machine::Machine;
+use crate::serve::MAX_OWNER;
 use crate::space::REUSE_DELAY;
 use crate::wire::{Body, Claim, Net};
 
@@ -25,6 +26,8 @@ use crate::wire::{Body, Claim, Net};
 const TOLD: Duration = REUSE_DELAY;
 /// Most addresses in one message.
 const MAX_CLAIMS: usize = 256;
+/// Most addresses that others have told of that are remembered.
+const MAX_TOLD: usize = 4096;
 
 /// An address that two peers gave, as far as this one knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,18 +50,26 @@ pub(crate) struct Told {
     by: BTreeMap<IpAddr, (Id, String, Duration)>,
 }
 
+impl Told {
+    /// Forgets what was not told again.
+    fn forget(&mut self, now: Duration) {
+        self.by.retain(|_, (_, _, until)| now < *until);
+    }
+}
+
 impl Machine {
     /// Tells the owners of other blocks which of their addresses are in use here.
     pub(crate) fn tell_strays(&mut self) {
         let mut strays: BTreeMap<Id, Vec<Claim>> = BTreeMap::new();
         for (owner, address, peer) in self.strays() {
-            let claims = strays.entry(peer).or_default();
-            if claims.len() < MAX_CLAIMS && self.peers.contains_key(&peer) {
-                claims.push(Claim { address: Net(IpNet::from(address)), owner });
+            if self.peers.contains_key(&peer) {
+                strays.entry(peer).or_default().push(Claim { address: Net(IpNet::from(address)), owner });
             }
         }
         for (peer, claims) in strays {
-            self.send_durably(peer, Body::Strays(claims));
+            for claims in claims.chunks(MAX_CLAIMS) {
+                self.send_durably(peer, Body::Strays(claims.to_vec()));
+            }
         }
     }
 
@@ -79,7 +90,8 @@ impl Machine {
     /// Another peer has given addresses of blocks that it takes to be this one's.
     pub(crate) fn on_strays(&mut self, from: Sender, claims: &[Claim]) {
         let mut ours = Vec::new();
-        for claim in claims.iter().take(MAX_CLAIMS) {
+        self.told.forget(self.now);
+        for claim in sound(claims) {
             let address = claim.address.0.addr();
             let Some((index, offset)) = self.universe.find(address) else {
                 continue;
@@ -104,7 +116,8 @@ impl Machine {
 
     /// The owner of a block gave addresses of it that are in use here.
     pub(crate) fn on_theirs(&mut self, from: Sender, claims: &[Claim]) {
-        for claim in claims.iter().take(MAX_CLAIMS) {
+        self.told.forget(self.now);
+        for claim in sound(claims) {
             let address = claim.address.0.addr();
             let given = self.universe.find(address).is_some_and(|(index, offset)| {
                 self.areas.get(index).is_some_and(|area| area.space.given(offset).is_some())
@@ -117,9 +130,8 @@ impl Machine {
 
     fn note_told(&mut self, address: IpAddr, peer: Id, owner: String) {
         let now = self.now;
-        self.told.by.retain(|_, (_, _, until)| now < *until);
-        if self.told.by.len() < MAX_CLAIMS && self.told.by.insert(address, (peer, owner.clone(), now + TOLD)).is_none()
-        {
+        let room = self.told.by.len() < MAX_TOLD || self.told.by.contains_key(&address);
+        if room && self.told.by.insert(address, (peer, owner.clone(), now + TOLD)).is_none() {
             let here =
                 self.universe.find(address).and_then(|(index, offset)| self.areas.get(index)?.space.given(offset));
             let here = here.map(|given| given.owner.clone()).unwrap_or_default();
@@ -138,8 +150,9 @@ impl Machine {
                 Contest { address, here, peer, there, theirs: true }
             })
             .collect();
+        let strays: BTreeSet<IpAddr> = all.iter().map(|contest| contest.address).collect();
         for (&address, (peer, owner, _)) in self.told.by.iter().filter(|(address, _)| told(address).is_some()) {
-            let known = all.iter().any(|contest| contest.address == address);
+            let known = strays.contains(&address);
             let here =
                 self.universe.find(address).and_then(|(index, offset)| self.areas.get(index)?.space.given(offset));
             if let Some(given) = here.filter(|_| !known) {
@@ -149,4 +162,9 @@ impl Machine {
         }
         all
     }
+}
+
+/// The claims of a message that can be.
+fn sound(claims: &[Claim]) -> impl Iterator<Item = &Claim> {
+    claims.iter().take(MAX_CLAIMS).filter(|claim| claim.owner.len() <= MAX_OWNER)
 }

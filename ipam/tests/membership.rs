@@ -279,6 +279,35 @@ fn an_address_that_is_used_elsewhere_is_not_given_while_its_owner_hears_so() {
 }
 
 #[test]
+fn every_address_that_two_peers_gave_is_named_by_both_however_many_there_are() {
+    const MANY: usize = 600;
+    let (mut world, _) = three(None);
+    for number in 0..MANY {
+        let request = world.allocate(2, &format!("old{number}"), net("10.32.0.0/12"));
+        world.answer(request).expect("there is room");
+    }
+    cut_off_the_third(&mut world);
+    world.remove(0, 2);
+    world.run_for(seconds(5));
+    for number in 0..MANY {
+        let address = world.up(2).lookup(&format!("old{number}"))[0].addr();
+        let request = world.claim(0, &format!("heir{number}"), address);
+        world.answer(request).expect("nobody's now");
+    }
+    world.heal();
+    // Told again and again, they stay so.
+    for _ in 0..6 {
+        world.run_for(seconds(20));
+        for node in [0, 2] {
+            let contests = world.up(node).summary().contests;
+            let both = contests.iter().filter(|contest| contest.there.is_some()).count();
+            assert!(both >= MANY, "{both} of {MANY} at {node}");
+        }
+    }
+    fine(&world);
+}
+
+#[test]
 fn founders_that_were_named_found_the_same_network_without_a_word_and_others_join_them() {
     let mut world = World::new(9, &[3, 3, 3, 3], &["10.32.0.0/12"]);
     world.seeds = Some(vec![Peer(1), Peer(2), Peer(3)]);
