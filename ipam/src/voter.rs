@@ -543,7 +543,8 @@ impl Machine {
         let sole = self.panel.as_ref().is_some_and(|panel| panel.voters == [self.me.peer]);
         let (count, missing) = self.words_missing().filter(|_| sole && self.is_learning_to_vote())?;
         Some(format!(
-            "word from {count} of the peers {}: without it, this peer cannot know that its disk is not an old copy;              remove them (weft peer remove) if they are gone",
+            "word from {count} of the peers {}: without it, this peer cannot know that its disk is not an old copy; \
+             remove them (weft peer remove) if they are gone",
             names(missing.iter())
         ))
     }

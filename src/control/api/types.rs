@@ -240,7 +240,8 @@ pub struct IpamPeer {
     pub free: Option<u64>,
     /// Whether it can be reached.
     pub reachable: bool,
-    /// Seconds since it was heard of; null if it is in reach, or was not heard of since the start.
+    /// Seconds since it was heard of, or since this router began to listen for it; null if it is in
+    /// reach, or was not heard of since the start of a router that removes nobody for silence.
     pub silent_s: Option<u64>,
     /// Seconds until the voters remove it, if they do not hear of it either; null: not without an
     /// operator.

@@ -240,6 +240,8 @@ impl Attachments {
     /// If the router stops.
     pub async fn check(&self, repair: bool) -> Result<Audit, AttachError> {
         let mut audit = Audit::default();
+        // The records first: what is attached meanwhile is given before it is recorded.
+        let records = self.all();
         let given: BTreeSet<(String, IpNet)> = self
             .inner
             .router
@@ -249,7 +251,6 @@ impl Attachments {
             .into_iter()
             .map(|(owner, address, _)| (owner, address))
             .collect();
-        let records = self.all();
         let used = records.iter().flat_map(|record| record.addresses.iter().map(|&at| (record.owner.clone(), at)));
         let used: BTreeSet<(String, IpNet)> = used.collect();
         for (owner, address) in given.difference(&used) {
