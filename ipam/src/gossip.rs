@@ -43,6 +43,7 @@ impl Machine {
             untouched: self.is_untouched(),
             ranges: self.universe.hash(),
             removed: self.removed_hash(),
+            dead_after: self.silence.own_after(),
         }
     }
 

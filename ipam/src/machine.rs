@@ -318,7 +318,12 @@ impl Machine {
             Body::Seeking { named, ranges, life, observer } => {
                 self.on_seeking(from, named, &ranges, life, observer.unwrap_or(false));
             }
-            Body::Here { root, removed, .. } => self.on_here(from, root, removed),
+            Body::Here { root, removed, dead_after, .. } => {
+                if same {
+                    self.note_dead_after(from.peer, dead_after);
+                }
+                self.on_here(from, root, removed);
+            }
             Body::Fetch => self.on_fetch(from),
             Body::Founded(network, panel) => self.on_founded(network, panel),
             Body::Prepare(ballot) => self.on_prepare(from, ballot),
@@ -358,8 +363,14 @@ impl Machine {
             Body::PanelAccept { version, next } => self.on_panel_accept(from, version, next),
             Body::PanelAccepted { version, ballot } => self.on_panel_accepted(from, version, ballot),
             Body::Gone { lives, want } => self.on_gone(from, &lives, want),
-            Body::Lease { version, nonce, life } => self.on_lease(from, version, nonce, life),
-            Body::Leased { version, nonce } => self.on_leased(from, version, nonce),
+            Body::Lease { version, nonce, life, dead_after } => {
+                self.note_dead_after(from.peer, dead_after);
+                self.on_lease(from, version, nonce, life);
+            }
+            Body::Leased { version, nonce, dead_after } => {
+                self.note_dead_after(from.peer, dead_after);
+                self.on_leased(from, version, nonce);
+            }
             Body::Strays(claims) => self.on_strays(from, &claims),
             Body::Theirs(claims) => self.on_theirs(from, &claims),
             Body::Unleased { version, nonce } => self.on_unleased(from, version, nonce),

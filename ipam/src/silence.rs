@@ -52,6 +52,8 @@ const MAX_LIVES: usize = 8192;
 pub(crate) struct Silence {
     /// How long a peer may be silent; `None`: for ever.
     after: Option<Duration>,
+    /// What others have said of that who go by another time.
+    others: BTreeMap<Id, Option<Duration>>,
     /// Nobody counts as silent for longer than since then: other voters may have heard of them before.
     since: Duration,
     /// When each owner and voter was heard of last.
@@ -94,6 +96,7 @@ impl Silence {
     pub(crate) fn new(after: Option<Duration>, now: Duration) -> Self {
         Self {
             after,
+            others: BTreeMap::new(),
             since: now,
             heard: BTreeMap::new(),
             found: BTreeSet::new(),
@@ -106,9 +109,26 @@ impl Silence {
         }
     }
 
+    /// In seconds, for others.
+    pub(crate) fn own_after(&self) -> Option<u64> {
+        self.after.map(|after| after.as_secs())
+    }
+
+    /// The shortest time after which anybody removes silent peers: a lease is for half of it.
+    fn shortest(&self) -> Option<Duration> {
+        self.others.values().copied().chain([self.after]).flatten().min()
+    }
+
+    /// The longest such time, after which no lease that was asked for under any is good any more;
+    /// `None` if somebody asks for none.
+    fn longest(&self) -> Option<Duration> {
+        let all = self.others.values().copied().chain([self.after]);
+        all.collect::<Option<Vec<Duration>>>()?.into_iter().max()
+    }
+
     /// A part of the time after which silent peers are removed.
     fn part(&self, of: u32) -> Option<Duration> {
-        self.after.map(|after| (after / of).max(SHORTEST))
+        self.shortest().map(|after| (after / of).max(SHORTEST))
     }
 
     /// Other voters grant leases, and find silent, from now on.
@@ -120,7 +140,7 @@ impl Silence {
 
     /// When the next step is due.
     pub(crate) fn next(&self) -> Option<Duration> {
-        self.after.map(|_| self.next_look.min(self.next_lease))
+        self.shortest().map(|_| self.next_look.min(self.next_lease))
     }
 }
 
@@ -128,7 +148,7 @@ impl Machine {
     /// Whether this peer may give addresses that it has not given before: it cannot have been
     /// removed for silence.
     pub(crate) fn has_lease(&self) -> bool {
-        self.silence.after.is_none_or(|after| self.silence.leased.is_some_and(|at| self.now < at + after / 2))
+        self.silence.shortest().is_none_or(|after| self.silence.leased.is_some_and(|at| self.now < at + after / 2))
     }
 
     /// What is waited for without a lease.
@@ -146,13 +166,47 @@ impl Machine {
         }
     }
 
+    /// After which silence a member removes others. If times differ, nobody may give for longer than
+    /// half of the shortest, and nobody is removed before the longest.
+    pub(crate) fn note_dead_after(&mut self, peer: Id, seconds: Option<u64>) {
+        /// Nobody is configured with less, or with more, in seconds: leases for less could not be renewed.
+        const CREDIBLE: (u64, u64) = (10, 1 << 32);
+        if peer == self.me.peer {
+            return;
+        }
+        if seconds == self.silence.own_after() {
+            return self.forget_dead_after(peer);
+        }
+        let theirs = seconds.map(|seconds| Duration::from_secs(seconds.clamp(CREDIBLE.0, CREDIBLE.1)));
+        if self.silence.others.len() >= MAX_LIVES || self.silence.others.insert(peer, theirs) == Some(theirs) {
+            return;
+        }
+        let text = |after: Option<Duration>| after.map_or("never".to_owned(), |after| format!("{} s", after.as_secs()));
+        let begin = other_dead_after(peer);
+        self.problems.retain(|text| !text.starts_with(&begin));
+        self.problem(format!(
+            "{begin} ({}) than this one ({}): addresses are given by the shorter, and nobody is removed before the \
+             longer; configure the same on every peer",
+            text(theirs),
+            text(self.silence.after)
+        ));
+    }
+
+    /// A member goes by the same time as this one, or is none any more.
+    fn forget_dead_after(&mut self, peer: Id) {
+        if self.silence.others.remove(&peer).is_some() {
+            let begin = other_dead_after(peer);
+            self.problems.retain(|text| !text.starts_with(&begin));
+        }
+    }
+
     /// How long a peer has not been heard of, and how long until the voters remove it for that.
     pub(crate) fn silence_of(&self, peer: Id) -> Option<(Duration, Option<Duration>)> {
         if peer == self.me.peer || self.peers.contains_key(&peer) {
             return None;
         }
         let since = self.now.saturating_sub(*self.silence.heard.get(&peer)?);
-        Some((since, self.silence.after.map(|after| after.saturating_sub(since))))
+        Some((since, self.silence.longest().map(|after| after.saturating_sub(since))))
     }
 
     /// The clock's part.
@@ -183,6 +237,9 @@ impl Machine {
         let voters = self.panel.iter().flat_map(|panel| panel.voters.iter().copied());
         let all: BTreeSet<Id> = owners.chain(voters).filter(|peer| *peer != self.me.peer).collect();
         self.silence.heard.retain(|peer, _| all.contains(peer));
+        let others = self.silence.others.keys().copied();
+        let left: Vec<Id> = others.filter(|it| !all.contains(it) && !self.peers.contains_key(it)).collect();
+        left.into_iter().for_each(|peer| self.forget_dead_after(peer));
         for peer in all {
             if self.peers.contains_key(&peer) {
                 self.silence.heard.insert(peer, self.now);
@@ -200,7 +257,10 @@ impl Machine {
         self.silence.next_lease = self.now + again;
         let nonce = self.draw();
         self.silence.asked = Some(Asked { nonce, at: self.now, granted: BTreeSet::new(), refused: BTreeSet::new() });
-        self.ask_voters(&panel, &Body::Lease { version: panel.version, nonce, life: self.me.life });
+        self.ask_voters(
+            &panel,
+            &Body::Lease { version: panel.version, nonce, life: self.me.life, dead_after: self.silence.own_after() },
+        );
     }
 
     /// A peer is there, at a voter.
@@ -215,7 +275,7 @@ impl Machine {
         if from.peer != self.me.peer {
             self.silence.heard.insert(from.peer, self.now);
         }
-        self.send(from.peer, Body::Leased { version, nonce });
+        self.send(from.peer, Body::Leased { version, nonce, dead_after: self.silence.own_after() });
     }
 
     /// A voter knows that this peer is there.
@@ -261,7 +321,7 @@ impl Machine {
     /// The lives that this peer has not heard of for too long, of those that own blocks; and voters
     /// whatever their life.
     fn silent_lives(&self) -> BTreeSet<Owner> {
-        let Some(after) = self.silence.after else {
+        let Some(after) = self.silence.longest() else {
             return BTreeSet::new();
         };
         let away = |peer: &Id| {
@@ -363,4 +423,9 @@ impl Machine {
         self.notice(format!("removed, for most voters have not heard of them for long: {}", names(peers.iter())));
         self.remove_lives(dead);
     }
+}
+
+/// How the text of a problem begins.
+fn other_dead_after(peer: Id) -> String {
+    format!("peer {peer} has another dead-after")
 }

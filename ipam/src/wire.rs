@@ -347,6 +347,9 @@ pub(crate) enum Body {
         /// A hash of the lives that I know to be removed; 0 if there is none.
         #[n(3)]
         removed: u64,
+        /// After how many seconds of silence I take a peer for dead; none: never.
+        #[n(4)]
+        dead_after: Option<u64>,
     },
     /// Send me your network.
     #[n(2)]
@@ -577,6 +580,9 @@ pub(crate) enum Body {
         /// My life.
         #[n(2)]
         life: u64,
+        /// After how many seconds of silence I take a peer for dead; none: never.
+        #[n(3)]
+        dead_after: Option<u64>,
     },
     /// So I see.
     #[n(31)]
@@ -587,6 +593,9 @@ pub(crate) enum Body {
         /// Of the lease.
         #[n(1)]
         nonce: u64,
+        /// After how many seconds of silence I take a peer for dead; none: never.
+        #[n(2)]
+        dead_after: Option<u64>,
     },
     /// I have not heard of these lives for long; have you?
     #[n(32)]

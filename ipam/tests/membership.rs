@@ -142,6 +142,41 @@ fn a_host_that_slept_for_long_gives_nothing_new_when_it_wakes_neither_what_was_u
 }
 
 #[test]
+fn peers_that_go_by_different_times_give_by_the_shortest_remove_by_the_longest_and_say_so() {
+    for other in [Some(seconds(600)), None] {
+        let mut world = World::new(7, &[0, 1, 1], &["10.32.0.0/12"]);
+        let range = net("10.32.0.0/12");
+        world.dead_after = Some(seconds(20));
+        world.nodes[2].dead_after = Some(other);
+        world.start_all();
+        world.run_for(seconds(30));
+        let request = world.allocate(2, "first", range);
+        let address = world.answer(request).expect("there is room").addr();
+        for node in 0..3 {
+            let problems = world.up(node).summary().problems;
+            assert!(problems.iter().any(|text| text.contains("dead-after")), "{node}: {problems:?}");
+        }
+        cut_off_the_third(&mut world);
+        world.run_for(seconds(60));
+        let request = world.allocate(2, "second", range);
+        world.answer(request).expect_err("others could take it for dead by now");
+        assert_eq!(world.up(0).removed().count(), 0, "it could still give, for all that they know");
+        world.run_for(seconds(600));
+        let request = world.claim(0, "heir", address);
+        assert_eq!(world.answer(request).is_ok(), other.is_some());
+        // Once it goes by the same, all is well.
+        world.nodes[2].dead_after = None;
+        world.crash(2, seconds(1));
+        world.heal();
+        world.run_for(seconds(60));
+        for node in 0..3 {
+            assert_eq!(world.up(node).summary().problems, Vec::<String>::new());
+        }
+        fine(&world);
+    }
+}
+
+#[test]
 fn without_a_time_for_it_nobody_is_removed() {
     let (mut world, _) = three(None);
     cut_off_the_third(&mut world);

@@ -141,8 +141,13 @@ fn about_voters() -> impl Strategy<Value = Body> {
             let lives = lives.into_iter().map(|(owner, cleared)| Removed { owner, cleared }).collect();
             Body::Gone { lives, want }
         }),
-        (number(), number(), number()).prop_map(|(version, nonce, life)| Body::Lease { version, nonce, life }),
-        (number(), number()).prop_map(|(version, nonce)| Body::Leased { version, nonce }),
+        (number(), number(), number(), proptest::option::of(number()))
+            .prop_map(|(version, nonce, life, dead_after)| Body::Lease { version, nonce, life, dead_after }),
+        (number(), number(), proptest::option::of(number())).prop_map(|(version, nonce, dead_after)| Body::Leased {
+            version,
+            nonce,
+            dead_after
+        }),
         (number(), number()).prop_map(|(version, nonce)| Body::Unleased { version, nonce }),
         (number(), number(), proptest::collection::vec(owner(), 0..4), any::<bool>())
             .prop_map(|(version, nonce, lives, binding)| Body::Silent { version, nonce, lives, binding }),
@@ -173,12 +178,15 @@ pub(crate) fn body() -> impl Strategy<Value = Body> {
         about_voters(),
         (any::<u32>(), proptest::collection::vec(net(), 0..4), number(), proptest::option::of(any::<bool>()))
             .prop_map(|(named, ranges, life, observer)| Body::Seeking { named, ranges, life, observer }),
-        (number(), any::<bool>(), number(), number()).prop_map(|(root, untouched, ranges, removed)| Body::Here {
-            root,
-            untouched,
-            ranges,
-            removed
-        }),
+        (number(), any::<bool>(), number(), number(), proptest::option::of(number())).prop_map(
+            |(root, untouched, ranges, removed, dead_after)| Body::Here {
+                root,
+                untouched,
+                ranges,
+                removed,
+                dead_after
+            }
+        ),
         Just(Body::Fetch),
         (network(), panel()).prop_map(|(network, panel)| Body::Founded(network, panel)),
         digest.prop_map(Body::Digest),
@@ -228,7 +236,8 @@ fn version_2_stays_as_it_is() {
     let wanted = Wanted { range: 0, lo: 0, hi: 16, address: None };
     let request = Request { life: 3, seq: 8, wanted, need: 1, has: 0 };
     assert_eq!(hex(Body::Fetch), "028250<network>820280");
-    assert_eq!(hex(Body::Here { root: 1, untouched: true, ranges: 2, removed: 3 }), "028250<network>82018401f50203");
+    let here = Body::Here { root: 1, untouched: true, ranges: 2, removed: 3, dead_after: Some(4) };
+    assert_eq!(hex(here), "028250<network>82018501f5020304");
     assert_eq!(
         hex(Body::Grant(Grant { id: 1, runs: vec![run] })),
         "028250<network>820d8182018184000509828201028201818250<peer>03"

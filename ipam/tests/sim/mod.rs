@@ -82,6 +82,8 @@ pub(crate) struct Node {
     pub(crate) ahead: Duration,
     /// Removed, and dead or not aware of it yet; what it does until then does not count.
     pub(crate) removed_life: Option<u64>,
+    /// It removes silent nodes after another time than the others.
+    pub(crate) dead_after: Option<Option<Duration>>,
     /// Its present life as an owner, or the last one if it is down.
     last_life: u64,
     /// It will not come back by itself.
@@ -173,6 +175,7 @@ impl World {
                 asleep_until: Duration::ZERO,
                 ahead: Duration::ZERO,
                 removed_life: None,
+                dead_after: None,
                 last_life: 0,
                 dead: false,
                 allocator: None,
@@ -265,7 +268,7 @@ impl World {
         };
         let config = Config {
             birth,
-            dead_after: self.dead_after,
+            dead_after: it.dead_after.unwrap_or(self.dead_after),
             ..Config::new(it.peer, it.life, self.ranges.clone(), it.named)
         };
         let subject = Subject::new(self.kind, config, it.disk.clone(), seed, now, self.ablation);
