@@ -365,7 +365,7 @@ pub struct Summary<P> {
     /// Addresses that this peer gave: owner, address, time given (seconds since the Unix epoch
     /// are the caller's business; here it is `now` of the grant, or `None` from before the start).
     pub allocations: Vec<(String, IpNet, Option<Duration>)>,
-    /// Owners that cannot be reached.
+    /// Owners that cannot be reached, or that left for another network.
     pub away: Vec<Away<P>>,
     /// Addresses given here that another peer gave too, or whose block is another's.
     pub contests: Vec<Contest<P>>,

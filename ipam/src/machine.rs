@@ -168,6 +168,8 @@ pub(crate) struct Machine {
     pub(crate) others: Others,
     /// Other networks that were met, and by which peer.
     pub(crate) foreign: BTreeMap<NetworkId, Id>,
+    /// Peers in reach that are in no network, or in another one, by their last message.
+    pub(crate) elsewhere: BTreeSet<Id>,
     /// Peers that sent what this version cannot read.
     unreadable: BTreeSet<Id>,
     /// What keeps this peer from joining, or blocks from being used.
@@ -233,6 +235,7 @@ impl Machine {
             wake: false,
             others: Others::default(),
             foreign: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             problems: BTreeSet::new(),
             inbox: VecDeque::new(),
@@ -260,6 +263,7 @@ impl Machine {
         self.fencing.look_again = true;
         let peers = &self.peers;
         self.voter.members.retain(|peer, _| peers.contains_key(peer));
+        self.elsewhere.retain(|peer| peers.contains_key(peer));
         self.welcome_back();
         for &peer in &new {
             self.greet(peer);
@@ -304,6 +308,7 @@ impl Machine {
         if let (Some(ours), Some(theirs)) = (self.network_id(), message.network)
             && ours != theirs
         {
+            self.note_elsewhere(from.peer);
             self.on_foreign(from, theirs, message.body);
             return;
         }
@@ -313,9 +318,13 @@ impl Machine {
         }
         if same && from.peer != self.me.peer && self.peers.contains_key(&from.peer) {
             self.voter.members.entry(from.peer).or_insert(self.now);
+            if self.elsewhere.remove(&from.peer) {
+                self.welcome_back();
+            }
         }
         match message.body {
             Body::Seeking { named, ranges, life, observer } => {
+                self.note_elsewhere(from.peer);
                 self.on_seeking(from, named, &ranges, life, observer.unwrap_or(false));
             }
             Body::Here { root, removed, dead_after, .. } => {
@@ -342,6 +351,14 @@ impl Machine {
             Body::Grant(grant) => self.on_grant(from, &grant),
             Body::Confirm { id } => self.on_confirm(from, id),
             about_voters => self.dispatch_to_voter(from, about_voters),
+        }
+    }
+
+    /// A peer is in no network, or in another one.
+    fn note_elsewhere(&mut self, peer: Id) {
+        if self.peers.contains_key(&peer) {
+            self.elsewhere.insert(peer);
+            self.voter.members.remove(&peer);
         }
     }
 

@@ -35,9 +35,14 @@ pub(crate) const ANY_LIFE: u64 = 0;
 const MAX_GONE: usize = 8192;
 
 impl Machine {
+    /// Whether a peer is in reach, and not known to have left for another network.
+    pub(crate) fn is_here(&self, peer: &Id) -> bool {
+        self.peers.contains_key(peer) && !self.elsewhere.contains(peer)
+    }
+
     /// Whether a peer was removed, and did not come back.
     pub(crate) fn is_gone(&self, peer: &Id) -> bool {
-        self.gone.contains_key(&Owner { peer: *peer, life: ANY_LIFE }) && !self.peers.contains_key(peer)
+        self.gone.contains_key(&Owner { peer: *peer, life: ANY_LIFE }) && !self.is_here(peer)
     }
 
     /// Removes a peer for an operator.
@@ -65,7 +70,7 @@ impl Machine {
             return Err(format!("{MAX_GONE} removed lives that own blocks are remembered already; try again later"));
         }
         // One that is alive after all goes on as a voter.
-        let goes = |it: &Id| self.is_gone(it) || (*it == peer && !self.peers.contains_key(it));
+        let goes = |it: &Id| self.is_gone(it) || (*it == peer && !self.is_here(it));
         let stays = |it: &Id| *it == self.me.peer || !goes(it);
         let alone = panel.voters.iter().filter(|voter| stays(voter)).count() < panel.majority();
         let apart = self.members_apart(peer);
@@ -131,7 +136,7 @@ impl Machine {
         for &Removed { owner, cleared } in lives {
             let (mine, whatever_life) = (owner.peer == self.me.peer, owner.life == ANY_LIFE);
             let known = self.gone.get(&owner).copied();
-            let back = whatever_life && (mine || self.peers.contains_key(&owner.peer));
+            let back = whatever_life && (mine || self.is_here(&owner.peer));
             let room = known.is_some() || self.gone.len() < MAX_GONE;
             if back || !room || known.is_some_and(|before| before || !cleared) {
                 continue;
@@ -228,8 +233,9 @@ impl Machine {
 
     /// Who is back is not removed a second time when it is away again.
     pub(crate) fn welcome_back(&mut self) {
-        let (peers, before) = (&self.peers, self.gone.len());
-        self.gone.retain(|owner, _| owner.life != ANY_LIFE || !peers.contains_key(&owner.peer));
+        let (peers, elsewhere, before) = (&self.peers, &self.elsewhere, self.gone.len());
+        let is_here = |peer: &Id| peers.contains_key(peer) && !elsewhere.contains(peer);
+        self.gone.retain(|owner, _| owner.life != ANY_LIFE || !is_here(&owner.peer));
         if self.gone.len() < before {
             self.record_gone();
         }

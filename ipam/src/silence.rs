@@ -159,7 +159,7 @@ impl Machine {
 
     /// The peers that were in reach until now are heard of until now.
     pub(crate) fn note_heard(&mut self) {
-        for &peer in self.peers.keys() {
+        for &peer in self.peers.keys().filter(|peer| !self.elsewhere.contains(peer)) {
             if self.silence.heard.len() < MAX_LIVES {
                 self.silence.heard.insert(peer, self.now);
             }
@@ -202,7 +202,7 @@ impl Machine {
 
     /// How long a peer has not been heard of, and how long until the voters remove it for that.
     pub(crate) fn silence_of(&self, peer: Id) -> Option<(Duration, Option<Duration>)> {
-        if peer == self.me.peer || self.peers.contains_key(&peer) {
+        if peer == self.me.peer || self.is_here(&peer) {
             return None;
         }
         let since = self.now.saturating_sub(*self.silence.heard.get(&peer)?);
@@ -241,7 +241,7 @@ impl Machine {
         let left: Vec<Id> = others.filter(|it| !all.contains(it) && !self.peers.contains_key(it)).collect();
         left.into_iter().for_each(|peer| self.forget_dead_after(peer));
         for peer in all {
-            if self.peers.contains_key(&peer) {
+            if self.is_here(&peer) {
                 self.silence.heard.insert(peer, self.now);
             } else {
                 self.silence.heard.entry(peer).or_insert(self.now);
@@ -327,7 +327,7 @@ impl Machine {
         let away = |peer: &Id| {
             let heard = self.silence.heard.get(peer);
             let since = heard.map(|&at| at.max(self.silence.since));
-            !self.peers.contains_key(peer) && since.is_some_and(|at| at + after <= self.now)
+            !self.is_here(peer) && since.is_some_and(|at| at + after <= self.now)
         };
         let runs = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
         let owners = runs.filter_map(|run| match run.reg.holder {

@@ -97,7 +97,7 @@ impl Machine {
     pub(crate) fn away(&self) -> Vec<Away<Id>> {
         let rings = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
         let owners: BTreeSet<Id> = rings.filter_map(|run| run.reg.holder.peer()).collect();
-        let away = owners.into_iter().filter(|peer| *peer != self.me.peer && !self.peers.contains_key(peer));
+        let away = owners.into_iter().filter(|peer| *peer != self.me.peer && !self.is_here(peer));
         away.map(|peer| {
             let (silent, removal) = self.silence_of(peer).unzip();
             Away { peer, silent, removal: removal.flatten(), removed: self.is_gone(&peer) }

@@ -177,6 +177,29 @@ fn peers_that_go_by_different_times_give_by_the_shortest_remove_by_the_longest_a
 }
 
 #[test]
+fn who_left_for_other_ranges_is_removed_though_it_is_in_reach() {
+    let (mut world, addresses) = three(Some(seconds(20)));
+    world.free(2, "first", None);
+    world.run_for(seconds(1));
+    world.crash(2, seconds(1));
+    let ranges = std::mem::replace(&mut world.ranges, vec![net("10.99.0.0/16")]);
+    world.start(2);
+    world.ranges = ranges;
+    world.run_for(seconds(60));
+    assert_eq!(world.up(0).removed().count(), 1);
+    let request = world.claim(0, "heir", addresses[2]);
+    world.answer(request).expect("nobody's now");
+    assert!(world.up(0).panel().is_some_and(|(_, voters)| !voters.contains(&Peer(3))));
+    // It thinks better of it.
+    world.crash(2, seconds(1));
+    world.run_for(seconds(60));
+    let request = world.allocate(2, "second", net("10.32.0.0/12"));
+    world.answer(request).expect("a member again");
+    assert!(world.up(0).panel().is_some_and(|(_, voters)| voters.contains(&Peer(3))));
+    fine(&world);
+}
+
+#[test]
 fn without_a_time_for_it_nobody_is_removed() {
     let (mut world, _) = three(None);
     cut_off_the_third(&mut world);
