@@ -213,7 +213,7 @@ impl<P: PeerKey> Allocator<P> {
     ///
     /// # Errors
     /// Why it cannot be.
-    pub fn remove_peer(&mut self, peer: P, now: Duration) -> Result<(), String> {
+    pub fn remove_peer(&mut self, peer: P, now: Duration) -> Result<(), RemoveError> {
         self.machine.clock(now);
         let result = self.machine.remove_peer(Id(peer.to_bytes()));
         self.machine.settle();
@@ -400,6 +400,17 @@ pub struct Contest<P> {
     pub there: Option<String>,
     /// Whether the block is the other peer's: then frames from here are refused by others.
     pub theirs: bool,
+}
+
+/// Why a peer is not removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveError {
+    /// Others were asked first, and have not answered yet: try again in a moment.
+    #[error("{0}")]
+    NotYet(String),
+    /// It will not be, as things are.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Why durable state cannot be used.

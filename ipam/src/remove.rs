@@ -17,6 +17,7 @@ use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::allocator::RemoveError;
 use crate::id::{Id, Owner, Sender};
 use crate::machine::Machine;
 use crate::ring::{Hash, Holder};
@@ -49,12 +50,13 @@ impl Machine {
     ///
     /// # Errors
     /// Why it cannot be.
-    pub(crate) fn remove_peer(&mut self, peer: Id) -> Result<(), String> {
+    pub(crate) fn remove_peer(&mut self, peer: Id) -> Result<(), RemoveError> {
+        let refused = |why: String| Err(RemoveError::Refused(why));
         if peer == self.me.peer {
-            return Err("a peer cannot remove itself; ask another one".to_owned());
+            return refused("a peer cannot remove itself; ask another one".to_owned());
         }
         let Some(panel) = self.panel.clone() else {
-            return Err(self.waiting());
+            return refused(self.waiting());
         };
         let mut lives = vec![Owner { peer, life: ANY_LIFE }];
         for area in &self.areas {
@@ -67,7 +69,9 @@ impl Machine {
             }
         }
         if !self.can_remember(&lives) {
-            return Err(format!("{MAX_GONE} removed lives that own blocks are remembered already; try again later"));
+            return refused(format!(
+                "{MAX_GONE} removed lives that own blocks are remembered already; try again later"
+            ));
         }
         // One that is alive after all goes on as a voter.
         let goes = |it: &Id| self.is_gone(it) || (*it == peer && !self.is_here(it));
@@ -76,16 +80,18 @@ impl Machine {
         let apart = self.members_apart(peer);
         if alone && !apart.is_empty() {
             self.broadcast_durably(Body::PanelAsk);
-            return Err(format!(
+            return Err(RemoveError::NotYet(format!(
                 "most voters would be gone, and {} did not say yet whether there are newer ones: try again in a \
                  moment, when they are in reach, or remove them first",
                 names(apart.iter())
-            ));
+            )));
         }
         // Of two that are asked at once, only one may go on alone.
         let lowest = self.peers.keys().copied().filter(|it| *it != peer && !self.is_gone(it)).min();
         if let Some(other) = lowest.filter(|other| alone && *other < self.me.peer) {
-            return Err(format!("most voters would be gone, and one peer must settle alone then: ask peer {other}"));
+            return refused(format!(
+                "most voters would be gone, and one peer must settle alone then: ask peer {other}"
+            ));
         }
         self.removing.insert(peer, self.now + REMOVING);
         if alone {

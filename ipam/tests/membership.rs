@@ -6,7 +6,7 @@ mod sim;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipam::allocator::{Allocator, Birth, Config, StateError};
+use ipam::allocator::{Allocator, Birth, Config, RemoveError, StateError};
 use ipam::{AllocError, Output};
 use ipnet::IpNet;
 use sim::{Peer, World};
@@ -196,6 +196,36 @@ fn who_left_for_other_ranges_is_removed_though_it_is_in_reach() {
     let request = world.allocate(2, "second", net("10.32.0.0/12"));
     world.answer(request).expect("a member again");
     assert!(world.up(0).panel().is_some_and(|(_, voters)| voters.contains(&Peer(3))));
+    fine(&world);
+}
+
+#[test]
+fn a_removal_is_refused_for_good_or_until_the_others_have_said_which_voters_they_know() {
+    let mut world = World::new(7, &[0, 1, 1, 1], &["10.32.0.0/12"]);
+    world.start_all();
+    world.run_for(seconds(15));
+    for node in 0..4 {
+        let request = world.allocate(node, "first", net("10.32.0.0/12"));
+        world.answer(request).expect("there is room");
+    }
+    world.run_for(seconds(15));
+    let refused = world.up(0).remove_peer(Peer(1), Duration::ZERO);
+    assert!(matches!(&refused, Err(RemoveError::Refused(why)) if why.contains("itself")), "{refused:?}");
+    let (_, voters) = world.up(0).panel().expect("it has a network");
+    assert!(voters.len() == 3 && voters.contains(&Peer(1)), "{voters:?}");
+    let others: Vec<Peer> = voters.into_iter().filter(|voter| *voter != Peer(1)).collect();
+    for &Peer(other) in &others {
+        world.crash(usize::from(other) - 1, seconds(10_000));
+    }
+    world.run_for(seconds(30));
+    assert_eq!(world.up(0).remove_peer(others[0], Duration::ZERO), Ok(()));
+    let not_yet = world.up(0).remove_peer(others[1], Duration::ZERO);
+    assert!(matches!(not_yet, Err(RemoveError::NotYet(_))), "{not_yet:?}");
+    // The question leaves with whatever comes next.
+    let request = world.allocate(0, "first", net("10.32.0.0/12"));
+    world.answer(request).expect("given before");
+    world.run_for(seconds(1));
+    assert_eq!(world.up(0).remove_peer(others[1], Duration::ZERO), Ok(()));
     fine(&world);
 }
 

@@ -400,7 +400,7 @@ impl Core {
             None => Err(RemoveError::Unknown),
             Some(_) if !found.is_empty() => Err(RemoveError::Ambiguous),
             Some((id, known)) => {
-                self.ipam.remove_peer(Peer(id), now).map_err(RemoveError::Refused)?;
+                self.ipam.remove_peer(Peer(id), now)?;
                 Ok((id, known))
             }
         }

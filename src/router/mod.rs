@@ -94,9 +94,9 @@ pub enum RemoveError {
     /// Several are.
     #[error("several peers are called so; name one by its id")]
     Ambiguous,
-    /// The address protocol cannot.
-    #[error("{0}")]
-    Refused(String),
+    /// Why the address protocol does not.
+    #[error(transparent)]
+    Addresses(#[from] ipam::allocator::RemoveError),
 }
 
 /// The loop has ended, or is stuck.

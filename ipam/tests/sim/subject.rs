@@ -109,7 +109,7 @@ impl Subject {
 
     pub(crate) fn remove_peer(&mut self, peer: Peer, now: Duration) -> Result<(), String> {
         match self {
-            Self::Allocator(it) => it.remove_peer(peer, now),
+            Self::Allocator(it) => it.remove_peer(peer, now).map_err(|error| error.to_string()),
             Self::Weave(it) => it.remove_peer(peer),
         }
     }

@@ -117,11 +117,14 @@ pub(super) async fn ipam_check(State(api): State<Api>, Body(request): Body<Check
 }
 
 pub(super) async fn remove_peer(State(api): State<Api>, Body(request): Body<RemoveRequest>) -> Answer<RemovedPeer> {
+    use ipam::allocator::RemoveError::NotYet;
     // It may have to ask the other members first.
     let deadline = Instant::now() + ANSWERS * 3;
     let removed = loop {
         match api.router.remove_peer(&request.peer).await? {
-            Err(RemoveError::Refused(_)) if Instant::now() < deadline => tokio::time::sleep(ANSWERS / 4).await,
+            Err(RemoveError::Addresses(NotYet(_))) if Instant::now() < deadline => {
+                tokio::time::sleep(ANSWERS / 4).await
+            }
             result => break result,
         }
     };
@@ -130,7 +133,7 @@ pub(super) async fn remove_peer(State(api): State<Api>, Body(request): Body<Remo
         Err(error) => {
             let status = match error {
                 RemoveError::Unknown => StatusCode::NOT_FOUND,
-                RemoveError::Ambiguous | RemoveError::Refused(_) => StatusCode::CONFLICT,
+                RemoveError::Ambiguous | RemoveError::Addresses(_) => StatusCode::CONFLICT,
             };
             Err(ApiError::new(status, error.to_string()))
         }
