@@ -67,7 +67,7 @@ pub(crate) struct MeshConfig {
     pub(crate) secret: Option<&'static str>,
     /// The hosts have IPv6 addresses only.
     pub(crate) v6_underlay: bool,
-    /// Further arguments of all routers.
+    /// Further arguments of all routers; with ranges among them, they have these instead of the usual.
     pub(crate) args: Vec<OsString>,
 }
 
@@ -103,7 +103,10 @@ pub(crate) struct Mesh {
 /// What a router is started with: this binary, and the arguments of `weft up`.
 pub(crate) fn router_config(lab: &Lab, config: &MeshConfig, host: usize, secret: Option<&str>) -> RouterConfig {
     let exe = std::env::current_exe().must("find this binary");
-    let mut args: Vec<OsString> = ["--range", "10.32.0.0/12", "--range", "fd00:77::/64"].map(OsString::from).into();
+    let mut args: Vec<OsString> = Vec::new();
+    if !config.args.iter().any(|arg| arg == "--range") {
+        args.extend(["--range", "10.32.0.0/12", "--range", "fd00:77::/64"].map(OsString::from));
+    }
     if let Some(secret) = secret {
         let path = lab.dir().join(format!("secret-{host}"));
         write_secret(&path, secret).must("write the secret");
