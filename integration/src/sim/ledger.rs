@@ -16,9 +16,10 @@ use mesh_proto::wire::datagram::RELAY;
 use super::clock::Time;
 use super::queue::Index;
 
-/// Most arrivals of one frame at one host while topologies disagree. A thousand meshes of a hundred
-/// have eight; one that circles among three until its hops are used up makes eleven.
-pub(super) const CROSSINGS_MAX: u8 = 10;
+/// Most arrivals of one frame at one host while topologies disagree. Three that disagree for longer
+/// than 32 hops take make eleven (12 peers, seed 242); two that hand it back and forth, which none
+/// may, sixteen.
+pub(super) const CROSSINGS_MAX: u8 = 15;
 /// Smallest frame that has room for its id.
 pub(super) const FRAME_MIN: usize = 34;
 
@@ -307,16 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_relays_hand_round_until_its_hops_are_used_up_is_a_loop() {
-        for circle in [2, 3] {
-            let mut ledger = Ledger::new(3);
-            let mut frame = Vec::new();
-            ledger.write(0, order(false, 60), &mut frame);
-            for hops in (0..HOPS).rev().step_by(circle) {
-                ledger.cross(1, &[&[RELAY, hops], &frame[..]].concat(), false);
-            }
-            assert!(ledger.failure.is_some_and(|why| why.contains("loop")), "a circle of {circle}");
+    fn a_frame_that_two_relays_hand_back_and_forth_until_its_hops_are_used_up_is_a_loop() {
+        let mut ledger = Ledger::new(3);
+        let mut frame = Vec::new();
+        ledger.write(0, order(false, 60), &mut frame);
+        for hops in (0..HOPS).rev().step_by(2) {
+            ledger.cross(1, &[&[RELAY, hops], &frame[..]].concat(), false);
         }
+        assert!(ledger.failure.is_some_and(|why| why.contains("loop")));
     }
 
     #[test]
