@@ -152,8 +152,7 @@ fn blocked() {
             let streams = pings();
             mesh.lab.wire().heal_all();
             let start = Instant::now();
-            // Within the promise, and what a busy machine adds.
-            wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(5));
+            wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(2));
             let took = start.elapsed();
             thread::sleep(Duration::from_millis(200));
             let (gap, reports) = finish(streams);
@@ -178,7 +177,7 @@ fn shrunk() {
     assert!(peer["reason"].as_str().must("a reason").contains("full size"), "{peer}");
     mesh.all_reach(&[0, 1], Duration::from_secs(3));
     mesh.lab.wire().heal_all();
-    wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(10));
+    wait_for_carrier(&mesh, 0, 1, "fast", PROMOTION + Duration::from_secs(2));
 }
 
 /// An address that no container of the mesh has by itself, as that of a machine in one.
