@@ -35,6 +35,8 @@ pub(super) struct Env {
     pub(super) link_changes: u64,
     /// Tables whose broadcast trees were not those of the tables before.
     pub(super) tree_changes: u64,
+    /// How often a router has got other addresses or other relays for a peer.
+    pub(super) way_changes: u64,
     /// Tables that nodes made.
     pub(super) tables: u64,
 }

@@ -7,8 +7,11 @@
 //!
 //! Checked at every delivery, faults or none: the frame is one of ours, byte-identical, not at the
 //! TAP where it came from, and not at a TAP where it was before. Checked at every datagram that
-//! carries it in the clear: no peer sees one frame more often than [`CROSSINGS_MAX`] times. At rest
-//! none sees it more than once, and once more for each time that the underlay made two of it.
+//! carries it in the clear: a frame that circles comes again by a way that it has come before. None
+//! does so more than [`AGAIN_MAX`] times, but for the copies that the underlay made of it. (By several
+//! ways it may come: a flood while the trees disagree.) At rest no peer gets it twice by whatever way.
+
+use std::net::SocketAddr;
 
 use memchr::memmem::Finder;
 use mesh_proto::wire::datagram::RELAY;
@@ -16,10 +19,9 @@ use mesh_proto::wire::datagram::RELAY;
 use super::clock::Time;
 use super::queue::Index;
 
-/// Most arrivals of one frame at one host while topologies disagree. Three that disagree for longer
-/// than 32 hops take make eleven (12 peers, seed 242); two that hand it back and forth, which none
-/// may, sixteen.
-pub(super) const CROSSINGS_MAX: u8 = 15;
+/// How often a frame may come again by a way by which it has come: a circle is noticed by who sent it
+/// on to there, when it comes back (sleeve S4).
+pub(super) const AGAIN_MAX: u8 = 1;
 /// Smallest frame that has room for its id.
 pub(super) const FRAME_MIN: usize = 34;
 
@@ -45,12 +47,18 @@ pub(super) struct Frame {
     /// In bytes.
     pub(super) size: usize,
     delivered: Vec<u64>,
-    crossed: Vec<Crossings>,
+    /// For each host by which ways it came.
+    crossed: Vec<Vec<(Way, Crossings)>>,
     /// How often the underlay made two of a datagram that carried it.
     doubled: u8,
 }
 
-/// Arrivals of one frame at one host. What the underlay made two of goes through relays as two,
+/// From which address a frame came, and for whom: the destination and the source if it is relayed,
+/// and the session. One that is flooded may come by way of a host to others; and to a host that lost
+/// its disk under its old name and its new one.
+type Way = (SocketAddr, Option<[u8; 24]>, [u8; 4]);
+
+/// Arrivals of one frame at one host by one way. What the underlay made two of goes through relays as two,
 /// but with the same hops left: those count once.
 #[derive(Debug, Clone, Copy, Default)]
 struct Crossings {
@@ -86,14 +94,12 @@ pub(super) struct Ledger {
     /// The first thing that may never happen, once it has.
     pub(super) failure: Option<String>,
     pub(super) deliveries: u64,
-    /// The most arrivals of one frame at one host.
-    pub(super) crossings: u8,
 }
 
 impl Ledger {
     pub(super) fn new(hosts: usize) -> Self {
         let finder = Finder::new(&MAGIC).into_owned();
-        Self { hosts, frames: Vec::new(), finder, failure: None, deliveries: 0, crossings: 0 }
+        Self { hosts, frames: Vec::new(), finder, failure: None, deliveries: 0 }
     }
 
     /// Writes a new frame into `bytes` and returns its id.
@@ -161,7 +167,13 @@ impl Ledger {
 
     /// A datagram arrived at a host: counts the frames that it carries in the clear. The `copy` that
     /// the underlay made of one is no crossing of its own, but may go its own way from here on.
-    pub(super) fn cross(&mut self, host: Index, datagram: &[u8], copy: bool) {
+    pub(super) fn cross(&mut self, from: SocketAddr, host: Index, datagram: &[u8], copy: bool) {
+        let (relayed, inner) = match datagram {
+            [RELAY, _, _, _, header @ ..] if header.len() >= 24 => header.split_at(24),
+            inner => (&[][..], inner),
+        };
+        let session = inner.get(4..8).and_then(|index| index.first_chunk().copied()).unwrap_or_default();
+        let way = (from, relayed.first_chunk().copied(), session);
         let mut rest = datagram;
         while let Some(place) = self.finder.find(rest) {
             rest = &rest[place + MAGIC.len()..];
@@ -171,17 +183,21 @@ impl Ledger {
                 frame.doubled = frame.doubled.saturating_add(1);
                 continue;
             }
-            frame.crossed.resize(self.hosts, Crossings::default());
-            let crossings = &mut frame.crossed[usize::from(host)];
+            frame.crossed.resize(self.hosts, Vec::new());
+            let ways = &mut frame.crossed[usize::from(host)];
+            let at = ways.iter().position(|other| other.0 == way).unwrap_or(ways.len());
+            if at == ways.len() {
+                ways.push((way, Crossings::default()));
+            }
+            let crossings = &mut ways[at].1;
             match datagram {
                 [RELAY, hops, ..] => crossings.hops |= 1 << (hops & 63),
                 _ => crossings.straight = crossings.straight.saturating_add(1),
             }
             let count = crossings.count();
-            self.crossings = self.crossings.max(count);
-            if count > CROSSINGS_MAX {
-                let why = format!("forwarding loop: frame {id} of p{:02} crossed p{host:02} {count} times", frame.from);
-                return self.fail(why);
+            if count > frame.doubled.saturating_add(1 + AGAIN_MAX) {
+                let name = format_args!("frame {id} of p{:02}", frame.from).to_string();
+                return self.fail(format!("forwarding loop: {name} came to p{host:02} from {from} {count} times"));
             }
         }
     }
@@ -214,7 +230,8 @@ impl Frame {
 
     /// The most arrivals at one host, as far as they could be seen.
     pub(super) fn crossings(&self) -> u8 {
-        self.crossed.iter().map(|crossings| crossings.count()).max().unwrap_or(0)
+        let arrivals = |ways: &Vec<(Way, Crossings)>| ways.iter().map(|way| way.1.count()).sum();
+        self.crossed.iter().map(arrivals).max().unwrap_or(0)
     }
 
     /// Whether it came to one host more often than there were copies of it: a copy on a way of its
@@ -249,13 +266,16 @@ fn word(bytes: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::wire::datagram::HOPS;
 
     use super::*;
 
     fn order(tagged: bool, size: usize) -> Order {
         let (source, destination) = ([2, 0, 0, 0, 0, 1], BROADCAST);
         Order { from: 0, to: None, source, destination, tagged, size }
+    }
+
+    fn peer(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, n], 6783))
     }
 
     #[test]
@@ -298,22 +318,24 @@ mod tests {
         ledger.write(0, order(false, 60), &mut one);
         let id = ledger.write(0, order(false, 60), &mut two);
         let both = [&[0; 13], &one[..], &[0; 5], &two[..]].concat();
-        for _ in 0..CROSSINGS_MAX {
-            ledger.cross(1, &both, false);
+        for _ in 0..=AGAIN_MAX {
+            ledger.cross(peer(2), 1, &both, false);
         }
+        ledger.cross(peer(0), 1, &both, false);
         assert_eq!(ledger.failure, None);
-        assert_eq!(ledger.frame(id).crossings(), CROSSINGS_MAX);
-        ledger.cross(1, &both, false);
+        assert_eq!(ledger.frame(id).crossings(), AGAIN_MAX + 2);
+        ledger.cross(peer(2), 1, &both, false);
         assert!(ledger.failure.unwrap().contains("loop"));
     }
 
     #[test]
-    fn a_frame_that_two_relays_hand_back_and_forth_until_its_hops_are_used_up_is_a_loop() {
+    fn a_frame_that_relays_hand_round_is_a_loop() {
         let mut ledger = Ledger::new(3);
         let mut frame = Vec::new();
         ledger.write(0, order(false, 60), &mut frame);
-        for hops in (0..HOPS).rev().step_by(2) {
-            ledger.cross(1, &[&[RELAY, hops], &frame[..]].concat(), false);
+        for hops in [9, 6, 3] {
+            assert_eq!(ledger.failure, None);
+            ledger.cross(peer(2), 1, &[&[RELAY, hops], &frame[..]].concat(), false);
         }
         assert!(ledger.failure.is_some_and(|why| why.contains("loop")));
     }
@@ -324,13 +346,13 @@ mod tests {
         let mut frame = Vec::new();
         let id = ledger.write(0, order(false, 60), &mut frame);
         let hops = |left: u8| [&[RELAY, left], &frame[..]].concat();
-        ledger.cross(1, &hops(9), false);
-        ledger.cross(1, &hops(9), true);
-        ledger.cross(2, &hops(8), false);
+        ledger.cross(peer(0), 1, &hops(9), false);
+        ledger.cross(peer(0), 1, &hops(9), true);
+        ledger.cross(peer(1), 2, &hops(8), false);
         assert!(!ledger.frame(id).circled());
-        ledger.cross(2, &hops(7), false);
+        ledger.cross(peer(1), 2, &hops(7), false);
         assert!(!ledger.frame(id).circled(), "two copies");
-        ledger.cross(2, &hops(6), false);
+        ledger.cross(peer(1), 2, &hops(6), false);
         assert!(ledger.frame(id).circled(), "three arrivals of two copies");
     }
 
@@ -341,7 +363,7 @@ mod tests {
         let id = ledger.write(0, order(false, 60), &mut frame);
         for left in [9, 7] {
             assert!(!ledger.frame(id).circled());
-            ledger.cross(1, &[&[RELAY, left], &frame[..]].concat(), false);
+            ledger.cross(peer(0), 1, &[&[RELAY, left], &frame[..]].concat(), false);
         }
         assert!(ledger.frame(id).circled());
     }

@@ -101,6 +101,7 @@ impl World {
             messages: (0, 0),
             link_changes: 0,
             tree_changes: 0,
+            way_changes: 0,
             tables: 0,
         };
         let mut world = Self {
@@ -212,7 +213,7 @@ impl World {
         let host = &mut self.hosts[usize::from(datagram.to)];
         if host.live.is_some() {
             if !self.options.sealed {
-                self.env.ledger.cross(datagram.to, &datagram.bytes, datagram.copy);
+                self.env.ledger.cross(datagram.from, datagram.to, &datagram.bytes, datagram.copy);
             }
             host.datagram(datagram.from, &mut datagram.bytes, &mut self.env);
         }

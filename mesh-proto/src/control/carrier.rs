@@ -263,7 +263,10 @@ impl Carrier {
             return false;
         };
         let sample = now.saturating_sub(sent);
-        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        // Longer than that is sleep of the host, which its clock counts, and no round trip.
+        if sample <= DEAD_AFTER {
+            self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        }
         self.heard(sent, true, now);
         match lane {
             Lane::Small => self.small.answered(self.fast, sent),

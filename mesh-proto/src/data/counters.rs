@@ -20,6 +20,8 @@ pub enum DropReason {
     RelayUnknownPeer,
     /// A RELAY datagram that would go back to where it came from.
     RelayBack,
+    /// A RELAY datagram that was sent away from its destination before, and came back.
+    RelayCircle,
     /// A RELAY datagram or a flood that was handled by too many peers.
     HopLimit,
     /// No path and no relay leads to the peer.
@@ -54,7 +56,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Malformed,
         Self::UnknownSession,
         Self::BadSeal,
@@ -63,6 +65,7 @@ impl DropReason {
         Self::RelayFromStranger,
         Self::RelayUnknownPeer,
         Self::RelayBack,
+        Self::RelayCircle,
         Self::HopLimit,
         Self::NoRoute,
         Self::NoSession,
@@ -92,6 +95,7 @@ impl DropReason {
             Self::RelayFromStranger => "relay_from_stranger",
             Self::RelayUnknownPeer => "relay_unknown_peer",
             Self::RelayBack => "relay_back",
+            Self::RelayCircle => "relay_circle",
             Self::HopLimit => "hop_limit",
             Self::NoRoute => "no_route",
             Self::NoSession => "no_session",

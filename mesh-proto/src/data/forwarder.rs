@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use super::Sink;
 use super::cipher::Policy;
+use super::circles::Circles;
 use super::counters::Counters;
 use super::fence::Fence;
 use super::fragment::Assembler;
@@ -99,6 +100,7 @@ pub struct Forwarder {
     /// Where single frames are made out of super-frames.
     segment: Box<[u8]>,
     too_big: TooBig,
+    circles: Circles,
     timers: BinaryHeap<Reverse<(Duration, u32)>>,
     events: VecDeque<DataEvent>,
     counters: Counters,
@@ -134,6 +136,7 @@ impl Forwarder {
             scratch: buffer(payload_cap.into()),
             segment: vec![0; SUPER_FRAME_MAX].into(),
             too_big: TooBig::new(seed),
+            circles: Circles::new(seed),
             timers: BinaryHeap::with_capacity(256),
             events: VecDeque::with_capacity(256),
             counters: Counters::default(),

@@ -7,6 +7,7 @@
 //!                          └─ ours ─► open ─► replay ─► switch ─► join ─► Sink::super_frame ─► TAP
 //! ```
 
+mod circles;
 pub mod counters;
 pub mod fence;
 pub mod forwarder;

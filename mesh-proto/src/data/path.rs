@@ -117,6 +117,9 @@ impl Path {
         self.waiting_since = None;
         self.next_probe = sent.max(now.saturating_sub(PROBE_EVERY)) + PROBE_EVERY;
         let sample = now.saturating_sub(sent);
+        // The clock goes on while the host sleeps: an echo that was under way then says nothing of
+        // the path's speed.
+        let sample = if sample > DEAD_AFTER { self.srtt.unwrap_or(DEAD_AFTER) } else { sample };
         let srtt = self.srtt.map_or(sample, |old| (old * 7 + sample) / 8);
         self.srtt = Some(srtt);
         if self.life != Life::Up {
@@ -161,6 +164,14 @@ impl Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_echo_that_was_under_way_while_the_host_slept_is_no_round_trip() {
+        let mut path = Path::new(ms(0));
+        assert_eq!(path.echo(ms(0), ms(10)), Some(Change::Up(ms(10))));
+        assert_eq!(path.echo(ms(1000), ms(3_600_000)), None);
+        assert_eq!(path.rtt(), Some(ms(10)));
+    }
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)

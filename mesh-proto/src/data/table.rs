@@ -29,7 +29,7 @@ pub struct Table<K, V> {
 }
 
 /// Folds a 128-bit product: every bit of the input reaches every bit of the output.
-const fn mix(a: u64, b: u64) -> u64 {
+pub(crate) const fn mix(a: u64, b: u64) -> u64 {
     let product = a as u128 * b as u128;
     (product >> 64) as u64 ^ product as u64
 }
