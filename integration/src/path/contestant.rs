@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     process::Child,
@@ -29,7 +30,7 @@ use super::{
 pub const ROUTER: &str = "PATH_BENCH_ROUTER";
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const SECRET: &str = "path-benchmark-path-benchmark";
+pub(super) const SECRET: &str = "path-benchmark-path-benchmark";
 /// What VXLAN adds: outer IPv4, UDP and VXLAN headers, inner Ethernet header.
 const VXLAN_OVERHEAD: u32 = 50;
 /// Names in the namespaces of a contestant that Weft does not build.
@@ -239,12 +240,7 @@ impl Standing {
     }
 
     fn router_config(&self, options: &Options, carrier: &str, cipher: &str) -> anyhow::Result<RouterConfig> {
-        let (exe, env) = match &options.weft {
-            Some(exe) => (exe.clone(), Vec::new()),
-            None => (std::env::current_exe()?, vec![(ROUTER.into(), OsString::from("1"))]),
-        };
-        let mut config =
-            RouterConfig { exe, env, args: Vec::new() }.with(["--no-discovery", "--range", "10.32.0.0/12"]);
+        let mut config = router_of(options)?.with(["--no-discovery", "--range", "10.32.0.0/12"]);
         if carrier != "fast" {
             config = config.with(["--no-fast-path"]);
         }
@@ -265,6 +261,17 @@ impl Drop for Standing {
             let _ = child.wait();
         }
     }
+}
+
+/// The router that is asked for, without arguments.
+pub(super) fn router_of(options: &Options) -> io::Result<RouterConfig> {
+    Ok(match &options.weft {
+        Some(exe) => RouterConfig { exe: exe.clone(), env: Vec::new(), args: Vec::new() },
+        None => {
+            let env = vec![(ROUTER.into(), OsString::from("1"))];
+            RouterConfig { exe: std::env::current_exe()?, env, args: Vec::new() }
+        }
+    })
 }
 
 /// How a router says that frames reach a peer.

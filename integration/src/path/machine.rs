@@ -37,16 +37,9 @@ pub(super) fn worked() -> io::Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / sys::ticks_per_second()))
 }
 
-/// Processor time of some processes, all their threads together.
+/// Processor time of some processes, all their threads together, also of those that have ended.
 pub(super) fn worked_by(processes: &[u32]) -> io::Result<Duration> {
-    let mut nanoseconds = 0_u64;
-    for process in processes {
-        for task in fs::read_dir(format!("/proc/{process}/task"))? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            nanoseconds += text.split_whitespace().next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-        }
-    }
-    Ok(Duration::from_nanos(nanoseconds))
+    processes.iter().map(|process| sys::processor_time(*process)).sum()
 }
 
 /// Resident memory of the largest of some processes, in bytes; `None` if there is none.

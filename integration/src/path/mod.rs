@@ -17,11 +17,13 @@
 //!   peers.rs        the contestants that are programs of others
 //!   figures.rs      what is measured, and how
 //!   tcp.rs udp.rs rtt.rs   the traffic
+//!   crowd.rs        what further peers cost a router
 //!   machine.rs      processor time and memory, as the kernel accounts them
 //!   report.rs plot.rs      tables, JSON, picture
 //! ```
 
 mod contestant;
+mod crowd;
 mod figures;
 mod machine;
 mod options;
@@ -64,6 +66,10 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// reported as absent, a measurement that fails as missing.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let interrupted = watch_for_interrupts()?;
+    if options.crowd {
+        say(&crowd::measure(options)?);
+        return Ok(());
+    }
     let mut reports = Vec::new();
     for &mode in &options.modes() {
         for &mtu in &options.mtus() {

@@ -37,6 +37,9 @@ pub struct Options {
     /// Everything: all modes, MTU 1500 and 9000, all figures, at least five rounds of two seconds.
     #[arg(long)]
     full: bool,
+    /// Instead of all that: memory and idle time of a router with three linked peers, and with ten.
+    #[arg(long, conflicts_with_all = ["only", "figures", "mode", "mtu", "full", "json", "plot"])]
+    pub crowd: bool,
     /// Writes all samples there.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -1,7 +1,10 @@
-//! The system calls of the generators that no safe crate wraps: many datagrams a call.
-#![allow(unsafe_code, reason = "sendmmsg, recvmmsg, SCHED_IDLE and sysconf have no safe wrapper")]
+//! The system calls that no safe crate wraps.
+#![allow(
+    unsafe_code,
+    reason = "sendmmsg, recvmmsg, SCHED_IDLE, sysconf and other processes' clocks have no safe wrapper"
+)]
 
-use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
+use std::{io, net::UdpSocket, os::fd::AsRawFd as _, time::Duration};
 
 /// Most datagrams of one call.
 pub(super) const BATCH: usize = 64;
@@ -50,6 +53,20 @@ pub(super) fn only_when_idle() -> io::Result<()> {
     let parameter: libc::sched_param = unsafe { std::mem::zeroed() };
     // SAFETY: thread 0 is the calling one, and the parameter is live.
     count(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameter) }).map(drop)
+}
+
+/// Processor time of a process since it began, to the nanosecond.
+pub(super) fn processor_time(process: u32) -> io::Result<Duration> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the clock's number is written to a live place. A process that has ended is an error.
+    let error = unsafe { libc::clock_getcpuclockid(process.cast_signed(), &raw mut clock) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is written to a live place.
+    count(unsafe { libc::clock_gettime(clock, &raw mut time) })?;
+    Ok(Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0)))
 }
 
 /// Unit of the times in /proc/stat.
