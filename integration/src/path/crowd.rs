@@ -1,10 +1,6 @@
 //! What a router needs with three peers, and what with ten: memory, and time when nothing is to do.
 
-use std::{
-    net::IpAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use weft::lab::{
@@ -16,7 +12,7 @@ use weft::lab::{
 
 use super::{
     contestant::{SECRET, router_of},
-    figures::Metric,
+    figures::{Metric, busy},
     machine,
     options::Options,
 };
@@ -53,10 +49,11 @@ pub(super) fn measure(options: &Options) -> anyhow::Result<String> {
         }
         let process = crowd.work(peers)?;
         thread::sleep(CALM);
-        let (begun, before) = (Instant::now(), machine::worked_by(&[process])?);
-        thread::sleep(IDLE);
-        let worked = machine::worked_by(&[process])?.saturating_sub(before);
-        let idle = 100.0 * worked.as_secs_f64() / begun.elapsed().as_secs_f64();
+        let ((), idle) = busy(&[process], || {
+            thread::sleep(IDLE);
+            Ok(())
+        })?;
+        let idle = idle.unwrap_or(f64::NAN);
         let memory = machine::resident(&[process]).context("the router has ended")? as f64;
         grown.push(memory);
         table += &format!("{peers:>6} {:>12} {:>14}\n", Metric::digits(memory / 1e6), Metric::digits(idle));

@@ -194,7 +194,7 @@ impl Bench {
         let short = self.lasting.min(Duration::from_millis(400));
         Ok(match figure {
             Figure::Tcp1 => {
-                let (seen, routers) = busy(course, || bulk(1, self.lasting))?;
+                let (seen, routers) = busy(&course.processes, || bulk(1, self.lasting))?;
                 let mut samples = vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)];
                 samples.extend(routers.map(|share| (Metric::Routers, share)));
                 samples
@@ -227,7 +227,7 @@ impl Bench {
                 vec![(metric, bulk(1, self.lasting * LOSSY)?.gigabits)]
             }
             Figure::Idle => {
-                let ((), routers) = busy(course, || {
+                let ((), routers) = busy(&course.processes, || {
                     thread::sleep(IDLE);
                     Ok(())
                 })?;
@@ -241,14 +241,14 @@ impl Bench {
     }
 }
 
-/// Does something, and says how many per cent of a processor one of the contestant's processes
-/// worked meanwhile; `None` if it has none.
-fn busy<T>(course: &Standing, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Option<f64>)> {
-    let (start, before) = (Instant::now(), machine::worked_by(&course.processes)?);
+/// Does something, and says how many per cent of a processor one of some processes worked meanwhile;
+/// `None` if there is none.
+pub(super) fn busy<T>(processes: &[u32], work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Option<f64>)> {
+    let (start, before) = (Instant::now(), machine::worked_by(processes)?);
     let done = work()?;
-    let worked = machine::worked_by(&course.processes)?.saturating_sub(before);
+    let worked = machine::worked_by(processes)?.saturating_sub(before);
     let share = worked.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
-    let count = course.processes.len();
+    let count = processes.len();
     Ok((done, (count > 0).then(|| share / count as f64)))
 }
 

@@ -6,7 +6,7 @@
 //! datagram is itself for ever, for its counter is never used twice; so nothing here grows old, only
 //! overwritten.
 
-use super::table::mix;
+use super::table::hash;
 use crate::wire::datagram::{RELAY_HEADER, SLEEVE_HEADER};
 
 /// How many are remembered. At a hundred thousand a second, all of which are sent away, five of six
@@ -32,9 +32,7 @@ impl Circles {
     pub(crate) fn again(&mut self, datagram: &[u8]) -> bool {
         let told_by = datagram.get(TOLD_BY).or_else(|| datagram.get(TOLD_BY.start..)).unwrap_or_default();
         let word = |bytes: &[u8]| bytes.iter().fold(0, |word: u64, &byte| word << 8 | u64::from(byte));
-        let hash = told_by
-            .chunks(8)
-            .fold(self.seed, |hash, bytes| mix(hash ^ word(bytes) ^ 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93));
+        let hash = hash(self.seed, told_by.chunks(8).map(word));
         let place = hash as usize & (PLACES - 1);
         core::mem::replace(&mut self.seen[place], hash) == hash
     }

@@ -29,9 +29,14 @@ pub struct Table<K, V> {
 }
 
 /// Folds a 128-bit product: every bit of the input reaches every bit of the output.
-pub(crate) const fn mix(a: u64, b: u64) -> u64 {
+const fn mix(a: u64, b: u64) -> u64 {
     let product = a as u128 * b as u128;
     (product >> 64) as u64 ^ product as u64
+}
+
+/// The hash of some words, another one for each seed.
+pub(crate) fn hash(seed: u64, words: impl Iterator<Item = u64>) -> u64 {
+    words.fold(seed, |hash, word| mix(hash ^ word ^ 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93))
 }
 
 impl<K: Key, V: Copy> Table<K, V> {
@@ -92,11 +97,7 @@ impl<K: Key, V: Copy> Table<K, V> {
     }
 
     fn home(&self, key: &K) -> usize {
-        let hash = key
-            .words()
-            .iter()
-            .fold(self.seed, |hash, word| mix(hash ^ word ^ 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93));
-        hash as usize & (self.slots.len() - 1)
+        hash(self.seed, key.words().into_iter()) as usize & (self.slots.len() - 1)
     }
 
     /// The slot of a key, or the empty slot where it would go. There is always an empty slot.
