@@ -135,7 +135,7 @@ fn a_relay_says_how_near_it_sends_and_sends_away_each_datagram_once() {
 proptest! {
     /// Any tables at all, however wrong: next hops and distances drawn for each peer by itself.
     #[test]
-    fn nothing_goes_in_circles_whatever_the_tables_say(
+    fn nothing_goes_round_and_round_whatever_the_tables_say(
         drawn in prop::collection::vec(prop::collection::vec((0usize..6, 1u16..12), 0..3), 6),
     ) {
         const GOAL: usize = 6;
