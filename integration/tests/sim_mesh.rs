@@ -121,18 +121,6 @@ fn a_broken_rule_is_noticed() {
     }
 }
 
-/// Loops are rare even where nothing forbids them: three peers must disagree while a frame is between
-/// them.
-#[test]
-fn without_distances_frames_circle_and_that_is_noticed() {
-    let options = Options { peers: 12, ablation: Some(Ablation::Distances), ..Options::default() };
-    let circles = |seed: &u64| {
-        let failure = run_caught(&Options { seed: *seed, ..options.clone() }).failure;
-        failure.is_some_and(|why| why.contains("forwarding loop"))
-    };
-    assert!((0..400).any(|seed| circles(&seed)));
-}
-
 #[test]
 fn a_run_that_depends_on_more_than_its_seed_is_noticed() {
     let options = Options { seed: 1, peers: 6, ablation: Some(Ablation::Chaos), ..Options::default() };

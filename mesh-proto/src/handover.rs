@@ -14,7 +14,6 @@ use zeroize::Zeroizing;
 use crate::data::fence::Fence;
 use crate::data::macs::Mac;
 use crate::id::{Incarnation, PeerId};
-use crate::wire::datagram::Distance;
 
 /// How the user frames of a session are protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,16 +105,7 @@ pub struct PeerPath {
     pub direct: Option<SocketAddr>,
     /// The neighbours that relay to it, best first, at most [`MAX_RELAYS`]. Empty if there is
     /// none. The second is used from the moment on that the path to the first is seen dead.
-    pub relays: Vec<NextHop>,
-}
-
-/// A neighbour through which a peer is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextHop {
-    /// The neighbour.
-    pub peer: PeerId,
-    /// How far it is from there to the peer.
-    pub left: Distance,
+    pub relays: Vec<PeerId>,
 }
 
 /// Most relays that are kept ready for one peer.

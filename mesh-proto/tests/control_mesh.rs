@@ -57,8 +57,7 @@ fn three_in_a_line_find_the_relay_and_the_ends_have_keys_with_each_other() {
     mesh.run_until_true(2 * SECOND, "1 and 3 reach each other", Mesh::all_reach_all);
     mesh.run_secs(3);
     for (a, b) in [(1, 3), (3, 1)] {
-        let relays = &mesh.host(a).tables.peers[&id(b)].relays;
-        assert_eq!(relays.iter().map(|relay| relay.peer).collect::<Vec<_>>(), [id(2)]);
+        assert_eq!(mesh.host(a).tables.peers[&id(b)].relays, [id(2)]);
         assert_eq!(mesh.host(a).tables.peers[&id(b)].direct, None);
         let info = mesh.info(a, b).unwrap();
         assert_eq!((info.state, info.via), (PeerState::Established, Some(id(2))));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use data_net::*;
 use mesh_proto::data::Hop;
 use mesh_proto::data::fence::Fence;
-use mesh_proto::handover::{Command, DataEvent, NextHop, Suite};
-use mesh_proto::wire::datagram::Distance;
+use mesh_proto::handover::{Command, DataEvent, Suite};
+use mesh_proto::wire::datagram::RelayHeader;
 use proptest::prelude::*;
 
 const LINE: &[(usize, usize)] = &[(0, 1), (1, 2)];
@@ -103,40 +103,28 @@ fn a_relay_sends_nothing_back_and_ends_what_went_in_circles() {
 }
 
 #[test]
-fn a_relay_says_how_near_it_sends_and_sends_away_each_datagram_once() {
-    let mut net = Net::new(5);
-    net.ready(&[(0, 1), (1, 2), (2, 3), (3, 4)]);
+fn no_relay_sends_a_datagram_on_that_has_come_round() {
+    let mut net = Net::new(3);
+    net.ready(LINE);
     net.capture.clear();
-    net.call(0, |node, now, out| node.relay_quic(id(4), &[0x40; 50], now, out));
-    net.run(ms(30));
-    let said = |wire: &Wire| (node_of(wire.to).unwrap(), u16::from_be_bytes([wire.bytes[2], wire.bytes[3]]));
-    let relayed: Vec<_> = net.capture.iter().filter(|wire| wire.bytes.len() == 78).cloned().collect();
-    assert_eq!(relayed.iter().map(said).collect::<Vec<_>>(), [(1, 3), (2, 2), (3, 1), (4, 0)]);
-    assert_eq!(net.quic[4].len(), 1);
-    // Whoever says that 1 is as near as its next hop has other tables than 1 has.
-    let mut nearer = relayed[0].bytes.clone();
-    nearer[2..4].copy_from_slice(&[0, 2]);
-    net.capture.clear();
-    net.inject(1, addr(0), &nearer);
-    net.run(ms(30));
-    assert_eq!(net.quic[4].len(), 2);
-    net.inject(1, addr(0), &nearer);
+    let send = |net: &mut Net, hops, arrived: usize| {
+        let header = RelayHeader { hops, destination: id(2).into(), source: id(0).into() };
+        net.inject(1, addr(0), &[&header.bytes()[..], &[0x40; 50]].concat());
+        net.run(ms(20));
+        assert_eq!(net.quic[2].len(), arrived, "with {hops} hops");
+    };
+    send(&mut net, 9, 1);
+    // Sent again, or copied on the way here.
+    send(&mut net, 9, 2);
+    send(&mut net, 6, 2);
     assert_eq!(net.dropped(1)["relay_circle"], 1);
-    // As for whoever took another one's address for the destination's own.
-    nearer[1..4].copy_from_slice(&[16, 0, 0]);
-    for _ in 0..2 {
-        net.inject(3, addr(2), &nearer);
-    }
-    net.run(ms(30));
-    assert_eq!(net.dropped(3)["relay_circle"], 1);
-    assert_eq!(net.quic[4].len(), 3);
 }
 
 proptest! {
-    /// Any tables at all, however wrong: next hops and distances drawn for each peer by itself.
+    /// Any tables at all, however wrong: next hops drawn for each peer by itself.
     #[test]
-    fn nothing_goes_round_and_round_whatever_the_tables_say(
-        drawn in prop::collection::vec(prop::collection::vec((0usize..6, 1u16..12), 0..3), 6),
+    fn nothing_goes_in_circles_whatever_the_tables_say(
+        drawn in prop::collection::vec(prop::collection::vec(0usize..6, 0..3), 6),
     ) {
         const GOAL: usize = 6;
         let all: Vec<_> = (0..6).flat_map(|a| (0..a).map(move |b| (a, b))).collect();
@@ -145,19 +133,18 @@ proptest! {
         for (n, relays) in drawn.iter().enumerate() {
             let mut tables = net.tables(n, &all);
             let path = tables.peers.get_mut(&id(GOAL)).unwrap();
-            let relays = relays.iter().filter(|(via, _)| *via != n);
-            path.relays = relays.map(|&(via, left)| NextHop { peer: id(via), left: Distance(left) }).collect();
+            path.relays = relays.iter().filter(|via| **via != n).map(|via| id(*via)).collect();
             net.command(n, Command::Tables(Arc::new(tables)));
         }
         net.run(ms(50));
         net.capture.clear();
         net.call(0, |node, now, out| node.relay_quic(id(GOAL), &[0x40; 50], now, out));
         net.run(DELAY * 33);
-        let sent: Vec<_> = net.capture.iter().filter(|wire| wire.bytes.len() == 78).collect();
-        let mut ways = BTreeMap::new();
-        sent.iter().for_each(|wire| *ways.entry((wire.from, wire.to)).or_insert(0) += 1);
-        // Nearer once, and once more after each of the six has sent it away.
-        prop_assert!(ways.values().all(|times| *times <= 7), "{ways:?}");
+        let mut senders: Vec<_> = net.capture.iter().filter(|wire| wire.bytes.len() == 78).map(|wire| wire.from).collect();
+        let sent = senders.len();
+        senders.sort();
+        senders.dedup();
+        prop_assert_eq!(senders.len(), sent);
         prop_assert!((0..6).all(|n| !net.dropped(n).contains_key("hop_limit")));
     }
 }

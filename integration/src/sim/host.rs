@@ -17,9 +17,8 @@ use mesh_proto::control::node::Node;
 use mesh_proto::control::{Event as NodeEvent, Output};
 use mesh_proto::data::forwarder::Forwarder;
 use mesh_proto::data::{Hop, Sink};
-use mesh_proto::handover::{Command, MAX_RELAYS, Tables};
+use mesh_proto::handover::{Command, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
-use mesh_proto::wire::datagram::Distance;
 
 use super::book::Holder;
 use super::clock::{Clock, Time};
@@ -422,12 +421,11 @@ impl Live {
                 env.trace.peer(env.now, host, format_args!("has new tables: {peers} peers, {trees} trees"));
                 let tables = match env.ablation {
                     Some(Ablation::Flood) => Arc::new(flooding(&tables)),
-                    Some(Ablation::Distances) => Arc::new(without_distances(&tables)),
                     _ => tables,
                 };
                 let same = self.tables.as_ref().is_some_and(|old| old.trees == tables.trees);
                 env.tree_changes += u64::from(!same);
-                let same = self.tables.as_ref().is_some_and(|old| ways(old).eq(ways(&tables)));
+                let same = self.tables.as_ref().is_some_and(|old| old.peers == tables.peers);
                 env.way_changes += u64::from(!same);
                 self.tell_allocator(&tables, now);
                 self.tables = Some(Arc::clone(&tables));
@@ -553,19 +551,6 @@ fn flooding(tables: &Tables) -> Tables {
     let mut flooding = tables.clone();
     flooding.trees.values_mut().for_each(|next| next.clone_from(&neighbours));
     flooding
-}
-
-/// How each peer is reached, however far it is.
-fn ways(tables: &Tables) -> impl Iterator<Item = (&PeerId, Option<SocketAddr>, [Option<PeerId>; MAX_RELAYS])> {
-    tables.peers.iter().map(|(id, path)| {
-        (id, path.direct, std::array::from_fn(|place| path.relays.get(place).map(|relay| relay.peer)))
-    })
-}
-
-fn without_distances(tables: &Tables) -> Tables {
-    let mut tables = tables.clone();
-    tables.peers.values_mut().flat_map(|path| &mut path.relays).for_each(|relay| relay.left = Distance::UNKNOWN);
-    tables
 }
 
 /// The containers of a host, as the allocator knows them.

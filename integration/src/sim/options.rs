@@ -21,8 +21,6 @@ pub enum Ablation {
     DoubleDelivery,
     /// Every router sends broadcasts to all its neighbours instead of along the tree.
     Flood,
-    /// No router says how far it is, so that relays send on whatever they are given.
-    Distances,
     /// One router hears of no change of the routes once the faults have begun.
     StaleTables,
     /// Now and then an address is given although somebody has it.
@@ -35,15 +33,8 @@ pub enum Ablation {
 
 impl Ablation {
     /// Every ablation.
-    pub const ALL: [Self; 7] = [
-        Self::DoubleDelivery,
-        Self::Flood,
-        Self::Distances,
-        Self::StaleTables,
-        Self::DoubleAddress,
-        Self::Restless,
-        Self::Chaos,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::DoubleDelivery, Self::Flood, Self::StaleTables, Self::DoubleAddress, Self::Restless, Self::Chaos];
 
     /// Its name on the command line.
     #[must_use]
@@ -51,7 +42,6 @@ impl Ablation {
         match self {
             Self::DoubleDelivery => "double-delivery",
             Self::Flood => "flood",
-            Self::Distances => "distances",
             Self::StaleTables => "stale-tables",
             Self::DoubleAddress => "double-address",
             Self::Restless => "restless",

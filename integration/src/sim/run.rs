@@ -186,7 +186,7 @@ impl World {
         }
         // The first frames to a peer may wait for a session with it, or be larger than a new path
         // carries; those after may not.
-        let (partners, tables, ways) = (self.partners(), self.env.tables, self.env.way_changes);
+        let (partners, ways) = (self.partners(), self.env.way_changes);
         self.unicasts(&partners)?;
         self.run_until(self.env.now + 3 * SECOND)?;
         let mut unicasts = self.unicasts(&partners)?;
@@ -195,9 +195,7 @@ impl World {
             // Another relay may carry less than the one before; that is found in 2 s (sleeve).
             unicasts.retain(|id| self.env.ledger.frame(*id).size <= CARRIED_EVERYWHERE);
         }
-        // News of round trips makes tables disagree without any change of links.
-        let news = self.env.tables != tables;
-        Ok(self.all_arrived(&broadcasts, &unicasts, news))
+        Ok(self.all_arrived(&broadcasts, &unicasts))
     }
 
     fn running(&self) -> Vec<Index> {
@@ -239,14 +237,13 @@ impl World {
         Ok(ids)
     }
 
-    /// What has not arrived, or not by a straight way; unicasts need not go straight while there is
-    /// `news`.
-    fn all_arrived(&self, broadcasts: &[usize], unicasts: &[usize], news: bool) -> Result<(), String> {
+    /// What has not arrived, or not by a straight way.
+    fn all_arrived(&self, broadcasts: &[usize], unicasts: &[usize]) -> Result<(), String> {
         let running = self.running();
         for &id in broadcasts.iter().chain(unicasts) {
             let frame = self.env.ledger.frame(id);
             let name = format!("frame {id} of p{:02}, sent at {} ms", frame.from, frame.at / MS);
-            if frame.circled() && !(news && frame.to.is_some()) {
+            if frame.circled() {
                 return Err(format!("{name}, crossed one peer {} times", frame.crossings()));
             }
             let missed = running.iter().find(|host| {

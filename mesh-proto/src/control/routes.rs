@@ -11,11 +11,10 @@
 use core::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use super::topology::{Change, Graph, HOP_COST_US, RTT_STEP_US};
+use super::topology::{Change, Graph};
 use super::trees;
-use crate::handover::{MAX_RELAYS, NextHop};
+use crate::handover::MAX_RELAYS;
 use crate::id::PeerId;
-use crate::wire::datagram::{DISTANCE_STEP_US, Distance};
 
 /// Most neighbours that are considered as alternates, nearest first.
 const ALTERNATES_FROM: usize = 16;
@@ -23,9 +22,6 @@ const ALTERNATES_FROM: usize = 16;
 const FAR: u64 = u64::MAX;
 
 const _: () = assert!(MAX_RELAYS == 2, "a first hop and an alternate");
-// Else two peers, one nearer than the other, could be at the same rounded distance.
-const _: () = assert!((HOP_COST_US as u64).is_multiple_of(DISTANCE_STEP_US));
-const _: () = assert!((RTT_STEP_US as u64).is_multiple_of(DISTANCE_STEP_US));
 
 type Queue = BinaryHeap<Reverse<(u64, usize)>>;
 
@@ -122,7 +118,7 @@ impl Spt {
 pub struct Routes {
     /// For each reachable peer (except this one) the neighbours to send through, best first, at
     /// most [`MAX_RELAYS`]. For a linked peer the first may be that peer itself.
-    pub hops: BTreeMap<PeerId, Vec<NextHop>>,
+    pub hops: BTreeMap<PeerId, Vec<PeerId>>,
     /// For each origin the neighbours that this peer passes its broadcasts on to; origins whose
     /// broadcasts end here are left out.
     pub trees: BTreeMap<PeerId, Vec<PeerId>>,
@@ -176,7 +172,7 @@ impl Router {
         }
     }
 
-    fn hops(&mut self, graph: &Graph, root: usize) -> BTreeMap<PeerId, Vec<NextHop>> {
+    fn hops(&mut self, graph: &Graph, root: usize) -> BTreeMap<PeerId, Vec<PeerId>> {
         let mut near: Vec<(usize, u32)> = graph.neighbours(root).to_vec();
         near.sort_by_key(|&(node, cost)| (cost, node));
         near.truncate(ALTERNATES_FROM);
@@ -195,9 +191,7 @@ impl Router {
         let hop = |(to, first): (usize, Option<usize>)| {
             let first = first?;
             let other = alternate(&near, root, to, straight.distance[to], (first, &self.paths[&first]));
-            let hop =
-                |node: usize| NextHop { peer: ids[node], left: Distance::from_us(self.paths[&node].distance[to]) };
-            let list = [Some(first), other].into_iter().flatten().map(hop).collect();
+            let list: Vec<PeerId> = [Some(first), other].into_iter().flatten().map(|node| ids[node]).collect();
             Some((ids[to], list))
         };
         firsts.into_iter().enumerate().filter_map(hop).collect()
@@ -304,14 +298,11 @@ mod tests {
                     let hops = routes.hops.get(&id(to));
                     prop_assert_eq!(hops.is_some(), all[from][to] != FAR);
                     let Some(hops) = hops else { continue };
-                    let at = |n: usize| graph.index(&hops[n].peer).unwrap();
+                    let at = |n: usize| graph.index(&hops[n]).unwrap();
                     let cost = |n: usize| u64::from(graph.neighbours(from).iter().find(|e| e.0 == n).unwrap().1);
                     prop_assert_eq!(cost(at(0)) + all[at(0)][to], all[from][to]);
-                    for (n, hop) in hops.iter().enumerate() {
-                        prop_assert_eq!(hop.left, Distance::from_us(all[at(n)][to]));
-                    }
                     if hops.len() > 1 {
-                        prop_assert_ne!(hops[0].peer, hops[1].peer);
+                        prop_assert_ne!(hops[0], hops[1]);
                         prop_assert!(all[at(1)][to] < all[at(1)][from] + all[from][to], "not loop free");
                     } else {
                         for &(node, _) in graph.neighbours(from).iter().filter(|edge| edge.0 != at(0)) {
@@ -349,7 +340,7 @@ mod tests {
                     let (mut at, mut seen) = (id(from), BTreeSet::new());
                     while at != *to {
                         prop_assert!(seen.insert(at), "a loop");
-                        at = tables[graph.index(&at).unwrap()].hops[to][0].peer;
+                        at = tables[graph.index(&at).unwrap()].hops[to][0];
                     }
                 }
             }
@@ -360,7 +351,6 @@ mod tests {
     fn an_alternate_that_avoids_the_first_hop_is_preferred() {
         // 0 to 4: first through 1. 2 goes on through 1 as well; 3 has its own way, a longer one.
         let graph = graph(5, &[(0, 1, 1), (1, 4, 1), (0, 2, 1), (2, 1, 1), (0, 3, 2), (3, 4, 2)]);
-        let hop = |n, cost| NextHop { peer: id(n), left: Distance::from_us(cost) };
-        assert_eq!(routes_of(&graph, 0).hops[&id(4)], [hop(1, 1), hop(3, 2)]);
+        assert_eq!(routes_of(&graph, 0).hops[&id(4)], [id(1), id(3)]);
     }
 }

@@ -220,7 +220,7 @@ impl Keys {
 mod tests {
     use super::*;
     use crate::id::{Incarnation, PeerId};
-    use crate::wire::datagram::{Datagram, Distance, ShortId};
+    use crate::wire::datagram::{Datagram, ShortId};
     use zeroize::Zeroizing;
 
     const SEALING: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Nacl];
@@ -293,8 +293,7 @@ mod tests {
     #[test]
     fn a_relay_header_goes_in_front_and_outside_of_the_seal() {
         let mut keys = keys(Suite::Aes256Gcm, Policy::Sealed).unwrap();
-        let relay =
-            RelayHeader { hops: 16, left: Distance(7), destination: ShortId([1; 12]), source: ShortId([2; 12]) };
+        let relay = RelayHeader { hops: 16, destination: ShortId([1; 12]), source: ShortId([2; 12]) };
         let mut buffer = vec![0; records_at(true) + 5 + TAG];
         let datagram = keys.seal.seal(&mut buffer, 5, Some(&relay)).unwrap().0;
         assert_eq!(Datagram::parse(datagram), Ok(Datagram::Relay(relay)));

@@ -12,7 +12,7 @@ use super::table::Key;
 use super::window::FloodWindow;
 use crate::handover::MAX_RELAYS;
 use crate::id::{Incarnation, PeerId};
-use crate::wire::datagram::{Distance, ShortId};
+use crate::wire::datagram::ShortId;
 
 impl Key for ShortId {
     fn words(&self) -> [u64; 3] {
@@ -111,14 +111,6 @@ pub(crate) struct Floods {
     pub(crate) window: FloodWindow,
 }
 
-/// A neighbour that relays.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Relay {
-    pub(crate) via: u32,
-    /// From there to the peer.
-    pub(crate) left: Distance,
-}
-
 /// One peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -131,7 +123,7 @@ pub(crate) struct Peer {
     pub(crate) told: Option<SocketAddr>,
     /// … and the one in use: the peer may have moved since.
     pub(crate) direct: Option<SocketAddr>,
-    pub(crate) relays: [Option<Relay>; MAX_RELAYS],
+    pub(crate) relays: [Option<u32>; MAX_RELAYS],
     /// To whom its floods are passed on.
     pub(crate) children: Vec<u32>,
     pub(crate) floods: Option<Box<Floods>>,

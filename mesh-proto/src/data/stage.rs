@@ -14,7 +14,7 @@ use super::cipher::records_at;
 use super::limits::{STAGES, WAITING_AGE, WAITING_BYTES, WAITING_PEERS, WAITING_RECORDS};
 use super::offload::Layout;
 use super::train::Train;
-use crate::wire::datagram::{Distance, TAG};
+use crate::wire::datagram::TAG;
 use crate::wire::record::{GROUP_HEADER, RECORD_MAX, Segments};
 
 /// How a datagram goes to a peer.
@@ -22,8 +22,8 @@ use crate::wire::record::{GROUP_HEADER, RECORD_MAX, Segments};
 pub(crate) enum Route {
     /// To its own address.
     Direct(SocketAddr),
-    /// To the address of the peer in slot `via`, which has `left` to go and passes it on.
-    Relay { via: u32, left: Distance, addr: SocketAddr },
+    /// To the address of the peer in slot `via`, which passes it on.
+    Relay { via: u32, addr: SocketAddr },
 }
 
 impl Route {
@@ -31,14 +31,6 @@ impl Route {
     pub(crate) const fn addr(&self) -> SocketAddr {
         match self {
             Self::Direct(addr) | Self::Relay { addr, .. } => *addr,
-        }
-    }
-
-    /// How far it is from there.
-    pub(crate) const fn left(&self) -> Distance {
-        match self {
-            Self::Direct(_) => Distance::HERE,
-            Self::Relay { left, .. } => *left,
         }
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! RELAY    0        1           2              4                      16                     28
 //!          ┌────────┬───────────┬──────────────┬──────────────────────┬──────────────────────┐
-//!          │ 0x02   │ hops left │ distance left│ destination (short)  │ source (short)       │
+//!          │ 0x02   │ hops left │ 0            │ destination (short)  │ source (short)       │
 //!          └────────┴───────────┴──────────────┴──────────────────────┴──────────────────────┘
 //!          │ a SLEEVE or a QUIC datagram …
 //! ```
@@ -36,40 +36,8 @@ pub const RELAY_HEADER: usize = 28;
 pub const TAG: usize = 16;
 /// Hops that a new RELAY datagram may take, as many as a flood may. Links of few peers each, and
 /// routes by round trip, make ways of nine hops among a hundred peers; a chain of sites makes
-/// longer ones.
+/// longer ones. Circles end before, at the first relay that knows the datagram again (sleeve S4).
 pub const HOPS: u8 = 32;
-/// What one step of a [`Distance`] stands for, in microseconds.
-pub const DISTANCE_STEP_US: u64 = 250;
-
-/// How far a peer is from the destination of a datagram, in steps of [`DISTANCE_STEP_US`] of the
-/// costs that routes are made of (gossip G9).
-///
-/// A RELAY datagram says how far its receiver is, as its sender sees it, and goes to a peer that is
-/// nearer. As long as this number falls with every hop it cannot come back to where it was: so EIGRP
-/// and Babel (RFC 8966 §2.4) keep their routes free of loops. They refuse others; here, what only
-/// leads away is sent on as well, once (sleeve S4). For each time that a link gets slower, those who
-/// have heard of it are further away than those believe who have not, and would drop all from them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Distance(pub u16);
-
-impl Distance {
-    /// The destination itself.
-    pub const HERE: Self = Self(0);
-    /// Nobody has said, or it is 16 s and more: any other is nearer.
-    pub const UNKNOWN: Self = Self(u16::MAX);
-
-    /// The distance for a cost in microseconds.
-    #[must_use]
-    pub fn from_us(cost: u64) -> Self {
-        u16::try_from(cost.div_ceil(DISTANCE_STEP_US)).map_or(Self::UNKNOWN, Self)
-    }
-
-    /// Whether a datagram that says this of its receiver may be sent on to a peer at `next`.
-    #[must_use]
-    pub const fn admits(self, next: Self) -> bool {
-        self.0 == Self::UNKNOWN.0 || next.0 < self.0
-    }
-}
 
 /// The first 12 bytes of a [`PeerId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,8 +91,6 @@ impl SleeveHeader {
 pub struct RelayHeader {
     /// How many more peers may handle it.
     pub hops: u8,
-    /// How far its receiver is from the destination, as its sender sees it.
-    pub left: Distance,
     /// Whom it is for.
     pub destination: ShortId,
     /// Who made it.
@@ -132,19 +98,12 @@ pub struct RelayHeader {
 }
 
 impl RelayHeader {
-    /// The header of a datagram that begins its way here, by a neighbour at `left`.
-    #[must_use]
-    pub fn first(left: Distance, destination: PeerId, source: PeerId) -> Self {
-        Self { hops: HOPS, left, destination: destination.into(), source: source.into() }
-    }
-
     /// The header's bytes.
     #[must_use]
     pub fn bytes(&self) -> [u8; RELAY_HEADER] {
         let mut bytes = [0; RELAY_HEADER];
         bytes[0] = RELAY;
         bytes[1] = self.hops;
-        bytes[2..4].copy_from_slice(&self.left.0.to_be_bytes());
         bytes[4..16].copy_from_slice(&self.destination.0);
         bytes[16..28].copy_from_slice(&self.source.0);
         bytes
@@ -188,13 +147,15 @@ fn parse_sleeve(bytes: &[u8]) -> Result<SleeveHeader, DatagramError> {
 
 fn parse_relay(bytes: &[u8]) -> Result<RelayHeader, DatagramError> {
     let header: &[u8; RELAY_HEADER] = bytes.first_chunk().ok_or(DatagramError::Short)?;
+    if header[2..4] != [0, 0] {
+        return Err(DatagramError::Reserved);
+    }
     let short = |at: usize| {
         let mut id = [0; 12];
         id.copy_from_slice(&header[at..at + 12]);
         ShortId(id)
     };
-    let left = Distance(u16::from_be_bytes([header[2], header[3]]));
-    Ok(RelayHeader { hops: header[1], left, destination: short(4), source: short(16) })
+    Ok(RelayHeader { hops: header[1], destination: short(4), source: short(16) })
 }
 
 #[cfg(test)]
@@ -210,9 +171,8 @@ mod tests {
         }
 
         #[test]
-        fn a_relay_header_reads_back(hops: u8, left: u16, destination: [u8; 12], source: [u8; 12]) {
-            let (destination, source) = (ShortId(destination), ShortId(source));
-            let header = RelayHeader { hops, left: Distance(left), destination, source };
+        fn a_relay_header_reads_back(hops: u8, destination: [u8; 12], source: [u8; 12]) {
+            let header = RelayHeader { hops, destination: ShortId(destination), source: ShortId(source) };
             prop_assert_eq!(Datagram::parse(&header.bytes()), Ok(Datagram::Relay(header)));
         }
 
@@ -235,6 +195,7 @@ mod tests {
         assert_eq!(Datagram::parse(&[SLEEVE; 15]), Err(DatagramError::Short));
         assert_eq!(Datagram::parse(&[RELAY; 27]), Err(DatagramError::Short));
         assert_eq!(Datagram::parse(&[SLEEVE; 16]), Err(DatagramError::Reserved));
+        assert_eq!(Datagram::parse(&[RELAY; 28]), Err(DatagramError::Reserved));
         assert_eq!(Datagram::parse(&[0x3f; 99]), Err(DatagramError::Type(0x3f)));
     }
 }

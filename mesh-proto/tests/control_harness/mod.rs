@@ -502,7 +502,7 @@ impl Mesh {
                 return self.passes(at, to);
             }
             let next = path.relays.iter().find_map(|relay| {
-                let address = host.up.get(&relay.peer)?;
+                let address = host.up.get(relay)?;
                 self.place(*address).filter(|place| self.passes(at, *place))
             });
             match next {

@@ -11,9 +11,8 @@ use std::time::Duration;
 use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
 use mesh_proto::data::virtio::{Gso, VirtioHeader};
 use mesh_proto::data::{Hop, Sink};
-use mesh_proto::handover::{Command, DataEvent, NextHop, PeerPath, SessionKey, SessionKeys, Suite, Tables};
+use mesh_proto::handover::{Command, DataEvent, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
-use mesh_proto::wire::datagram::Distance;
 
 pub(crate) const DELAY: Duration = Duration::from_millis(5);
 
@@ -270,7 +269,7 @@ impl Net {
             let path = PeerPath {
                 incarnation: Incarnation(self.lives[other]),
                 direct: linked(me, other).then(|| self.source[other]),
-                relays: relays.into_iter().map(|n| NextHop { peer: id(n), left: Distance(dist[n] as u16) }).collect(),
+                relays: relays.into_iter().map(id).collect(),
             };
             peers.insert(id(other), path);
         }

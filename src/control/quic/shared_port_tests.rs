@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use mesh_proto::data::forwarder::ForwarderConfig;
-use mesh_proto::handover::{Command, NextHop, PeerPath, Tables};
+use mesh_proto::handover::{Command, PeerPath, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
-use mesh_proto::wire::datagram::Distance;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
@@ -56,7 +55,7 @@ impl Router {
         let path = |way: Result<SocketAddr, PeerId>| PeerPath {
             incarnation,
             direct: way.ok(),
-            relays: way.err().into_iter().map(|peer| NextHop { peer, left: Distance(4) }).collect(),
+            relays: way.err().into_iter().collect(),
         };
         let peers = peers.iter().map(|(peer, way)| (*peer, path(*way))).collect();
         let tables = Tables { me: self.id, incarnation, peers, trees: BTreeMap::new() };

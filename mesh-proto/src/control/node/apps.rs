@@ -53,7 +53,7 @@ impl<I: Identity> Node<I> {
     fn pass_on(&mut self, to: &PeerId, app: &App) {
         let hops = self.router.routes().hops.get(to).into_iter().flatten();
         let conn = hops
-            .filter_map(|hop| self.peers.get(&hop.peer))
+            .filter_map(|hop| self.peers.get(hop))
             .filter(|hop| hop.up.is_some())
             .find_map(|hop| hop.direct)
             .map(|direct| direct.conn);

@@ -90,7 +90,7 @@ impl<I: Identity> Node<I> {
         let relays = match (peer.up, self.router.routes().hops.get(id)) {
             (None, Some(hops)) => hops
                 .iter()
-                .filter(|hop| hop.peer != *id && self.peers.get(&hop.peer).is_some_and(|hop| hop.up.is_some()))
+                .filter(|hop| *hop != id && self.peers.get(hop).is_some_and(|hop| hop.up.is_some()))
                 .take(MAX_RELAYS)
                 .copied()
                 .collect(),

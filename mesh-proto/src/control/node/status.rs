@@ -62,7 +62,7 @@ impl<I: Identity> Node<I> {
             state: peer.state,
             direct: peer.up.and(peer.direct).map(|direct| direct.address),
             via: match (peer.up, self.router.routes().hops.get(id)) {
-                (None, Some(hops)) => hops.first().map(|hop| hop.peer).filter(|hop| hop != id),
+                (None, Some(hops)) => hops.first().filter(|hop| *hop != id).copied(),
                 _ => None,
             },
             since: peer.since,

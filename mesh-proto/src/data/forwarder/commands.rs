@@ -13,7 +13,7 @@ use crate::data::fence::Fence;
 use crate::data::limits::REKEY_JITTER;
 use crate::data::macs::{Mac, Owner};
 use crate::data::path::Path;
-use crate::data::peer::{Link, Peer, Relay, Way};
+use crate::data::peer::{Link, Peer, Way};
 use crate::data::session::{Ended, Refused};
 use crate::handover::{MAX_RELAYS, PeerPath, SessionKeys, Tables};
 use crate::id::{Incarnation, PeerId};
@@ -39,8 +39,7 @@ impl Forwarder {
         for (&id, path) in &tables.peers {
             let mut relays = [None; MAX_RELAYS];
             for (to, &relay) in relays.iter_mut().zip(&path.relays) {
-                let via = self.listed(relay.peer).filter(|_| relay.peer != id);
-                *to = via.map(|via| Relay { via, left: relay.left });
+                *to = self.listed(relay).filter(|_| relay != id);
             }
             if let Some(slot) = self.slot(id) {
                 let peer = &mut self.peers[slot as usize];

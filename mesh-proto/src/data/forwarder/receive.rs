@@ -14,7 +14,7 @@ use crate::data::stage::Route;
 use crate::data::{Hop, Sink};
 use crate::handover::DataEvent;
 use crate::id::Incarnation;
-use crate::wire::datagram::{Datagram, Distance, RELAY_HEADER, RelayHeader, SLEEVE_HEADER, ShortId, SleeveHeader};
+use crate::wire::datagram::{Datagram, RELAY_HEADER, RelayHeader, SLEEVE_HEADER, ShortId, SleeveHeader};
 use crate::wire::record::{Fragment, Record, Records};
 
 /// How a datagram came.
@@ -109,21 +109,19 @@ impl Forwarder {
         // lost its disk has its old name and its new one at one address, so addresses count as well.
         let source = self.by_id.get(&header.source);
         let made_at = source.and_then(|source| self.peers[source as usize].direct);
-        let onward = |bound| {
-            self.route_within(destination, Some(neighbour), bound).filter(|route| match *route {
-                Route::Direct(addr) => addr != from,
-                Route::Relay { via, addr, .. } => source != Some(via) && addr != from && made_at != Some(addr),
-            })
+        let onward = self.route(destination, Some(neighbour)).filter(|route| match *route {
+            Route::Direct(addr) => addr != from,
+            Route::Relay { via, addr } => source != Some(via) && addr != from && made_at != Some(addr),
+        });
+        let Some(route) = onward else {
+            let back = self.route(destination, None).is_some();
+            let reason = if back { DropReason::RelayBack } else { DropReason::NoRoute };
+            return self.counters.drop(reason);
         };
-        let nearer = onward(header.left);
-        let Some(route) = nearer.or_else(|| onward(Distance::UNKNOWN)) else {
-            let back = self.route(destination).is_some();
-            return self.counters.drop(if back { DropReason::RelayBack } else { DropReason::NoRoute });
-        };
-        if nearer.is_none() && self.circles.again(&arena[at.clone()]) {
+        if self.circles.again(header.hops, &arena[at.clone()]) {
             return self.counters.drop(DropReason::RelayCircle);
         }
-        let onward = RelayHeader { hops: header.hops - 1, left: route.left(), ..*header };
+        let onward = RelayHeader { hops: header.hops - 1, ..*header };
         arena[at.start..at.start + RELAY_HEADER].copy_from_slice(&onward.bytes());
         self.counters.relayed += 1;
         self.counters.datagrams_out += 1;

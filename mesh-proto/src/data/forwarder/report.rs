@@ -18,7 +18,7 @@ impl Forwarder {
     }
 
     fn report(&self, slot: u32, peer: &Peer, now: Duration) -> PathReport {
-        let route = self.route(slot);
+        let route = self.route(slot, None);
         let link = peer.link.as_deref();
         let session = link.and_then(|link| link.sessions.shown());
         let path = link.and_then(|link| link.path.as_ref());

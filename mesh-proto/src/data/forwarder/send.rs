@@ -7,25 +7,20 @@ use crate::data::Sink;
 use crate::data::counters::DropReason;
 use crate::data::limits::SESSION_WANTED_EVERY;
 use crate::data::path::Life;
-use crate::data::peer::{Relay, Way};
+use crate::data::peer::Way;
 use crate::data::stage::Route;
 use crate::handover::DataEvent;
 use crate::id::PeerId;
-use crate::wire::datagram::{Distance, QUIC_BIT, RELAY_HEADER, RelayHeader, SLEEVE_HEADER};
+use crate::wire::datagram::{HOPS, QUIC_BIT, RELAY_HEADER, RelayHeader, SLEEVE_HEADER};
 use crate::wire::record::{FRAGMENT_HEADER, Fragment};
 
 impl Forwarder {
     /// How a datagram would go to a peer now: the direct path if it lives, else the first relay
     /// whose own direct path does, else whatever is not yet known to be dead (sleeve S21).
-    pub(super) fn route(&self, slot: u32) -> Option<Route> {
-        self.route_within(slot, None, Distance::UNKNOWN)
-    }
-
-    /// The same for what came from the neighbour `except`, which it must not go to, and only to a
-    /// peer that is nearer than `bound` (sleeve S4).
-    pub(super) fn route_within(&self, slot: u32, except: Option<u32>, bound: Distance) -> Option<Route> {
-        let direct = self.direct(slot, except).filter(|_| bound.admits(Distance::HERE));
-        let (relay_life, relay) = self.relay(slot, except, bound);
+    /// `except` is a neighbour that it must not go to.
+    pub(super) fn route(&self, slot: u32, except: Option<u32>) -> Option<Route> {
+        let direct = self.direct(slot, except);
+        let (relay_life, relay) = self.relay(slot, except);
         match direct {
             Some((Life::Up, route)) => Some(route),
             _ if relay_life == Some(Life::Up) => relay,
@@ -38,7 +33,7 @@ impl Forwarder {
 
     /// The way through a relay, whatever the direct path is.
     pub(super) fn relay_route(&self, slot: u32) -> Option<Route> {
-        self.relay(slot, None, Distance::UNKNOWN).1
+        self.relay(slot, None).1
     }
 
     fn direct(&self, slot: u32, except: Option<u32>) -> Option<(Life, Route)> {
@@ -48,9 +43,9 @@ impl Forwarder {
     }
 
     /// The best relay: of equals the first.
-    fn relay(&self, slot: u32, except: Option<u32>, bound: Distance) -> (Option<Life>, Option<Route>) {
+    fn relay(&self, slot: u32, except: Option<u32>) -> (Option<Life>, Option<Route>) {
         let mut best: (Option<Life>, Option<Route>) = (None, None);
-        for Relay { via, left } in self.peers[slot as usize].relays.into_iter().flatten() {
+        for via in self.peers[slot as usize].relays.into_iter().flatten() {
             let relay = &self.peers[via as usize];
             let (Some(addr), Some(life)) = (relay.direct, relay.life()) else {
                 continue;
@@ -59,8 +54,8 @@ impl Forwarder {
                 (best.0, life),
                 (None, _) | (Some(Life::Down), Life::Up | Life::Fresh) | (Some(Life::Fresh), Life::Up)
             );
-            if better && except != Some(via) && bound.admits(left) {
-                best = (Some(life), Some(Route::Relay { via, left, addr }));
+            if better && except != Some(via) {
+                best = (Some(life), Some(Route::Relay { via, addr }));
             }
         }
         best
@@ -80,7 +75,7 @@ impl Forwarder {
             self.wait(slot, head, body, now);
             return None;
         }
-        let Some(route) = self.route(slot) else {
+        let Some(route) = self.route(slot, None) else {
             self.counters.drop(DropReason::NoRoute);
             return None;
         };
@@ -95,7 +90,7 @@ impl Forwarder {
 
     /// Whether the path MTU of the way in use is found.
     pub(super) fn way_settled(&self, slot: u32) -> bool {
-        let way = match self.route(slot) {
+        let way = match self.route(slot, None) {
             Some(Route::Direct(_)) => Way::Direct,
             _ => Way::Relayed,
         };
@@ -240,11 +235,8 @@ impl Forwarder {
         let Some(session) = peer.link.as_mut().and_then(|link| link.sessions.sender()) else {
             return self.counters.drop(DropReason::NoSession);
         };
-        let header = match stage.route {
-            Route::Direct(_) => None,
-            Route::Relay { left, .. } => Some(RelayHeader::first(left, id, self.me)),
-        };
-        let relay = header.as_ref();
+        let header = RelayHeader { hops: HOPS, destination: id.into(), source: self.me.into() };
+        let relay = matches!(stage.route, Route::Relay { .. }).then_some(&header);
         for write in datagrams {
             let records = write(stage.records());
             if stage.train.seal(&mut session.keys.seal, records, relay, stage.route.addr(), sink) {
@@ -276,7 +268,7 @@ impl Forwarder {
         };
         let relay = match route {
             Route::Direct(_) => None,
-            Route::Relay { left, .. } => Some(RelayHeader::first(left, id, self.me)),
+            Route::Relay { .. } => Some(RelayHeader { hops: HOPS, destination: id.into(), source: self.me.into() }),
         };
         match session.keys.seal.seal(buffer, records, relay.as_ref()) {
             Some(sealed) => {
@@ -335,11 +327,11 @@ impl Forwarder {
         if end > self.scratch.len() {
             return self.counters.drop(DropReason::Giant);
         }
-        let route = self.relay_route(slot).or_else(|| self.route(slot));
+        let route = self.relay_route(slot).or_else(|| self.route(slot, None));
         let Some(route) = route else {
             return self.counters.drop(DropReason::NoRoute);
         };
-        let header = RelayHeader::first(route.left(), to, self.me);
+        let header = RelayHeader { hops: HOPS, destination: to.into(), source: self.me.into() };
         self.scratch[..RELAY_HEADER].copy_from_slice(&header.bytes());
         self.scratch[RELAY_HEADER..end].copy_from_slice(bytes);
         self.counters.datagrams_out += 1;

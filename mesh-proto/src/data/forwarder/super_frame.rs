@@ -65,7 +65,7 @@ impl Forwarder {
         if !self.peers[slot as usize].can_send() {
             return false;
         }
-        let Some(route) = self.route(slot) else {
+        let Some(route) = self.route(slot, None) else {
             return false;
         };
         let room = self.room(slot, route, now);

@@ -126,7 +126,7 @@ impl Forwarder {
             self.send_probe(slot, 0, Way::Direct, now, sink);
         }
         if confirm {
-            let way = match self.route(slot) {
+            let way = match self.route(slot, None) {
                 Some(Route::Direct(_)) => Way::Direct,
                 _ => Way::Relayed,
             };
@@ -196,7 +196,7 @@ impl Forwarder {
     pub(super) fn send_echo(&mut self, slot: u32, probe: Probe, arrival: Arrival, now: Duration, sink: &mut impl Sink) {
         let route = match arrival {
             Arrival::Direct(from) => Some(Route::Direct(from)),
-            Arrival::Relayed(_) => self.relay_route(slot).or_else(|| self.route(slot)),
+            Arrival::Relayed(_) => self.relay_route(slot).or_else(|| self.route(slot, None)),
         };
         let Some(route) = route else {
             return self.counters.drop(DropReason::NoRoute);
@@ -245,7 +245,7 @@ impl Forwarder {
 
     /// Tells control the path MTU when it has settled or shrunk.
     fn report_mtu(&mut self, slot: u32) {
-        let way = match self.route(slot) {
+        let way = match self.route(slot, None) {
             Some(Route::Direct(_)) => Way::Direct,
             Some(Route::Relay { .. }) => Way::Relayed,
             None => return,
