@@ -5,6 +5,9 @@
 //!              (change state, journal.put, hold back what depends on it)
 //! ```
 
+mod dispatch;
+mod outbox;
+
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -27,12 +30,11 @@ use crate::ring::Ring;
 use crate::serve::Pending;
 use crate::silence::Silence;
 use crate::space::Space;
-use crate::store::{self, Key, StoredRun, StoredVote};
 use crate::stray::Told;
 use crate::take::Takes;
 use crate::voter::Voter;
-use crate::wire::{Body, Message, Wanted};
-use crate::{AllocError, Change, Output, RequestId, Ticket};
+use crate::wire::{Message, Wanted};
+use crate::{Output, RequestId, Ticket};
 
 /// Most foreign networks that are remembered, and texts about the network that are kept.
 pub(crate) const MAX_NOTED: usize = 64;
@@ -304,99 +306,6 @@ impl Machine {
         self.settle();
     }
 
-    fn dispatch(&mut self, from: Sender, message: Message) {
-        if let (Some(ours), Some(theirs)) = (self.network_id(), message.network)
-            && ours != theirs
-        {
-            self.note_elsewhere(from.peer);
-            self.on_foreign(from, theirs, message.body);
-            return;
-        }
-        let same = message.network.is_some() && message.network == self.network_id();
-        if same && !self.foreign.is_empty() {
-            self.foreign.retain(|_, peer| *peer != from.peer);
-        }
-        if same && from.peer != self.me.peer && self.peers.contains_key(&from.peer) {
-            self.voter.members.entry(from.peer).or_insert(self.now);
-            if self.elsewhere.remove(&from.peer) {
-                self.welcome_back();
-            }
-        }
-        match message.body {
-            Body::Seeking { named, ranges, life, observer } => {
-                self.note_elsewhere(from.peer);
-                self.on_seeking(from, named, &ranges, life, observer.unwrap_or(false));
-            }
-            Body::Here { root, removed, dead_after, .. } => {
-                if same {
-                    self.note_dead_after(from.peer, dead_after);
-                }
-                self.on_here(from, root, removed);
-            }
-            Body::Fetch => self.on_fetch(from),
-            Body::Founded(network, panel) => self.on_founded(network, panel),
-            Body::Prepare(ballot) => self.on_prepare(from, ballot),
-            Body::Promise { ballot, accepted, named, life } => {
-                self.on_promise(Owner { peer: from.peer, life }, ballot, accepted, named);
-            }
-            Body::Promised(newer) => self.on_promised(newer),
-            Body::Accept(accepted) => self.on_accept(from, accepted),
-            Body::AcceptedBallot(ballot) => self.on_accepted(from, ballot),
-            // What follows is about the blocks of one network.
-            _ if !same => {}
-            Body::Digest(digest) => self.on_digest(from, &digest),
-            Body::Delta { runs, want } => self.on_delta(from, &runs, &want),
-            Body::Request(request) => self.on_request(from, request),
-            Body::Refused { seq, life, why } => self.on_refused(from, seq, life, why),
-            Body::Grant(grant) => self.on_grant(from, &grant),
-            Body::Confirm { id } => self.on_confirm(from, id),
-            about_voters => self.dispatch_to_voter(from, about_voters),
-        }
-    }
-
-    /// A peer is in no network, or in another one.
-    fn note_elsewhere(&mut self, peer: Id) {
-        if self.peers.contains_key(&peer) {
-            self.elsewhere.insert(peer);
-            self.voter.members.remove(&peer);
-        }
-    }
-
-    fn dispatch_to_voter(&mut self, from: Sender, body: Body) {
-        match body {
-            Body::Panel(panel) => self.on_panel(from, panel),
-            Body::PanelAsk => self.on_panel_ask(from),
-            Body::BlockPrepare(prepare) => self.on_block_prepare(from, &prepare),
-            Body::BlockPromise { nonce, runs } => self.on_block_promise(from, nonce, &runs),
-            Body::BlockAccept { version, term, runs } => self.on_block_accept(from, version, term, &runs),
-            Body::BlockAccepted { nonce } => self.on_block_accepted(from, nonce),
-            Body::Behind { nonce, term, panel } => self.on_behind(nonce, term, panel, from.peer),
-            Body::Witness { id, version, runs } => self.on_witness(from, id, version, &runs),
-            Body::Witnessed { id, version } => self.on_witnessed(from, id, version),
-            Body::SeatFetch { panel, life, range, from: lo } => self.on_seat_fetch(from, panel, life, range, lo),
-            Body::SeatState(state) => self.on_seat_state(from, &state),
-            Body::PanelPrepare { version, ballot } => self.on_panel_prepare(from, version, ballot),
-            Body::PanelPromise { version, ballot, accepted } => self.on_panel_promise(from, version, ballot, accepted),
-            Body::PanelAccept { version, next } => self.on_panel_accept(from, version, next),
-            Body::PanelAccepted { version, ballot } => self.on_panel_accepted(from, version, ballot),
-            Body::Gone { lives, want } => self.on_gone(from, &lives, want),
-            Body::Lease { version, nonce, life, dead_after } => {
-                self.note_dead_after(from.peer, dead_after);
-                self.on_lease(from, version, nonce, life);
-            }
-            Body::Leased { version, nonce, dead_after } => {
-                self.note_dead_after(from.peer, dead_after);
-                self.on_leased(from, version, nonce);
-            }
-            Body::Strays(claims) => self.on_strays(from, &claims),
-            Body::Theirs(claims) => self.on_theirs(from, &claims),
-            Body::Unleased { version, nonce } => self.on_unleased(from, version, nonce),
-            Body::Silent { version, nonce, lives, binding } => self.on_silent(from, version, nonce, lives, binding),
-            Body::SilentToo { version, nonce, lives } => self.on_silent_too(from, version, nonce, &lives),
-            _ => {}
-        }
-    }
-
     /// A write ended.
     pub(crate) fn handle_stored(&mut self, ticket: Ticket, result: Result<(), String>, now: Duration) {
         self.clock(now);
@@ -469,20 +378,6 @@ impl Machine {
         }
     }
 
-    /// Writes what is due.
-    fn flush(&mut self) {
-        if !self.journal.is_due(self.now) {
-            return;
-        }
-        for part in core::mem::take(&mut self.touched) {
-            let change = self.encode_part(part);
-            self.journal.add(change);
-        }
-        if let Some((batch, changes)) = self.journal.flush(self.now) {
-            self.out.push_back(Output::Store { ticket: Ticket(batch), changes });
-        }
-    }
-
     /// The next output.
     pub(crate) fn poll_output(&mut self) -> Option<Output<Id>> {
         self.out.pop_front()
@@ -520,112 +415,6 @@ impl Machine {
         self.network.as_ref().map(|network| network.id)
     }
 
-    /// A message with this peer's network in its head.
-    pub(crate) fn message(&self, body: Body) -> Message {
-        Message { network: self.network_id(), body }
-    }
-
-    /// Sends now.
-    pub(crate) fn send(&mut self, to: Id, body: Body) {
-        let message = self.message(body);
-        self.perform(Effect::Other(Packet::To(to, message)));
-    }
-
-    /// Sends once all that was put until now is durable.
-    pub(crate) fn send_durably(&mut self, to: Id, body: Body) {
-        let packet = Packet::To(to, self.message(body));
-        self.hold(self.journal.newest(), Effect::Other(packet));
-    }
-
-    /// Sends to all once all that was put until now is durable.
-    pub(crate) fn broadcast_durably(&mut self, body: Body) {
-        let packet = Packet::All(self.message(body));
-        self.hold(self.journal.newest(), Effect::Other(packet));
-    }
-
-    /// Lets an effect happen once a batch is durable.
-    pub(crate) fn hold(&mut self, batch: u64, effect: Effect<Packet>) {
-        if let Some(effect) = self.journal.after(batch, effect) {
-            self.perform(effect);
-        }
-    }
-
-    /// Lets an effect happen now.
-    pub(crate) fn perform(&mut self, effect: Effect<Packet>) {
-        match effect {
-            Effect::Reply(request) => {
-                if let Some((index, offset)) = self.answering.remove(&request) {
-                    self.reply_with(request, index, offset);
-                }
-            }
-            Effect::Other(Packet::To(to, message)) if to == self.me.peer => {
-                self.inbox.push_back(message);
-            }
-            Effect::Other(Packet::To(to, message)) => self.out.push_back(Output::Send { to, bytes: message.encode() }),
-            Effect::Other(Packet::All(message)) => self.out.push_back(Output::Broadcast { bytes: message.encode() }),
-        }
-    }
-
-    /// Answers a request.
-    pub(crate) fn reply(&mut self, request: RequestId, result: Result<IpNet, AllocError>) {
-        self.out.push_back(Output::Reply { request, result });
-    }
-
-    /// Asks for something outside.
-    pub(crate) fn output(&mut self, output: Output<Id>) {
-        self.out.push_back(output);
-    }
-
-    /// Tells the operator.
-    pub(crate) fn notice(&mut self, text: String) {
-        self.out.push_back(Output::Notice(text));
-    }
-
-    /// Tells the operator of something that stays, once.
-    pub(crate) fn problem(&mut self, text: String) {
-        if self.problems.len() < MAX_NOTED && self.problems.insert(text.clone()) {
-            self.notice(text);
-        }
-    }
-
-    fn note_unreadable(&mut self, peer: Id, why: &str) {
-        if self.unreadable.len() < MAX_NOTED && self.unreadable.insert(peer) {
-            self.notice(format!("an address message of peer {peer} is ignored, as are all others like it: {why}"));
-        }
-    }
-
-    /// Writes the parts of a ring that have blocks of `lo..hi`; see [`Journal::put`].
-    pub(crate) fn record(&mut self, index: usize, lo: u32, hi: u32) {
-        self.touch(index, lo, hi);
-        self.journal.announce();
-    }
-
-    /// As [`Self::record`] for what other peers can tell again; see [`Journal::put_lazily`].
-    pub(crate) fn record_lazily(&mut self, index: usize, lo: u32, hi: u32) {
-        self.touch(index, lo, hi);
-        self.journal.announce_lazily(self.now);
-    }
-
-    fn touch(&mut self, index: usize, lo: u32, hi: u32) {
-        let buckets = self.areas[index].ring.buckets_of(lo, hi);
-        self.touched.extend(buckets.map(|bucket| RingPart { votes: false, index, bucket }));
-    }
-
-    fn encode_part(&self, part: RingPart) -> Change {
-        let ring = &self.areas[part.index].ring;
-        let (from, to) = ring.bucket(part.bucket);
-        let range = u16::try_from(part.index).unwrap_or(u16::MAX);
-        let bucket = u8::try_from(part.bucket).unwrap_or(u8::MAX);
-        if part.votes {
-            let votes = self.voter.votes[part.index].over(from, to);
-            let runs: Vec<StoredVote> = votes.map(|(lo, hi, vote)| StoredVote { lo, hi, vote: *vote }).collect();
-            return store::put(Key::Votes { range, bucket }, &runs);
-        }
-        let runs: Vec<StoredRun> =
-            ring.regs(from, to).map(|run| StoredRun { lo: run.lo, hi: run.hi, reg: run.reg }).collect();
-        store::put(Key::Ring { range, bucket }, &runs)
-    }
-
     /// A random duration below `most`.
     pub(crate) fn jitter(&mut self, most: Duration) -> Duration {
         let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -638,8 +427,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::Removed;
     use crate::wire::tests::body;
+    use crate::wire::{Body, Removed};
 
     const PEER: Sender = Sender { peer: Id([2; 16]), incarnation: 1 };
 

@@ -1,8 +1,12 @@
+use core::net::IpAddr;
+
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::Owner;
-use crate::ring::{Holder, Order};
+use crate::panel::Seat;
+use crate::ring::{Holder, Order, Reg};
+use crate::store::StoredVote;
 
 fn id() -> impl Strategy<Value = Id> {
     prop_oneof![(1u8..4).prop_map(|peer| Id([peer; 16])), any::<[u8; 16]>().prop_map(Id)]
