@@ -8,8 +8,11 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of the world")]
 
+mod asks;
 pub(crate) mod check;
+mod life;
 pub(crate) mod subject;
+mod wants;
 mod weave;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,8 +20,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ipam::allocator::{Ablation, Allocator, Birth, Config, PeerKey};
-use ipam::{AllocError, Output, RequestId, Ticket};
+use ipam::allocator::{Ablation, Allocator, PeerKey};
+use ipam::{AllocError, RequestId, Ticket};
 use ipnet::IpNet;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -247,216 +250,9 @@ impl World {
         self.queue.insert((at, self.sequence), event);
     }
 
-    /// Starts a node that is down, with its disk.
-    pub(crate) fn start(&mut self, node: usize) {
-        if self.nodes[node].allocator.is_some() || self.nodes[node].dead {
-            return;
-        }
-        if self.clock_jumps {
-            self.nodes[node].ahead = Duration::from_secs(self.below(1_000_000));
-        }
-        let now = self.now + self.nodes[node].ahead;
-        let mut seed = [0; 32];
-        self.rng.fill_bytes(&mut seed);
-        let it = &mut self.nodes[node];
-        it.life += 1;
-        it.process += 1;
-        let birth = match &self.seeds {
-            Some(seeds) => Birth::Seeds(seeds.clone()),
-            None if it.observer => Birth::Observer,
-            None => Birth::ByItself,
-        };
-        let config = Config {
-            birth,
-            dead_after: it.dead_after.unwrap_or(self.dead_after),
-            ..Config::new(it.peer, it.life, self.ranges.clone(), it.named)
-        };
-        let subject = Subject::new(self.kind, config, it.disk.clone(), seed, now, self.ablation);
-        self.tell(|| format!("{node} starts as {:x}", subject.life()));
-        self.nodes[node].allocator = Some(subject);
-        self.drain(node);
-        self.audit(node);
-        self.peers_changed();
-    }
-
-    pub(crate) fn start_all(&mut self) {
-        for node in 0..self.nodes.len() {
-            self.start(node);
-        }
-    }
-
-    /// What a router does after a start: addresses that nobody has any more are freed.
-    fn audit(&mut self, node: usize) {
-        let it = &self.nodes[node];
-        let Some(allocator) = &it.allocator else {
-            return;
-        };
-        let listed: Vec<(String, IpNet)> =
-            allocator.summary().allocations.into_iter().map(|(owner, net, _)| (owner, net)).collect();
-        let peer = it.peer;
-        for (owner, net) in self.check.after_start(peer, &listed) {
-            self.free(node, &owner, Some(net.addr()));
-        }
-        let in_use: Vec<(String, IpAddr)> =
-            self.check.held_by(peer).into_iter().map(|(address, owner)| (owner, address)).collect();
-        let now = self.clock(node);
-        if let Some(allocator) = &mut self.nodes[node].allocator {
-            allocator.survey(&in_use, now);
-        }
-        self.drain(node);
-    }
-
     /// The time as a node has it.
     fn clock(&self, node: usize) -> Duration {
         self.now + self.nodes[node].ahead
-    }
-
-    /// A node's clock goes forward at once.
-    pub(crate) fn jump(&mut self, node: usize, by: Duration) {
-        self.nodes[node].ahead += by;
-        let now = self.clock(node);
-        if let Some(allocator) = &mut self.nodes[node].allocator {
-            allocator.handle_timeout(now);
-            self.drain(node);
-        }
-    }
-
-    /// A node's host sleeps: nothing happens there, while its clock goes on; then it all happens at once.
-    pub(crate) fn sleep(&mut self, node: usize, time: Duration) {
-        if self.nodes[node].allocator.is_none() {
-            return;
-        }
-        self.tell(|| format!("{node} sleeps for {time:?}"));
-        let until = self.now + time;
-        self.nodes[node].asleep_until = until;
-        self.check.slept(self.nodes[node].peer, time);
-        self.peers_changed();
-        self.schedule(until, Event::Awake);
-    }
-
-    fn is_asleep(&self, node: usize) -> bool {
-        self.now < self.nodes[node].asleep_until
-    }
-
-    /// Keeps a copy of a node's disk, once it knows of other owners: of one that never was anything
-    /// but alone, nothing can tell an old copy from the newest state (docs/ipam.md, section 8).
-    pub(crate) fn copy(&mut self, node: usize) {
-        let it = &mut self.nodes[node];
-        let others = match &it.allocator {
-            Some(Subject::Allocator(allocator)) => allocator.summary().peers.len() > 1,
-            _ => true,
-        };
-        if it.copies.len() < 4 && others {
-            it.copies.push(it.disk.clone());
-        }
-    }
-
-    /// Ends a node, puts an old copy of its disk back; its containers run on.
-    pub(crate) fn roll_back(&mut self, node: usize, back_after: Duration) -> bool {
-        let count = self.nodes[node].copies.len() as u64;
-        if count == 0 || self.nodes[node].allocator.is_none() {
-            return false;
-        }
-        let at = self.below(count) as usize;
-        self.crash(node, back_after);
-        self.tell(|| format!("{node} gets copy {at} of its disk"));
-        let it = &mut self.nodes[node];
-        it.disk = it.copies[at].clone();
-        self.check.lost_state(it.peer);
-        true
-    }
-
-    /// A host and its containers are gone for good.
-    pub(crate) fn die(&mut self, node: usize) {
-        self.crash(node, Duration::ZERO);
-        self.tell(|| format!("{node} is dead"));
-        self.nodes[node].dead = true;
-        self.check.died(self.nodes[node].peer);
-    }
-
-    /// A host that was taken for dead comes back, with its old disk or an empty one.
-    pub(crate) fn rise(&mut self, node: usize, with_disk: bool) {
-        if !with_disk {
-            self.nodes[node].disk.clear();
-            self.nodes[node].named = self.nodes[node].named.max(1);
-        }
-        self.tell(|| format!("{node} rises, with its disk: {with_disk}"));
-        self.nodes[node].dead = false;
-        self.check.lost_state(self.nodes[node].peer);
-        self.start(node);
-    }
-
-    /// One node is told that another is gone; once more if it has to ask the others first.
-    pub(crate) fn remove(&mut self, node: usize, gone: usize) {
-        if !self.try_remove(node, gone) {
-            self.run_for(Duration::from_secs(1));
-            self.try_remove(node, gone);
-        }
-    }
-
-    fn try_remove(&mut self, node: usize, gone: usize) -> bool {
-        let (now, peer) = (self.clock(node), self.nodes[gone].peer);
-        let Some(allocator) = &mut self.nodes[node].allocator else {
-            return true;
-        };
-        let result = allocator.remove_peer(peer, now);
-        let removed = result.is_ok();
-        self.tell(|| format!("{node} removes {gone}: {result:?}"));
-        if removed {
-            let life = self.nodes[gone].allocator.as_ref().map(Subject::life);
-            self.nodes[gone].removed_life = life;
-            self.check.fence(peer);
-        }
-        self.drain(node);
-        removed
-    }
-
-    /// Ends the fence of nodes that have begun another life.
-    pub(crate) fn lift_fences(&mut self) {
-        for node in &mut self.nodes {
-            let life = node.allocator.as_ref().map(Subject::life);
-            if life.is_some() && node.removed_life != life {
-                node.removed_life = None;
-                self.check.unfence(node.peer);
-            }
-        }
-    }
-
-    /// Ends a node at once; its disk stays, and it comes back after a while.
-    pub(crate) fn crash(&mut self, node: usize, back_after: Duration) {
-        if self.nodes[node].allocator.take().is_none() {
-            return;
-        }
-        self.tell(|| format!("{node} ends for {back_after:?}"));
-        let peer = self.nodes[node].peer;
-        self.check.crashed(peer);
-        self.nodes[node].timer = None;
-        self.peers_changed();
-        let at = self.now + back_after;
-        self.schedule(at, Event::Start { node });
-    }
-
-    /// Raises the life number of a running node.
-    pub(crate) fn raise(&mut self, node: usize) {
-        let now = self.clock(node);
-        let it = &mut self.nodes[node];
-        if let Some(allocator) = &mut it.allocator {
-            it.life += 1;
-            allocator.raise_incarnation(it.life, now);
-            self.drain(node);
-            self.peers_changed();
-        }
-    }
-
-    /// Ends a node and removes its disk.
-    pub(crate) fn wipe(&mut self, node: usize, back_after: Duration) {
-        self.crash(node, back_after);
-        self.tell(|| format!("{node} loses its disk"));
-        self.nodes[node].disk.clear();
-        // Whoever sets a host up anew beside others names one of them.
-        self.nodes[node].named = self.nodes[node].named.max(1);
-        let peer = self.nodes[node].peer;
-        self.check.lost_state(peer);
     }
 
     /// Cuts the network into groups.
@@ -486,176 +282,6 @@ impl World {
             allocator.handle_peers(&peers, now);
             self.drain(node);
         }
-    }
-
-    /// Asks for an address; `None` if the node is down.
-    pub(crate) fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
-        let request = self.request();
-        let (now, peer) = (self.clock(node), self.nodes[node].peer);
-        let allocator = self.nodes[node].allocator.as_mut()?;
-        self.check.asked(request, peer, owner, self.now);
-        allocator.allocate(request, owner, range, now);
-        self.drain(node);
-        Some(request)
-    }
-
-    /// Asks for a given address; `None` if the node is down.
-    pub(crate) fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
-        let request = self.request();
-        let (now, peer) = (self.clock(node), self.nodes[node].peer);
-        let allocator = self.nodes[node].allocator.as_mut()?;
-        self.check.asked(request, peer, owner, self.now);
-        allocator.claim(request, owner, address, now);
-        self.drain(node);
-        Some(request)
-    }
-
-    fn request(&mut self) -> RequestId {
-        self.next_request += 1;
-        RequestId(self.next_request)
-    }
-
-    /// Gives addresses back.
-    pub(crate) fn free(&mut self, node: usize, owner: &str, address: Option<IpAddr>) {
-        let (now, peer) = (self.clock(node), self.nodes[node].peer);
-        if let Some(allocator) = &mut self.nodes[node].allocator {
-            let freed = allocator.free(owner, address, now);
-            self.check.freed(peer, owner, &freed);
-            self.tell(|| format!("{node} frees {freed:?} of {owner}"));
-            self.drain(node);
-        }
-    }
-
-    /// Gives up on a request.
-    pub(crate) fn cancel(&mut self, node: usize, request: RequestId) {
-        if let Some(allocator) = &mut self.nodes[node].allocator {
-            allocator.cancel(request);
-            self.check.cancelled(request);
-            self.drain(node);
-        }
-    }
-
-    /// Performs what a node wants done.
-    pub(crate) fn drain(&mut self, node: usize) {
-        loop {
-            let Some(allocator) = &mut self.nodes[node].allocator else {
-                return;
-            };
-            let Some(output) = allocator.poll_output() else {
-                break;
-            };
-            self.perform(node, output);
-        }
-        self.arm(node);
-        self.look_for_removed(node);
-    }
-
-    /// Keeps up with the lives of nodes, and with whom nodes removed by themselves for silence.
-    fn look_for_removed(&mut self, node: usize) {
-        let it = &mut self.nodes[node];
-        let Some(Subject::Allocator(allocator)) = &it.allocator else {
-            return;
-        };
-        it.last_life = allocator.life();
-        if it.removed_life.is_some_and(|life| life != it.last_life) {
-            it.removed_life = None;
-            self.check.unfence(it.peer);
-        }
-        let news: Vec<(Peer, u64)> = allocator.removed().filter(|owner| !self.removed.contains(owner)).collect();
-        for (peer, life) in news {
-            self.removed.insert((peer, life));
-            let it = &mut self.nodes[usize::from(peer.0) - 1];
-            if it.removed_life.is_some() || it.dead {
-                continue;
-            }
-            self.check.fence(peer);
-            if it.last_life == life {
-                it.removed_life = Some(life);
-                if self.dead_after.is_some() {
-                    self.check.silenced(peer);
-                }
-            } else {
-                // It goes on in a later life, without what the earlier one owned.
-                self.check.unfence(peer);
-            }
-        }
-    }
-
-    fn arm(&mut self, node: usize) {
-        let now = self.now;
-        let it = &mut self.nodes[node];
-        let at = it.allocator.as_ref().and_then(Subject::poll_timeout);
-        it.timer = at.map(|at| at.saturating_sub(it.ahead).max(now));
-    }
-
-    fn perform(&mut self, node: usize, output: Output<Peer>) {
-        match output {
-            Output::Send { to, bytes } => self.post(node, to, &bytes.into()),
-            Output::Broadcast { bytes } => {
-                let bytes = bytes.into();
-                for other in 0..self.nodes.len() {
-                    if other != node {
-                        let to = self.nodes[other].peer;
-                        self.post(node, to, &bytes);
-                    }
-                }
-            }
-            Output::Store { ticket, changes } => self.write(node, ticket, changes),
-            Output::Reply { request, result } => {
-                self.note(format!("{:?} {request:?} {result:?}", self.now).as_bytes());
-                self.tell(|| format!("{node} answers {} {result:?}", self.check.asker(request)));
-                self.check.answered(request, &result, self.now);
-                self.replies.insert(request, result);
-            }
-            Output::Fences(fences) => self.nodes[node].fences = fences,
-            Output::Notice(text) => {
-                self.note(text.as_bytes());
-                self.tell(|| format!("{node} says {text}"));
-                self.nodes[node].notices.push(text);
-            }
-        }
-    }
-
-    fn post(&mut self, node: usize, to: Peer, bytes: &Rc<[u8]>) {
-        assert!(bytes.len() <= 512 * 1024, "a message of {} bytes", bytes.len());
-        self.note(bytes);
-        if self.sample.len() < 300 {
-            self.sample.push(Rc::clone(bytes));
-        }
-        let it = &mut self.nodes[node];
-        it.messages_sent += 1;
-        it.bytes_sent += bytes.len() as u64;
-        let (from, from_life) = (it.peer, it.life);
-        let copies = 1 + u32::from(self.chance(self.faults.duplication));
-        for _ in 0..copies {
-            if self.chance(self.faults.loss) {
-                continue;
-            }
-            let at = self.now + Duration::from_micros(50) + self.millis(self.faults.delay);
-            self.schedule(at, Event::Message { from, from_life, to, bytes: Rc::clone(bytes) });
-        }
-    }
-
-    fn write(&mut self, node: usize, ticket: Ticket, changes: Vec<ipam::Change>) {
-        let number = self.writes;
-        self.writes += 1;
-        self.nodes[node].writes += 1;
-        let fate = if let Some((_, durable)) = self.crash_at.filter(|&(at, _)| at == number) {
-            if durable { Fate::CrashAfter } else { Fate::CrashBefore }
-        } else if self.chance(self.faults.write_error) {
-            Fate::Error
-        } else if self.chance(self.faults.write_crash) {
-            [Fate::CrashBefore, Fate::CrashAfter][self.below(2) as usize]
-        } else {
-            Fate::Durable
-        };
-        let at = self.now + Duration::from_micros(50) + self.millis(self.faults.write);
-        // A disk keeps the order of what it is given.
-        let at = at.max(self.nodes[node].last_write);
-        self.nodes[node].last_write = at;
-        let process = self.nodes[node].process;
-        let event = Event::Written { node, process, ticket, changes, fate };
-        self.schedule(at, event);
     }
 
     /// Lets the next event happen, or the next timer go off; false if it would be after `until`.
@@ -765,20 +391,11 @@ impl World {
         self.clock_jumps = false;
         self.crash_at = None;
         self.groups = vec![0; self.nodes.len()];
+        self.until_awake();
         for node in 0..self.nodes.len() {
             self.start(node);
         }
         self.peers_changed();
-    }
-
-    /// Waits for the answer to a request.
-    pub(crate) fn answer(&mut self, request: Option<RequestId>) -> Result<IpNet, AllocError> {
-        let request = request.expect("the node is up");
-        let until = self.now + Duration::from_secs(12);
-        while !self.replies.contains_key(&request) {
-            assert!(self.step(until), "a request was not answered in 12 s");
-        }
-        self.replies[&request].clone()
     }
 
     /// No block is held by two nodes of one network.

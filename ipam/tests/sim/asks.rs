@@ -1,0 +1,80 @@
+//! What is asked of nodes: addresses.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipam::{AllocError, RequestId};
+use ipnet::IpNet;
+
+use super::World;
+
+impl World {
+    /// Asks for an address; `None` if the node is down, or its host asleep.
+    pub(crate) fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
+        if self.is_asleep(node) {
+            return None;
+        }
+        let request = self.request();
+        let (now, peer) = (self.clock(node), self.nodes[node].peer);
+        let allocator = self.nodes[node].allocator.as_mut()?;
+        self.check.asked(request, peer, owner, self.now);
+        allocator.allocate(request, owner, range, now);
+        self.drain(node);
+        Some(request)
+    }
+
+    /// Asks for a given address; `None` if the node is down, or its host asleep.
+    pub(crate) fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
+        if self.is_asleep(node) {
+            return None;
+        }
+        let request = self.request();
+        let (now, peer) = (self.clock(node), self.nodes[node].peer);
+        let allocator = self.nodes[node].allocator.as_mut()?;
+        self.check.asked(request, peer, owner, self.now);
+        allocator.claim(request, owner, address, now);
+        self.drain(node);
+        Some(request)
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    /// Gives addresses back.
+    pub(crate) fn free(&mut self, node: usize, owner: &str, address: Option<IpAddr>) {
+        if self.is_asleep(node) {
+            return;
+        }
+        let (now, peer) = (self.clock(node), self.nodes[node].peer);
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            let freed = allocator.free(owner, address, now);
+            self.check.freed(peer, owner, &freed);
+            self.tell(|| format!("{node} frees {freed:?} of {owner}"));
+            self.drain(node);
+        }
+    }
+
+    /// Gives up on a request.
+    pub(crate) fn cancel(&mut self, node: usize, request: RequestId) {
+        if self.is_asleep(node) {
+            return;
+        }
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.cancel(request);
+            self.check.cancelled(request);
+            self.drain(node);
+        }
+    }
+
+    /// Waits for the answer to a request.
+    pub(crate) fn answer(&mut self, request: Option<RequestId>) -> Result<IpNet, AllocError> {
+        let request = request.expect("the node is up");
+        let until = self.now + Duration::from_secs(12);
+        while !self.replies.contains_key(&request) {
+            assert!(self.step(until), "a request was not answered in 12 s");
+        }
+        self.replies[&request].clone()
+    }
+}

@@ -1,0 +1,241 @@
+//! What befalls nodes: they start, crash, sleep, lose their disks, are removed.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipam::allocator::{Birth, Config};
+use ipnet::IpNet;
+use rand_core::RngCore;
+
+use super::subject::Subject;
+use super::{Event, World};
+
+impl World {
+    /// Starts a node that is down, with its disk.
+    pub(crate) fn start(&mut self, node: usize) {
+        if self.nodes[node].allocator.is_some() || self.nodes[node].dead {
+            return;
+        }
+        if self.clock_jumps {
+            self.nodes[node].ahead = Duration::from_secs(self.below(1_000_000));
+        }
+        let now = self.now + self.nodes[node].ahead;
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let it = &mut self.nodes[node];
+        it.life += 1;
+        it.process += 1;
+        let birth = match &self.seeds {
+            Some(seeds) => Birth::Seeds(seeds.clone()),
+            None if it.observer => Birth::Observer,
+            None => Birth::ByItself,
+        };
+        let config = Config {
+            birth,
+            dead_after: it.dead_after.unwrap_or(self.dead_after),
+            ..Config::new(it.peer, it.life, self.ranges.clone(), it.named)
+        };
+        let subject = Subject::new(self.kind, config, it.disk.clone(), seed, now, self.ablation);
+        self.tell(|| format!("{node} starts as {:x}", subject.life()));
+        self.nodes[node].allocator = Some(subject);
+        self.drain(node);
+        self.audit(node);
+        self.peers_changed();
+    }
+
+    pub(crate) fn start_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+    }
+
+    /// What a router does after a start: addresses that nobody has any more are freed.
+    fn audit(&mut self, node: usize) {
+        let it = &self.nodes[node];
+        let Some(allocator) = &it.allocator else {
+            return;
+        };
+        let listed: Vec<(String, IpNet)> =
+            allocator.summary().allocations.into_iter().map(|(owner, net, _)| (owner, net)).collect();
+        let peer = it.peer;
+        for (owner, net) in self.check.after_start(peer, &listed) {
+            self.free(node, &owner, Some(net.addr()));
+        }
+        let in_use: Vec<(String, IpAddr)> =
+            self.check.held_by(peer).into_iter().map(|(address, owner)| (owner, address)).collect();
+        let now = self.clock(node);
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.survey(&in_use, now);
+        }
+        self.drain(node);
+    }
+
+    /// A node's clock goes forward at once.
+    pub(crate) fn jump(&mut self, node: usize, by: Duration) {
+        self.nodes[node].ahead += by;
+        if !self.is_up(node) {
+            return;
+        }
+        let now = self.clock(node);
+        if let Some(allocator) = &mut self.nodes[node].allocator {
+            allocator.handle_timeout(now);
+            self.drain(node);
+        }
+    }
+
+    /// A node's host sleeps: nothing happens there, while its clock goes on; then it all happens at once.
+    pub(crate) fn sleep(&mut self, node: usize, time: Duration) {
+        if !self.is_up(node) {
+            return;
+        }
+        self.tell(|| format!("{node} sleeps for {time:?}"));
+        let until = self.now + time;
+        self.nodes[node].asleep_until = until;
+        self.check.slept(self.nodes[node].peer, time);
+        self.peers_changed();
+        self.schedule(until, Event::Awake);
+    }
+
+    pub(crate) fn is_asleep(&self, node: usize) -> bool {
+        self.now < self.nodes[node].asleep_until
+    }
+
+    /// Whether a node runs, and its host is awake.
+    pub(crate) fn is_up(&self, node: usize) -> bool {
+        self.nodes[node].allocator.is_some() && !self.is_asleep(node)
+    }
+
+    /// Waits until every host is awake.
+    pub(super) fn until_awake(&mut self) {
+        let last = self.nodes.iter().map(|node| node.asleep_until).max();
+        self.run_for(last.unwrap_or_default().saturating_sub(self.now));
+    }
+
+    /// Keeps a copy of a node's disk, once it knows of other owners: of one that never was anything
+    /// but alone, nothing can tell an old copy from the newest state (docs/ipam.md, section 8).
+    pub(crate) fn copy(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        let others = match &it.allocator {
+            Some(Subject::Allocator(allocator)) => allocator.summary().peers.len() > 1,
+            _ => true,
+        };
+        if it.copies.len() < 4 && others {
+            it.copies.push(it.disk.clone());
+        }
+    }
+
+    /// Ends a node, puts an old copy of its disk back; its containers run on.
+    pub(crate) fn roll_back(&mut self, node: usize, back_after: Duration) -> bool {
+        let count = self.nodes[node].copies.len() as u64;
+        if count == 0 || self.nodes[node].allocator.is_none() {
+            return false;
+        }
+        let at = self.below(count) as usize;
+        self.crash(node, back_after);
+        self.tell(|| format!("{node} gets copy {at} of its disk"));
+        let it = &mut self.nodes[node];
+        it.disk = it.copies[at].clone();
+        self.check.lost_state(it.peer);
+        true
+    }
+
+    /// A host and its containers are gone for good.
+    pub(crate) fn die(&mut self, node: usize) {
+        self.crash(node, Duration::ZERO);
+        self.tell(|| format!("{node} is dead"));
+        self.nodes[node].dead = true;
+        self.check.died(self.nodes[node].peer);
+    }
+
+    /// A host that was taken for dead comes back, with its old disk or an empty one.
+    pub(crate) fn rise(&mut self, node: usize, with_disk: bool) {
+        if !with_disk {
+            self.nodes[node].disk.clear();
+            self.nodes[node].named = self.nodes[node].named.max(1);
+        }
+        self.tell(|| format!("{node} rises, with its disk: {with_disk}"));
+        self.nodes[node].dead = false;
+        self.check.lost_state(self.nodes[node].peer);
+        self.start(node);
+    }
+
+    /// One node is told that another is gone; once more if it has to ask the others first.
+    pub(crate) fn remove(&mut self, node: usize, gone: usize) {
+        if !self.try_remove(node, gone) {
+            self.run_for(Duration::from_secs(1));
+            self.try_remove(node, gone);
+        }
+    }
+
+    fn try_remove(&mut self, node: usize, gone: usize) -> bool {
+        if self.is_asleep(node) {
+            return true;
+        }
+        let (now, peer) = (self.clock(node), self.nodes[gone].peer);
+        let Some(allocator) = &mut self.nodes[node].allocator else {
+            return true;
+        };
+        let result = allocator.remove_peer(peer, now);
+        let removed = result.is_ok();
+        self.tell(|| format!("{node} removes {gone}: {result:?}"));
+        if removed {
+            let life = self.nodes[gone].allocator.as_ref().map(Subject::life);
+            self.nodes[gone].removed_life = life;
+            self.check.fence(peer);
+        }
+        self.drain(node);
+        removed
+    }
+
+    /// Ends the fence of nodes that have begun another life.
+    pub(crate) fn lift_fences(&mut self) {
+        for node in &mut self.nodes {
+            let life = node.allocator.as_ref().map(Subject::life);
+            if life.is_some() && node.removed_life != life {
+                node.removed_life = None;
+                self.check.unfence(node.peer);
+            }
+        }
+    }
+
+    /// Ends a node at once; its disk stays, and it comes back after a while.
+    pub(crate) fn crash(&mut self, node: usize, back_after: Duration) {
+        if self.nodes[node].allocator.take().is_none() {
+            return;
+        }
+        self.tell(|| format!("{node} ends for {back_after:?}"));
+        let peer = self.nodes[node].peer;
+        self.check.crashed(peer);
+        self.nodes[node].timer = None;
+        self.nodes[node].asleep_until = Duration::ZERO;
+        self.peers_changed();
+        let at = self.now + back_after;
+        self.schedule(at, Event::Start { node });
+    }
+
+    /// Raises the life number of a running node.
+    pub(crate) fn raise(&mut self, node: usize) {
+        if self.is_asleep(node) {
+            return;
+        }
+        let now = self.clock(node);
+        let it = &mut self.nodes[node];
+        if let Some(allocator) = &mut it.allocator {
+            it.life += 1;
+            allocator.raise_incarnation(it.life, now);
+            self.drain(node);
+            self.peers_changed();
+        }
+    }
+
+    /// Ends a node and removes its disk.
+    pub(crate) fn wipe(&mut self, node: usize, back_after: Duration) {
+        self.crash(node, back_after);
+        self.tell(|| format!("{node} loses its disk"));
+        self.nodes[node].disk.clear();
+        // Whoever sets a host up anew beside others names one of them.
+        self.nodes[node].named = self.nodes[node].named.max(1);
+        let peer = self.nodes[node].peer;
+        self.check.lost_state(peer);
+    }
+}
