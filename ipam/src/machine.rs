@@ -142,7 +142,7 @@ pub(crate) struct Machine {
     pub(crate) silence: Silence,
     pub(crate) told: Told,
     /// Peers that an operator has removed here, and until when lives of theirs that this peer did
-    /// not know of are removed too.
+    /// not know of are removed too, as long as they are out of reach.
     pub(crate) removing: BTreeMap<Id, Duration>,
     /// Blocks of an earlier life are in use again.
     pub(crate) inherited: bool,
@@ -267,6 +267,7 @@ impl Machine {
         self.voter.members.retain(|peer, _| peers.contains_key(peer));
         self.elsewhere.retain(|peer| peers.contains_key(peer));
         self.welcome_back();
+        self.look_for_dead();
         for &peer in &new {
             self.greet(peer);
             self.hurry_grants(peer);

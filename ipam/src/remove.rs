@@ -30,6 +30,9 @@ const TELL_PAUSE: Duration = Duration::from_secs(5);
 const SURE: Duration = Duration::from_secs(5);
 /// For how long after a removal lives that were not known of are removed too.
 const REMOVING: Duration = Duration::from_secs(60);
+/// For how long a peer that was removed may seem to be in reach, though it is dead: longer than the mesh
+/// takes to notice. Who is in reach after that is alive.
+const SEEMS_HERE: Duration = Duration::from_secs(10);
 /// Stands for a peer as a voter, whatever its life.
 pub(crate) const ANY_LIFE: u64 = 0;
 /// Most lives that are remembered as gone, and that fit into a message.
@@ -253,35 +256,45 @@ impl Machine {
             return;
         }
         let (peers, now) = (&self.peers, self.now);
-        self.removing.retain(|peer, until| now < *until && !peers.contains_key(peer));
+        self.removing
+            .retain(|peer, until| now < *until && (!peers.contains_key(peer) || now + REMOVING < *until + SEEMS_HERE));
+        let more = self.removed_meanwhile();
+        self.learn_gone(&removed(more.into_iter()));
         let owns = self.areas.iter().any(|area| {
             let mut runs = area.ring.regs(0, area.ring.blocks());
-            runs.any(|run| {
-                matches!(run.reg.holder, Holder::One(owner)
-                    if self.gone.contains_key(&owner) || self.removing.contains_key(&owner.peer))
-            })
+            runs.any(|run| matches!(run.reg.holder, Holder::One(owner) if self.gone.contains_key(&owner)))
         });
         let votes = self.panel.as_ref().is_some_and(|panel| panel.voters.iter().any(|voter| self.is_gone(voter)));
-        if !owns && !votes {
-            self.next_gone = None;
+        let again = owns || votes;
+        self.next_gone = (again || !self.removing.is_empty()).then_some(self.now + TELL_PAUSE);
+        if !again {
             return;
         }
-        self.next_gone = Some(self.now + TELL_PAUSE);
-        // What it owned without our knowing it until now.
-        let more: Vec<Owner> = self
-            .areas
-            .iter()
-            .flat_map(|area| area.ring.regs(0, area.ring.blocks()))
-            .filter_map(|run| match run.reg.holder {
-                Holder::One(owner) if self.removing.contains_key(&owner.peer) && !self.gone.contains_key(&owner) => {
-                    Some(owner)
-                }
-                _ => None,
-            })
-            .collect();
-        self.learn_gone(&removed(more.into_iter()));
         let lives = self.gone.iter().map(|(&owner, &cleared)| Removed { owner, cleared }).collect();
         self.broadcast_durably(Body::Gone { lives, want: false });
+    }
+
+    /// What is to be removed with peers that were: their votes, once it is seen that they are dead, and what
+    /// they owned without our knowing it until now.
+    fn removed_meanwhile(&self) -> Vec<Owner> {
+        let dead: BTreeSet<Id> = self.removing.keys().copied().filter(|peer| !self.peers.contains_key(peer)).collect();
+        let mut more: Vec<Owner> = dead.iter().map(|&peer| Owner { peer, life: ANY_LIFE }).collect();
+        if !dead.is_empty() {
+            let runs = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
+            more.extend(runs.filter_map(|run| match run.reg.holder {
+                Holder::One(owner) if dead.contains(&owner.peer) => Some(owner),
+                _ => None,
+            }));
+        }
+        more.retain(|owner| !self.gone.contains_key(owner));
+        more
+    }
+
+    /// Peers went out of reach: those that were removed a moment ago are dead.
+    pub(crate) fn look_for_dead(&mut self) {
+        if self.removing.keys().any(|peer| !self.peers.contains_key(peer)) {
+            self.next_gone = Some(self.now);
+        }
     }
 
     /// The lives that were removed.

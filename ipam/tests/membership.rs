@@ -199,6 +199,44 @@ fn who_left_for_other_ranges_is_removed_though_it_is_in_reach() {
     fine(&world);
 }
 
+/// As an orchestrator does it: it takes a host away, and says so at once.
+#[test]
+fn who_is_removed_before_anybody_noticed_its_death_votes_no_more() {
+    let mut world = World::new(3, &[0, 1, 1, 1, 1], &["10.0.0.0/24"]);
+    world.start_all();
+    world.run_for(seconds(30));
+    for dead in 1..4 {
+        assert!(world.up(0).panel().is_some_and(|(_, voters)| voters.contains(&Peer(dead as u8 + 1))));
+        world.die(dead);
+        world.remove(0, dead);
+        world.run_for(seconds(20));
+        let (_, voters) = world.up(0).panel().expect("a panel");
+        assert!(!voters.contains(&Peer(dead as u8 + 1)), "{voters:?} without {dead}");
+    }
+    // Two of five are left, and what the others had is theirs.
+    for number in 0..200 {
+        let request = world.allocate(4, &format!("heir{number}"), net("10.0.0.0/24"));
+        assert!(world.answer(request).is_ok(), "{number}");
+    }
+    fine(&world);
+}
+
+#[test]
+fn who_was_removed_alive_keeps_its_next_life_though_its_link_fails_soon_after() {
+    let (mut world, _) = three(None);
+    world.run_for(seconds(20));
+    world.remove(0, 2);
+    world.run_for(seconds(20));
+    let life = world.up(2).life();
+    cut_off_the_third(&mut world);
+    world.run_for(seconds(15));
+    world.heal();
+    world.run_for(seconds(30));
+    assert_eq!(world.up(2).life(), life);
+    assert!(world.up(0).panel().is_some_and(|(_, voters)| voters.len() == 3));
+    fine(&world);
+}
+
 #[test]
 fn a_removal_is_refused_for_good_or_until_the_others_have_said_which_voters_they_know() {
     let mut world = World::new(7, &[0, 1, 1, 1], &["10.32.0.0/12"]);
