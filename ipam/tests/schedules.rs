@@ -9,6 +9,7 @@ mod schedule;
 mod sim;
 
 use std::ops::Range;
+use std::time::Duration;
 
 use ipam::allocator::Ablation;
 use outcome::Outcome;
@@ -163,6 +164,27 @@ fn without_witnesses_old_disks_make_duplicates() {
 fn without_a_new_term_after_a_restart_old_disks_make_duplicates() {
     let ablation = Ablation { no_restart_term: true, ..Ablation::default() };
     assert!(harmed_without(ablation, 1500));
+}
+
+/// Whether one of so many schedules in which hosts sleep, with silent ones removed, gives an address without a
+/// lease for it.
+fn harmed_by_sleep(frozen: bool, schedules: u64) -> bool {
+    let harmed = |seed: &u64| {
+        let mut schedule = Schedule { sleeps: true, removals: false, ..Schedule::new(Birth::Alone, *seed) };
+        schedule.world.dead_after = Some(Duration::from_secs(10));
+        // So that a clock can be behind others.
+        schedule.world.clock_jumps = true;
+        schedule.world.frozen = frozen;
+        let outcome = schedule.run(STEPS);
+        is_harmed(&outcome) || outcome.violations.iter().any(|text| text.contains("WITHOUT LEASE"))
+    };
+    (1..=schedules).any(|seed| harmed(&seed))
+}
+
+#[test]
+fn clocks_that_stand_still_while_hosts_sleep_make_duplicates_and_others_do_not() {
+    assert!(harmed_by_sleep(true, 1500));
+    assert!(!harmed_by_sleep(false, 100));
 }
 
 /// The same schedules with Weave Net's ring; `losses` and `removals` only where wanted.

@@ -91,6 +91,10 @@ impl World {
         self.tell(|| format!("{node} sleeps for {time:?}"));
         let until = self.now + time;
         self.nodes[node].asleep_until = until;
+        if self.frozen {
+            let ahead = self.nodes[node].ahead;
+            self.nodes[node].ahead = ahead.saturating_sub(time);
+        }
         self.check.slept(self.nodes[node].peer, time);
         self.peers_changed();
         self.schedule(until, Event::Awake);

@@ -136,6 +136,8 @@ pub(crate) struct World {
     pub(crate) trace: u64,
     /// Clocks differ, and begin anywhere.
     pub(crate) clock_jumps: bool,
+    /// Clocks stand still while hosts sleep: as those of paused virtual machines.
+    pub(crate) frozen: bool,
     /// What its nodes run.
     pub(crate) kind: Kind,
     /// The write, counted over all nodes, that ends its node, and whether it is durable before.
@@ -202,6 +204,7 @@ impl World {
             replies: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
             clock_jumps: false,
+            frozen: false,
             kind: Kind::Allocator,
             crash_at: None,
             seeds: None,
