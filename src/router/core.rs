@@ -396,9 +396,12 @@ impl Core {
         }
         let by_id = |id: &PeerId| name.len() >= SHORTEST && id.to_string().starts_with(name);
         found.retain(|id, known| known == name || by_id(id));
-        match found.pop_first() {
+        // Hosts that were replaced had the name that those in their place have. Asked again, it is done already.
+        let (removed, mut there): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            found.into_iter().partition(|(id, _)| self.ipam.is_removed(Peer(*id)));
+        match there.pop_first().or_else(|| removed.into_iter().next()) {
             None => Err(RemoveError::Unknown),
-            Some(_) if !found.is_empty() => Err(RemoveError::Ambiguous),
+            Some(_) if !there.is_empty() => Err(RemoveError::Ambiguous),
             Some((id, known)) => {
                 self.ipam.remove_peer(Peer(id), now)?;
                 Ok((id, known))

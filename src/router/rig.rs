@@ -236,6 +236,29 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn hosts_that_are_replaced_under_one_name_are_removed_by_it_each() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let one = Rig::start(options("one", directory.path(), None, &[]));
+        let mut removed = BTreeSet::new();
+        for _ in 0..3 {
+            let directory = tempfile::tempdir().expect("a directory");
+            let two = Rig::start(options("two", directory.path(), None, &[&one]));
+            eventually("a link", || linked(&two)).await;
+            two.handle.allocate("test:a", ranges()[0]).await.expect("it runs").expect("an address");
+            let id = two.api.info.id;
+            two.stop().await;
+            let answer = one.handle.remove_peer("two").await.expect("it runs");
+            assert_eq!(answer, Ok((id, "two".to_owned())));
+            // Whoever is asked a second time has done it already.
+            let again = one.handle.remove_peer("two").await.expect("it runs");
+            assert!(again.is_ok(), "{again:?}");
+            removed.insert(id);
+        }
+        assert_eq!(removed.len(), 3);
+        one.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn routers_with_other_secrets_do_not_link_and_both_say_so() {
         let (one, two) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
         let one = Rig::start(options("one", one.path(), Some([7; 32]), &[]));

@@ -12,6 +12,8 @@
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
 mod addresses;
+mod addresses_load;
+mod addresses_replace;
 mod broadcast;
 mod cli;
 mod connect;
@@ -24,6 +26,7 @@ mod frames;
 mod harness;
 mod host;
 mod lab;
+mod ledger;
 mod mesh;
 mod mtu;
 mod netlink;
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 17] = [
+    let groups: [(&str, &[Case]); 19] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -72,6 +75,8 @@ fn main() -> ExitCode {
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
         ("addresses", addresses::CASES),
+        ("addresses_load", addresses_load::CASES),
+        ("addresses_replace", addresses_replace::CASES),
         ("host", host::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),
