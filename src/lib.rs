@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod docker;
 pub mod fastpath;
 pub mod lab;
 pub mod logging;

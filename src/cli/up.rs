@@ -73,6 +73,10 @@ pub(super) struct UpArgs {
     /// Serve Prometheus metrics there [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<String>,
+    /// Be Docker's network and IPAM driver, at a socket such as /run/docker/plugins/weft.sock
+    /// [default: not]
+    #[arg(long, value_name = "PATH")]
+    docker_socket: Option<String>,
     /// Name of the bridge; the TAP is NAME-tap [default: weft]
     #[arg(long, value_name = "NAME")]
     bridge: Option<String>,
@@ -123,6 +127,7 @@ impl UpArgs {
             ("data-dir", one(&self.data_dir)),
             ("socket", one(&socket)),
             ("metrics", one(&self.metrics)),
+            ("docker-socket", one(&self.docker_socket)),
             ("bridge", one(&self.bridge)),
             ("mtu", one(&self.mtu)),
             ("cipher", one(&self.cipher)),

@@ -32,6 +32,7 @@ pub const KEYS: &[Key] = &[
     Key { name: "data-dir", many: false, live: false },
     Key { name: "socket", many: false, live: false },
     Key { name: "metrics", many: false, live: true },
+    Key { name: "docker-socket", many: false, live: false },
     Key { name: "bridge", many: false, live: false },
     Key { name: "mtu", many: false, live: false },
     Key { name: "cipher", many: false, live: false },

@@ -72,6 +72,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Where Prometheus metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Path of the socket at which a Docker engine finds its drivers, if it shall.
+    pub docker_socket: Option<PathBuf>,
     /// Name of the bridge; the TAP is named after it.
     pub bridge: String,
     /// MTU of the overlay.
@@ -292,6 +294,7 @@ impl Settings {
             ("data-dir", path(&self.data_dir)),
             ("socket", path(&self.socket)),
             ("metrics", self.metrics.map_or_else(none, |address| address.to_string())),
+            ("docker-socket", self.docker_socket.as_deref().map_or_else(none, path)),
             ("bridge", self.bridge.clone()),
             ("mtu", self.mtu.to_string()),
             ("cipher", self.cipher.to_string()),

@@ -105,6 +105,7 @@ impl Settings {
                 .one("socket", |text| socket(text, directory))
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
             metrics: reader.one("metrics", metrics),
+            docker_socket: reader.one("docker-socket", |text| socket(text, directory)),
             bridge: reader.one("bridge", bridge).unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()),
             mtu,
             discovery: !reader.one("no-discovery", boolean).unwrap_or(false),

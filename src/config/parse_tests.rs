@@ -132,6 +132,7 @@ fn every_key_has_a_value_that_can_be_compared() {
         ("data-dir", "d"),
         ("socket", "s"),
         ("metrics", "127.0.0.1:1"),
+        ("docker-socket", "d"),
         ("bridge", "b"),
         ("mtu", "1300"),
         ("cipher", "nacl"),
@@ -195,6 +196,8 @@ fn every_key_refuses_what_it_cannot_take_and_names_it() {
         ("data-dir", &[""], "expected a path"),
         ("socket", &[""], "expected a path"),
         ("socket", &[&long_path], "96 bytes"),
+        ("docker-socket", &[""], "expected a path"),
+        ("docker-socket", &[&long_path], "96 bytes"),
         (
             "metrics",
             &["", "6782", ":6782", "localhost:6782", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536"],

@@ -91,7 +91,11 @@ async fn inspect_at(socket: &Path, name: &str) -> Result<Container, DockerError>
     understand(name, status, &body)
 }
 
-fn socket() -> Result<PathBuf, DockerError> {
+/// Where Docker listens.
+///
+/// # Errors
+/// If `DOCKER_HOST` is no unix socket.
+pub fn socket() -> Result<PathBuf, DockerError> {
     match std::env::var("DOCKER_HOST") {
         Ok(host) if !host.is_empty() => match host.strip_prefix("unix://") {
             Some(path) => Ok(PathBuf::from(path)),

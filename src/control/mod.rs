@@ -7,6 +7,8 @@ pub mod events;
 pub mod firewall;
 pub mod http;
 pub mod identity;
+pub mod ledger;
+pub mod locks;
 pub mod quic;
 pub mod secret;
 pub mod store;

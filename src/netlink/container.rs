@@ -61,12 +61,19 @@ pub struct Plugged {
 /// the interface inside; at most 15 bytes.
 #[must_use]
 pub fn host_interface(namespace: &NetNs, interface: &str) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let id = namespace.id();
-    let key = format!("{}:{}:{interface}", id.device, id.inode);
+    name_for("weft-", &format!("{}:{}:{interface}", id.device, id.inode))
+}
+
+/// A name for an interface that stays the same for the same key: the prefix, and letters and digits up to
+/// the 15 bytes that the kernel takes.
+#[must_use]
+pub fn name_for(prefix: &str, key: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    const LENGTH: usize = 15;
     let mut hash = fnv1a(key.as_bytes());
-    let mut name = String::from("weft-");
-    for _ in 0..10 {
+    let mut name = prefix.to_owned();
+    while name.len() < LENGTH {
         name.push(char::from(ALPHABET[(hash % 32) as usize]));
         hash /= 32;
     }

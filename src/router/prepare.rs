@@ -125,7 +125,7 @@ async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile,
             wrong.push(overlap.to_string());
         }
     }
-    let socket = api::claim(&settings.socket).await.map_err(|error| wrong.push(error.to_string()));
+    let socket = api::claim(&settings.socket, "socket").await.map_err(|error| wrong.push(error.to_string()));
     let lock = Lock::take(&settings.data_dir).map_err(|error| wrong.push(error.to_string()));
     match (socket, lock) {
         (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => Ok((listener, socket, lock)),

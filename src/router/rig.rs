@@ -26,6 +26,7 @@ use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
 use crate::control::identity::Identity;
+use crate::control::ledger::Ledger;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::store::{self, Store};
 use crate::data::{DataConfig, DataHandle, bind_udp};
@@ -35,6 +36,8 @@ use crate::netlink::Netlink;
 pub(crate) struct Rig {
     pub(crate) handle: Handle,
     pub(crate) api: Api,
+    /// What other parts than attachments hold.
+    pub(crate) ledger: Ledger,
     pub(crate) address: SocketAddr,
     /// What the bridge would hold: frames to and from the router.
     pub(crate) bridge: OwnedFd,
@@ -127,6 +130,7 @@ impl Rig {
         let core = Core::new(config, io, requests).expect("a core");
         let (stop_core, stopped) = watch::channel(false);
         let core = tokio::spawn(core.run(stopped));
+        let ledger = Ledger::default();
         let attachments = Attachments::new(AttachConfig {
             router: handle.clone(),
             store,
@@ -135,6 +139,7 @@ impl Rig {
             bridge: "no bridge".to_owned(),
             mtu: 1410,
             ranges: ranges(),
+            others: ledger.clone(),
         })
         .expect("/proc");
         let info = Arc::new(Info {
@@ -158,7 +163,7 @@ impl Rig {
         let socket = options.directory.join("api.sock");
         let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
         let server = tokio::spawn(api::serve(listener, api.clone(), stopped));
-        Self { handle, api, address, bridge, socket, stop_core, core, server }
+        Self { handle, api, ledger, address, bridge, socket, stop_core, core, server }
     }
 
     /// Ends it the way a router ends.

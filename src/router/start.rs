@@ -33,10 +33,12 @@ use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
 use crate::control::firewall::Firewall;
 use crate::control::identity::Identity;
+use crate::control::ledger::Ledger;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
 use crate::control::store::{File, Store};
 use crate::data::{DataConfig, DataHandle};
+use crate::docker::{self, Docker, DockerConfig, Engine, KernelPorts};
 use crate::logging::rfc3339;
 use crate::metrics;
 
@@ -92,8 +94,10 @@ async fn operate(
 ) -> anyhow::Result<Finished> {
     let clock = Clock::start();
     let stored_attachments = std::mem::take(&mut ground.state.attachments);
+    let stored_docker = std::mem::take(&mut ground.state.docker);
     let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
     let Ground { settings, netlink, sizes, listener, metrics, .. } = ground;
+    let others = Ledger::default();
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -101,7 +105,18 @@ async fn operate(
         bridge: settings.bridge.clone(),
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
+        others: others.clone(),
     })?;
+    let docker = Docker::new(DockerConfig {
+        router: core.handle.clone(),
+        store: core.store.clone(),
+        stored: stored_docker,
+        ledger: others,
+        ports: KernelPorts { netlink: netlink.clone(), bridge: settings.bridge.clone(), mtu: sizes.overlay },
+        engine: engine(),
+        mtu: sizes.overlay,
+        ranges: settings.ranges.clone(),
+    });
     let mut firewall = Firewall::new(&settings.bridge);
     firewall.ensure().await;
     attachments.load(&stored_attachments).await;
@@ -136,6 +151,10 @@ async fn operate(
     tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));
     tasks.spawn(firewall.keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
+    tasks.spawn(docker.clone().look_after());
+    if let Some(path) = &settings.docker_socket {
+        tasks.spawn(docker::serve(docker, path.clone()));
+    }
     let server = tokio::spawn(api::serve(listener, api.clone(), stopped.clone()));
     announce(&settings, &core);
 
@@ -286,6 +305,14 @@ async fn look_after(attachments: Attachments, router: Handle) {
         tokio::time::sleep(AUDIT).await;
         attachments.audit().await;
     }
+}
+
+/// The Docker engine of this host, as `weft attach` asks it too.
+fn engine() -> Option<Engine> {
+    crate::control::docker::socket()
+        .map(|socket| Engine { socket })
+        .inspect_err(|error| tracing::debug!(%error, "no Docker engine is asked what it has"))
+        .ok()
 }
 
 fn announce(settings: &Settings, core: &RunningCore) {

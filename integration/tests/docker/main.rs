@@ -14,6 +14,7 @@ mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod image;
+mod network;
 
 use std::{
     fmt::Display,
@@ -65,9 +66,10 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 2] = [
+    let cases: [(&str, fn()); 3] = [
         ("containers_of_two_engines_share_a_network", containers_of_two_engines_share_a_network),
         ("the_image_runs_with_the_capabilities_it_names", image::the_image_runs_with_the_capabilities_it_names),
+        ("containers_of_two_engines_share_a_docker_network", network::containers_of_two_engines_share_a_docker_network),
     ];
     let trials =
         cases.map(|(name, body)| Trial::test(name, move || bounded(LIMIT, body)).with_ignored_flag(lacking.is_some()));
@@ -154,6 +156,7 @@ impl World {
         };
         let config = config.with(["--range", "10.32.0.0/12", "--range", "fd00:32::/64"]);
         let config = config.with(["--secret-file".into(), secret.into_os_string()]);
+        let config = config.with(["--docker-socket".into(), self.engines[index].plugin().into_os_string()]);
         match index {
             0 => config,
             _ => config.with(["--peer".to_owned(), self.lab.host(0).v4().to_string()]),

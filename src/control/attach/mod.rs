@@ -27,6 +27,8 @@ pub use record::{Record, mac_text};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
+use crate::control::ledger::Ledger;
+use crate::control::locks::Locks;
 use crate::control::store::{Edit, Store, Table};
 use crate::netlink::container::{self, Plug};
 use crate::netlink::{NetNs, NetNsId, Netlink, NetlinkError, Route};
@@ -55,8 +57,10 @@ struct Inner {
     records: StdMutex<BTreeMap<String, Record>>,
     /// Everything is being taken away.
     closing: AtomicBool,
-    /// One lock for each owner that a request is about.
-    busy: StdMutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    /// One for each owner that a request is about.
+    locks: Locks,
+    /// What other parts of the router hold.
+    others: Ledger,
 }
 
 /// What attachments are made with.
@@ -74,6 +78,8 @@ pub struct AttachConfig {
     pub mtu: u16,
     /// Ranges of the network.
     pub ranges: Vec<IpNet>,
+    /// What other parts of the router hold.
+    pub others: Ledger,
 }
 
 /// Why something was not attached, detached, exposed or hidden. Nothing was changed then.
@@ -139,7 +145,8 @@ impl Attachments {
             ranges: config.ranges,
             records: StdMutex::default(),
             closing: AtomicBool::new(false),
-            busy: StdMutex::default(),
+            locks: Locks::default(),
+            others: config.others,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -441,10 +448,7 @@ impl Attachments {
     }
 
     fn lock(&self, owner: &str) -> Arc<Mutex<()>> {
-        let mut busy = self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        // Locks that only the map holds are free: nobody waits for them.
-        busy.retain(|_, lock| Arc::strong_count(lock) > 1);
-        busy.entry(owner.to_owned()).or_default().clone()
+        self.inner.locks.of(owner)
     }
 }
 

@@ -9,7 +9,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::PoisonError;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -73,6 +73,7 @@ impl Attachments {
         if restored + released > 0 {
             tracing::info!(restored, released, "attachments of the last run");
         }
+        self.inner.others.tell_restored();
     }
 
     /// Tells the address protocol once more what is in use, and frees what nobody uses. Waits
@@ -86,8 +87,20 @@ impl Attachments {
         let in_use = records
             .iter()
             .flat_map(|record| record.addresses.iter().map(|address| (record.owner.clone(), address.addr())));
-        if self.inner.router.survey(in_use.collect()).await.is_err() {
+        let others = self.inner.others.entries();
+        if self.inner.router.survey(in_use.chain(others.iter().cloned()).collect()).await.is_err() {
             return Ok(());
+        }
+        for (owner, address) in others {
+            match self.inner.router.claim(&owner, address).await {
+                // Given back while this was under way: the claim must not bring it back.
+                Ok(Ok(_)) if !self.inner.others.has(&owner, address) => {
+                    let _ = self.inner.router.free(&owner, Some(address)).await;
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => lost.push(format!("{address} of {owner}: {error}; start its container anew")),
+                Err(_stopped) => return Ok(()),
+            }
         }
         for record in records {
             for address in &record.addresses {
@@ -139,12 +152,9 @@ impl Attachments {
 
     /// Lets those end that began before the closing; one that waits for the mesh is not waited for.
     async fn wait_for_requests(&self) {
-        let busy: Vec<_> = {
-            let busy = self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            busy.values().cloned().collect()
-        };
+        let locks = self.inner.locks.all();
         let all = async {
-            for lock in busy {
+            for lock in locks {
                 drop(lock.lock().await);
             }
         };
@@ -242,6 +252,8 @@ impl Attachments {
         let mut audit = Audit::default();
         // The records first: what is attached meanwhile is given before it is recorded.
         let records = self.all();
+        let others = self.inner.others.entries();
+        let before: BTreeSet<&String> = others.iter().map(|(owner, _)| owner).collect();
         let given: BTreeSet<(String, IpNet)> = self
             .inner
             .router
@@ -253,13 +265,16 @@ impl Attachments {
             .collect();
         let used = records.iter().flat_map(|record| record.addresses.iter().map(|&at| (record.owner.clone(), at)));
         let used: BTreeSet<(String, IpNet)> = used.collect();
-        for (owner, address) in given.difference(&used) {
+        for (owner, address) in given.difference(&used).filter(|(owner, _)| !before.contains(owner)) {
             // Somebody who holds the lock is about to make the record.
             let lock = self.lock(owner);
             let Ok(_free) = lock.try_lock() else {
                 continue;
             };
             if self.record(owner).is_some_and(|record| record.addresses.contains(address)) {
+                continue;
+            }
+            if self.inner.others.knows(owner) {
                 continue;
             }
             audit.leaked.push((owner.clone(), *address));
@@ -277,6 +292,17 @@ impl Attachments {
                 audit.repaired.push(*address);
             }
         }
+        let held: BTreeSet<(&String, IpAddr)> = given.iter().map(|(owner, net)| (owner, net.addr())).collect();
+        for (owner, address) in others.iter().filter(|(owner, address)| !held.contains(&(owner, *address))) {
+            if !self.inner.others.has(owner, *address) {
+                continue;
+            }
+            let net = IpNet::from(*address);
+            audit.missing.push((owner.clone(), net));
+            if repair && self.inner.router.claim(owner, *address).await?.is_ok() {
+                audit.repaired.push(net);
+            }
+        }
         Ok(audit)
     }
 
@@ -291,7 +317,7 @@ impl Attachments {
                 continue;
             };
             let used = self.record(&owner).is_some_and(|record| record.addresses.contains(&address));
-            if !used {
+            if !used && !self.inner.others.knows(&owner) {
                 tracing::info!(owner, %address, "was given but is used by nobody: freed");
                 self.give_back(&owner, &[address]).await;
             }
