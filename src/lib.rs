@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod data;

@@ -11,12 +11,13 @@ mod up;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use self::client::Client;
+use crate::cni;
 use crate::config::DEFAULT_SOCKET;
 use crate::control::secret;
 
@@ -70,6 +71,8 @@ enum Command {
     Ipam(read::IpamArgs),
     /// Show what happened lately
     Events(read::EventsArgs),
+    /// Be the CNI plugin, as a container runtime runs it: by the name weft-cni, or so
+    Cni,
     /// Run a whole mesh on this machine, and show it at work
     Demo(demo::DemoArgs),
     /// Print a script that completes commands in a shell
@@ -103,7 +106,15 @@ enum Format {
 #[must_use]
 pub fn main() -> ExitCode {
     let secret = secret::take_variable();
+    if is_plugin(std::env::args_os().next()) {
+        return cni::main();
+    }
     run(std::env::args_os(), secret)
+}
+
+/// Runtimes run a plugin by the name that its configuration has.
+fn is_plugin(program: Option<OsString>) -> bool {
+    program.is_some_and(|program| Path::new(&program).file_name().is_some_and(|name| name == cni::NAME))
 }
 
 fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Zeroizing<Vec<u8>>>) -> ExitCode {
@@ -118,6 +129,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Ze
     let result = match cli.command {
         Command::Up(args) => return up::run(&args, cli.socket, secret),
         Command::Demo(args) => return demo::run(&args),
+        Command::Cni => return cni::main(),
         Command::Completions { shell } => {
             print(&completions(shell));
             Ok(ExitCode::SUCCESS)
@@ -154,7 +166,7 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
             Command::Ipam(args) => read::ipam(&client, &args).await,
             Command::Events(args) => read::events(&client, &args).await,
             Command::Version(args) => read::version(&args),
-            Command::Up(_) | Command::Demo(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+            Command::Up(_) | Command::Demo(_) | Command::Cni | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         }
     })
 }
@@ -243,6 +255,7 @@ mod tests {
             "weft completions bash",
             "weft version -o json",
             "weft demo --hosts 3 --keep",
+            "weft cni",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }

@@ -1,7 +1,7 @@
 //! The IPAM driver: addresses for the engine, from the ring that all addresses of the mesh are from.
 //!
 //! ```text
-//!   RequestAddress ─► owner "docker:NONCE" ─► ring ─► book ─► answer
+//!   RequestAddress ─► owner "docker-network:NONCE" ─► ring ─► book ─► answer
 //!                           on failure: ◄─ free ◄──────┘
 //! ```
 //!
@@ -128,7 +128,7 @@ impl<P: Ports> Docker<P> {
 fn new_owner() -> Result<String, Refusal> {
     let mut nonce = [0; 8];
     rand::fill(&mut nonce).map_err(|_| Refusal::Unforeseen)?;
-    Ok(format!("docker:{:016x}", u64::from_be_bytes(nonce)))
+    Ok(format!("docker-network:{:016x}", u64::from_be_bytes(nonce)))
 }
 
 /// Options of Docker's own are Docker's business; others are somebody's wish that would not come true.

@@ -221,8 +221,8 @@ mod tests {
         let network = Network { id: "n".repeat(64), pools: vec![net.trunc()], internal: true };
         let endpoint =
             Endpoint { id: "e".to_owned(), network: network.id.clone(), addresses: vec![net], mac: [2, 0, 0, 0, 0, 5] };
-        let hold = Hold { owner: "docker:1".to_owned(), address: net };
-        let gone = Hold { owner: "docker:2".to_owned(), address: "10.32.0.6/16".parse().expect("an address") };
+        let hold = Hold { owner: "docker-network:1".to_owned(), address: net };
+        let gone = Hold { owner: "docker-network:2".to_owned(), address: "10.32.0.6/16".parse().expect("an address") };
         book.keep_network(network.clone()).await.expect("kept");
         book.reserve(&endpoint).expect("free");
         book.keep_endpoint(&endpoint).await.expect("kept");

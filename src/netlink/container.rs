@@ -42,6 +42,8 @@ pub struct Plug<'a> {
     pub addresses: &'a [IpNet],
     /// Routes besides the connected ones.
     pub routes: &'a [Route],
+    /// Whether the bridge gives back to it what it sends to itself.
+    pub hairpin: bool,
 }
 
 /// A container's interface as it stands.
@@ -78,6 +80,14 @@ pub fn name_for(prefix: &str, key: &str) -> String {
         hash /= 32;
     }
     name
+}
+
+/// Refuses what cannot be the name of an interface.
+///
+/// # Errors
+/// If it is none, with what a name may be.
+pub fn check_interface(name: &str) -> Result<()> {
+    super::link::check_name(name)
 }
 
 /// Hardware address of a container: locally administered, and a function of its overlay address,
@@ -161,7 +171,10 @@ async fn complete(
     host_name: &str,
     bridge: &Link,
 ) -> Result<(Link, Vec<IpNet>)> {
-    host.enslave(host_name, bridge, plug.mtu).await?;
+    let port = host.enslave(host_name, bridge, plug.mtu).await?;
+    if plug.hairpin {
+        host.set_hairpin(&port, true).await?;
+    }
     let link = inside.need_link(plug.interface).await?;
     prepare_inside(inside, plug, &link).await?;
     for &address in plug.addresses {

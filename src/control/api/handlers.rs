@@ -11,13 +11,13 @@ use mesh_proto::wire::control::NAME_MAX;
 
 use super::error::Body;
 use super::types::{
-    Addresses, AddressesRequest, Attachment, CheckRequest, DownRequest, EventList, EventsQuery, Holding, Ipam,
-    IpamCheck, Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest,
-    RevokedPeer, Status, Stopping, TargetRequest, Targets,
+    Addresses, AddressesRequest, Attachment, CheckRequest, DownRequest, EventList, EventsQuery, Held, HoldRequest,
+    Holding, Ipam, IpamCheck, Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer,
+    RevokeRequest, RevokedPeer, Status, Stopping, TargetRequest, Targets, UnholdRequest,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
-use crate::control::attach::{AttachError, Record, mac_text};
+use crate::control::attach::{AttachError, Hold, Record, mac_text};
 use crate::router::{RemoveError, Whom};
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -152,6 +152,32 @@ pub(super) async fn detach(State(api): State<Api>, Body(request): Body<TargetReq
     Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
 }
 
+/// Attaches a namespace for a holder.
+pub(super) async fn hold(State(api): State<Api>, Body(request): Body<HoldRequest>) -> Answer<Held> {
+    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, hairpin } = request;
+    let attachments = api.attachments;
+    let hold = Hold { holder, target, interface, addresses, subnets, routes: routes.clone(), mtu, hairpin };
+    let work = async move {
+        let record = attachments.hold(&hold).await?;
+        let end = attachments.host_end(&record).await?;
+        Ok::<_, AttachError>((record, end))
+    };
+    let (record, end) = to_the_end(work).await?;
+    Ok(Json(Held {
+        attachment: attachment(&record),
+        host_mac: mac_text(end.mac.unwrap_or_default()),
+        mtu: record.held.map_or(0, |terms| terms.mtu),
+        routes,
+    }))
+}
+
+/// Releases what a holder holds.
+pub(super) async fn unhold(State(api): State<Api>, Body(request): Body<UnholdRequest>) -> Answer<Released> {
+    let attachments = api.attachments;
+    let work = async move { attachments.unhold(&request.holder).await };
+    Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
+}
+
 pub(super) async fn expose(State(api): State<Api>, Body(request): Body<AddressesRequest>) -> Answer<Addresses> {
     let attachments = api.attachments;
     let work = async move { attachments.expose(&request.addresses).await };
@@ -228,6 +254,8 @@ fn attachment(record: &Record) -> Attachment {
         interface: record.interface.clone(),
         mac: mac_text(record.mac),
         addresses: record.address_texts(),
+        owner: record.owner.clone(),
+        host_interface: record.host_interface.clone(),
     }
 }
 

@@ -87,6 +87,8 @@ routes! {
     post "/v1/peers/remove" => handlers::remove_peer,
     post "/v1/attach" => handlers::attach,
     post "/v1/detach" => handlers::detach,
+    post "/v1/hold" => handlers::hold,
+    post "/v1/unhold" => handlers::unhold,
     post "/v1/expose" => handlers::expose,
     post "/v1/hide" => handlers::hide,
     post "/v1/reload" => handlers::reload,

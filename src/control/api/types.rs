@@ -301,7 +301,7 @@ pub struct Holding {
 /// One address that was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocation {
-    /// Whom to: `docker:ID`, `netns:INODE@BOOT`, `weft:expose`.
+    /// Whom to: `docker:ID`, `netns:INODE@BOOT`, `cni:NETWORK/CONTAINER/INTERFACE`, `weft:expose`.
     pub owner: String,
     /// The address with the prefix length of its range.
     pub address: String,
@@ -320,6 +320,61 @@ pub struct Attachment {
     pub mac: String,
     /// Its addresses, each with the prefix length of its range.
     pub addresses: Vec<String>,
+    /// Whose the addresses are, as in `GET /v1/ipam`.
+    #[serde(default)]
+    pub owner: String,
+    /// Name of the end on the bridge.
+    #[serde(default)]
+    pub host_interface: String,
+}
+
+/// Body of `POST /v1/hold`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldRequest {
+    /// Whose the addresses shall be: `KIND:NAME`.
+    pub holder: String,
+    /// Absolute path of a network namespace, or process id.
+    pub target: String,
+    /// Name of the interface inside.
+    pub interface: String,
+    /// Addresses to have.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Parts of the ranges, of each of which a free address is taken, unless one of its family is
+    /// among the addresses. With neither: one of each range.
+    #[serde(default)]
+    pub subnets: Vec<String>,
+    /// Routes, as `DESTINATION` or `DESTINATION via GATEWAY`.
+    #[serde(default)]
+    pub routes: Vec<String>,
+    /// MTU of the interface; 0: that of the overlay.
+    #[serde(default)]
+    pub mtu: u16,
+    /// Whether the bridge gives back to it what it sends to itself.
+    #[serde(default)]
+    pub hairpin: bool,
+}
+
+/// Answer to `POST /v1/hold`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// As `GET /v1/ps` lists it.
+    pub attachment: Attachment,
+    /// Hardware address of the end on the bridge.
+    pub host_mac: String,
+    /// MTU of both ends.
+    pub mtu: u16,
+    /// Routes that were asked for.
+    pub routes: Vec<String>,
+}
+
+/// Body of `POST /v1/unhold`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnholdRequest {
+    /// The holder.
+    pub holder: String,
 }
 
 /// Body of `POST /v1/connect` and `POST /v1/forget`.
@@ -381,7 +436,7 @@ pub struct Addresses {
     pub addresses: Vec<String>,
 }
 
-/// Answer to `POST /v1/detach` and `POST /v1/hide`.
+/// Answer to `POST /v1/detach`, `POST /v1/unhold` and `POST /v1/hide`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Released {
     /// Addresses that were given back.

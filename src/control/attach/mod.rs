@@ -9,6 +9,7 @@
 //!
 //! Requests about one owner wait for each other; those about others do not.
 
+mod held;
 mod record;
 mod restore;
 mod target;
@@ -23,7 +24,8 @@ use ipam::AllocError;
 use ipnet::IpNet;
 use tokio::sync::Mutex;
 
-pub use record::{Record, mac_text};
+pub use held::Hold;
+pub use record::{Record, Terms, mac_text};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
@@ -127,6 +129,15 @@ impl From<FindError> for AttachError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wanted(IpAddr);
 
+/// What is asked of the address protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// Any free address of a range, or of a part of one.
+    Free(IpNet),
+    /// This address.
+    This(IpAddr),
+}
+
 impl Attachments {
     /// Nothing is attached yet; see [`Self::restore`].
     ///
@@ -168,6 +179,7 @@ impl Attachments {
         let found = target.find(self.inner.host).await?;
         let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
         let owner = self.owner_of(&host_interface).unwrap_or(found.owner);
+        self.not_held(&owner)?;
         let lock = self.lock(&owner);
         let _busy = lock.lock().await;
         let before = self.record(&owner);
@@ -179,6 +191,7 @@ impl Attachments {
             addresses: all,
             host_interface,
             owner: owner.clone(),
+            held: before.as_ref().and_then(|old| old.held.clone()),
         };
         let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await;
         if let Err(error) = attached {
@@ -202,6 +215,7 @@ impl Attachments {
         let owner = self
             .owner_for_detach(&target, found.as_ref())
             .ok_or_else(|| AttachError::NotFound(format!("`{target}` is not attached; `weft ps` lists what is")))?;
+        self.not_held(&owner)?;
         let lock = self.lock(&owner);
         let _busy = lock.lock().await;
         let Some(record) = self.record(&owner) else {
@@ -242,6 +256,7 @@ impl Attachments {
             addresses: all.clone(),
             host_interface: self.inner.bridge.clone(),
             owner: EXPOSE.to_owned(),
+            held: None,
         };
         let exposed = match self.put_on_bridge(&all).await {
             Ok(()) => self.keep(EXPOSE, Some(record)).await,
@@ -286,6 +301,21 @@ impl Attachments {
         before: Option<&Record>,
         wanted: &[Wanted],
     ) -> Result<(Vec<IpNet>, Vec<IpNet>), AttachError> {
+        let nothing = before.is_none_or(|record| record.addresses.is_empty());
+        let asked = if nothing && wanted.is_empty() {
+            self.inner.ranges.iter().copied().map(Ask::Free).collect()
+        } else {
+            wanted.iter().map(|Wanted(address)| Ask::This(*address)).collect()
+        };
+        self.take(owner, before, asked).await
+    }
+
+    async fn take(
+        &self,
+        owner: &str,
+        before: Option<&Record>,
+        asked: Vec<Ask>,
+    ) -> Result<(Vec<IpNet>, Vec<IpNet>), AttachError> {
         // Looked at under the owner's lock, which `remove_all` takes after it has set this.
         if self.inner.closing.load(Ordering::SeqCst) {
             return Err(Stopped.into());
@@ -294,20 +324,15 @@ impl Attachments {
         let had = router.lookup(owner).await?;
         let mut all = before.map(|record| record.addresses.clone()).unwrap_or_default();
         let mut fresh = Vec::new();
-        // By range, or by address.
-        let asked: Vec<Result<IpNet, IpAddr>> = if all.is_empty() && wanted.is_empty() {
-            self.inner.ranges.iter().copied().map(Ok).collect()
-        } else {
-            wanted.iter().map(|Wanted(address)| Err(*address)).collect()
-        };
         for ask in asked {
             let result = match ask {
-                Ok(range) => router.allocate(owner, range).await,
-                Err(address) => router.claim(owner, address).await,
+                Ask::Free(range) => router.allocate(owner, range).await,
+                Ask::This(address) => router.claim(owner, address).await,
             };
             let error = match result {
                 Ok(Ok(address)) => {
-                    if !had.contains(&address) {
+                    let address = self.in_its_range(address);
+                    if !had.iter().any(|had| had.addr() == address.addr()) {
                         fresh.push(address);
                     }
                     if !all.contains(&address) {
@@ -322,6 +347,13 @@ impl Attachments {
             return Err(error);
         }
         Ok((all, fresh))
+    }
+
+    /// The address with the prefix length of its range, though it was taken from a part: all of the
+    /// range is on the link.
+    fn in_its_range(&self, address: IpNet) -> IpNet {
+        let range = self.inner.ranges.iter().find(|range| range.contains(&address.addr()));
+        range.and_then(|range| IpNet::new(address.addr(), range.prefix_len()).ok()).unwrap_or(address)
     }
 
     async fn give_back(&self, owner: &str, addresses: &[IpNet]) {
@@ -354,15 +386,18 @@ impl Attachments {
     /// Connects a namespace as its record says; true if it was there already.
     async fn plug(&self, namespace: &NetNs, record: &Record) -> Result<bool, AttachError> {
         let v4 = record.addresses.iter().any(|address| address.addr().is_ipv4());
-        let routes: &[Route] = if v4 { &[Route::MULTICAST_V4] } else { &[] };
+        let mut routes = if v4 { vec![Route::MULTICAST_V4] } else { Vec::new() };
+        let held = record.held.as_ref();
+        routes.extend(held.into_iter().flat_map(|terms| &terms.routes));
         let plug = Plug {
             namespace,
             bridge: &self.inner.bridge,
             interface: &record.interface,
             mac: record.mac,
-            mtu: u32::from(self.inner.mtu),
+            mtu: u32::from(held.map_or(self.inner.mtu, |terms| terms.mtu)),
             addresses: &record.addresses,
-            routes,
+            routes: &routes,
+            hairpin: held.is_some_and(|terms| terms.hairpin),
         };
         Ok(container::plug(&self.inner.netlink, &plug).await?.adopted)
     }

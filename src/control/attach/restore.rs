@@ -4,6 +4,7 @@
 //!  record, veth there            keep; complete it
 //!  record, target there          plug it again, same addresses
 //!  record, target gone           release its addresses
+//!  record of a holder, veth gone the same: the holder plugs it again, not we
 //!  no record, veth `weft-…`      a start that was cut off: delete it
 //!  no record, address given      the same: free it
 //! ```
@@ -179,17 +180,23 @@ impl Attachments {
             }
             return Fate::Kept;
         }
-        let there = match self.inner.netlink.link(&record.host_interface).await {
-            Ok(link) => link.is_some_and(|link| link.master.is_some()),
+        let link = match self.inner.netlink.link(&record.host_interface).await {
+            Ok(link) => link,
             Err(error) => {
                 tracing::warn!(%error, target = %record.target, "cannot be looked at");
                 return Fate::Kept;
             }
         };
-        if there && !thorough {
+        if record.held.is_some() && link.is_none() {
+            // Whoever asked for it says when it comes back; until then it has gone (kubernetes K6).
+            self.release(record).await;
+            return Fate::Released;
+        }
+        let port = link.as_ref().is_some_and(|link| link.master.is_some());
+        if port && !thorough {
             return Fate::Kept;
         }
-        self.mend_by_target(record, there).await
+        self.mend_by_target(record, port || record.held.is_some()).await
     }
 
     async fn mend_by_target(&self, record: &Record, there: bool) -> Fate {
@@ -198,8 +205,8 @@ impl Attachments {
             Err(error) => Err(FindError::Gone(error.to_string())),
         };
         match found {
-            Ok(found) if found.owner == record.owner => {
-                let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
+            Ok(found) if found.owner == *record.held.as_ref().map_or(&record.owner, |terms| &terms.namespace) => {
+                let host_interface = container::host_interface(&found.namespace, &record.interface);
                 let now = Record { host_interface, ..record.clone() };
                 match self.plug_and_keep(&found.namespace, &now, Some(record)).await {
                     Ok(()) => Fate::Restored,
@@ -254,15 +261,9 @@ impl Attachments {
         let records = self.all();
         let others = self.inner.others.entries();
         let before: BTreeSet<&String> = others.iter().map(|(owner, _)| owner).collect();
-        let given: BTreeSet<(String, IpNet)> = self
-            .inner
-            .router
-            .ipam()
-            .await?
-            .allocations
-            .into_iter()
-            .map(|(owner, address, _)| (owner, address))
-            .collect();
+        let allocations = self.inner.router.ipam().await?.allocations;
+        let given: BTreeSet<(String, IpNet)> =
+            allocations.into_iter().map(|(owner, address, _)| (owner, self.in_its_range(address))).collect();
         let used = records.iter().flat_map(|record| record.addresses.iter().map(|&at| (record.owner.clone(), at)));
         let used: BTreeSet<(String, IpNet)> = used.collect();
         for (owner, address) in given.difference(&used).filter(|(owner, _)| !before.contains(owner)) {
@@ -271,7 +272,7 @@ impl Attachments {
             let Ok(_free) = lock.try_lock() else {
                 continue;
             };
-            if self.record(owner).is_some_and(|record| record.addresses.contains(address)) {
+            if self.record(owner).is_some_and(|record| record.has(address.addr())) {
                 continue;
             }
             if self.inner.others.knows(owner) {
@@ -284,7 +285,7 @@ impl Attachments {
             }
         }
         for (owner, address) in used.difference(&given) {
-            if self.record(owner).is_none_or(|record| !record.addresses.contains(address)) {
+            if self.record(owner).is_none_or(|record| !record.has(address.addr())) {
                 continue;
             }
             audit.missing.push((owner.clone(), *address));
@@ -292,8 +293,21 @@ impl Attachments {
                 audit.repaired.push(*address);
             }
         }
+        self.check_others(&others, &given, repair, &mut audit).await?;
+        Ok(audit)
+    }
+
+    /// What other parts of the router hold, and was not given.
+    async fn check_others(
+        &self,
+        others: &[(String, IpAddr)],
+        given: &BTreeSet<(String, IpNet)>,
+        repair: bool,
+        audit: &mut Audit,
+    ) -> Result<(), AttachError> {
         let held: BTreeSet<(&String, IpAddr)> = given.iter().map(|(owner, net)| (owner, net.addr())).collect();
         for (owner, address) in others.iter().filter(|(owner, address)| !held.contains(&(owner, *address))) {
+            // Given back since the list was made.
             if !self.inner.others.has(owner, *address) {
                 continue;
             }
@@ -303,7 +317,7 @@ impl Attachments {
                 audit.repaired.push(net);
             }
         }
-        Ok(audit)
+        Ok(())
     }
 
     async fn free_orphans(&self) {
@@ -316,7 +330,7 @@ impl Attachments {
             let Ok(_free) = lock.try_lock() else {
                 continue;
             };
-            let used = self.record(&owner).is_some_and(|record| record.addresses.contains(&address));
+            let used = self.record(&owner).is_some_and(|record| record.has(address.addr()));
             if !used && !self.inner.others.knows(&owner) {
                 tracing::info!(owner, %address, "was given but is used by nobody: freed");
                 self.give_back(&owner, &[address]).await;

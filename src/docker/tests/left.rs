@@ -75,7 +75,7 @@ async fn all_is_known_after_a_restart_and_none_of_it_is_a_leak() {
 async fn an_address_that_was_given_half_way_is_freed_at_the_start() {
     let world = World::start();
     // Durable in the ring, and the router was killed before it was written down.
-    world.rig.handle.allocate("docker:half-way", ranges()[0]).await.expect("it runs").expect("one");
+    world.rig.handle.allocate("docker-network:half-way", ranges()[0]).await.expect("it runs").expect("one");
     let audit = world.rig.api.attachments.check(false).await.expect("it runs");
     assert_eq!(audit.leaked.len(), 1);
     world.rig.api.attachments.reclaim().await.expect("nothing is lost");

@@ -81,6 +81,7 @@ async fn what_changes_answers_as_described() {
     let good = [
         ("/v1/connect", json!({"peers": ["192.0.2.1", "[2001:db8::1]:7000"]})),
         ("/v1/forget", json!({"peers": ["192.0.2.1"]})),
+        ("/v1/unhold", json!({"holder": "cni:net/nobody/eth0"})),
         ("/v1/hide", json!({})),
         ("/v1/down", json!({})),
     ];
@@ -111,6 +112,15 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
         (post.clone(), "/v1/attach", r#"{"target":"1","addresses":["x"]}"#, 400, "`x` is not an IP address"),
         (post.clone(), "/v1/attach", r#"{"target":"docker:../info"}"#, 400, "../info"),
         (post.clone(), "/v1/detach", r#"{"target":"/nonexistent/ns"}"#, 404, "not attached"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"web","interface":"eth0"}"#, 400, "absolute path"),
+        (post.clone(), "/v1/hold", r#"{"holder":"weft:expose","target":"1","interface":"eth0"}"#, 400, "weft:expose"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"1","interface":"eth 0"}"#, 400, "eth 0"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"1","interface":"a","mtu":9999}"#, 400, "1410"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"1","interface":"a","mtu":70000}"#, 400, "u16"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"1","interface":"a","routes":["x"]}"#, 400, "via"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"1","interface":"a","subnets":["x"]}"#, 400, "`x`"),
+        (post.clone(), "/v1/hold", r#"{"holder":"cni:a","target":"/nonexistent/ns","interface":"a"}"#, 404, "/nonex"),
+        (post.clone(), "/v1/unhold", r#"{"holder":"netns:1"}"#, 400, "netns:1"),
         (post.clone(), "/v1/connect", r#"{"peers":[]}"#, 400, "at least one"),
         (post.clone(), "/v1/connect", r#"{"peers":["a:b"]}"#, 400, "`b` is not a port"),
         (post.clone(), "/v1/connect", r#"{"peers":["0.0.0.0"]}"#, 400, "nobody can be dialled at 0.0.0.0"),
@@ -173,6 +183,7 @@ fn wrong_bodies(description: &Value, path: &str) -> Vec<(String, String)> {
         Some("string") => json!("x"),
         Some("array") => json!(["x"]),
         Some("boolean") => json!(true),
+        Some("integer") => json!(7),
         other => panic!("{path}: a field of type {other:?}"),
     };
     let whole: serde_json::Map<String, Value> =
