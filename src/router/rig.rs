@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipam::allocator::Birth;
 use ipnet::IpNet;
+use mesh_proto::control::names::Names;
 use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
 use mesh_proto::handover::{SessionKey, Suite};
@@ -20,13 +21,14 @@ use zeroize::Zeroizing;
 
 use super::addresses::{Addresses, Lost};
 use super::core::{Core, CoreConfig, CoreIo};
-use super::{Handle, Reloads};
+use super::{Handle, MeshNames, Reloads};
 use crate::clock::Clock;
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
+use crate::control::names::Book;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::store::{self, Store};
 use crate::data::{DataConfig, DataHandle, bind_udp};
@@ -115,6 +117,7 @@ impl Rig {
             problems: Vec::new(),
         };
         let events = Events::default();
+        let names = MeshNames::new(Names::new(id, state.incarnation, [1; 32], clock.now()));
         let io = CoreIo {
             clock,
             quic,
@@ -125,6 +128,7 @@ impl Rig {
             stored,
             events: events.clone(),
             fast: None,
+            names: names.clone(),
         };
         let (handle, requests) = Handle::new();
         let core = Core::new(config, io, requests).expect("a core");
@@ -133,7 +137,7 @@ impl Rig {
         let ledger = Ledger::default();
         let attachments = Attachments::new(AttachConfig {
             router: handle.clone(),
-            store,
+            store: store.clone(),
             netlink: Netlink::open().expect("netlink"),
             // No interface can have that name: whatever reaches for it fails.
             bridge: "no bridge".to_owned(),
@@ -154,12 +158,16 @@ impl Rig {
             bridge: "weft".to_owned(),
             port: address.port(),
             endpoints: vec![address],
+            domain: "weft.local".to_owned(),
+            dns: Vec::new(),
             clock,
         });
         let (stop, stopped) = watch::channel(Stop::No);
         // Nobody reads a configuration again.
         let (reloads, _) = Reloads::new();
-        let api = Api { router: handle.clone(), data, attachments, events, info, reloads, stop: Arc::new(stop) };
+        let book = Book::new(store, &state.names);
+        let api =
+            Api { router: handle.clone(), data, attachments, names, book, events, info, reloads, stop: Arc::new(stop) };
         let socket = options.directory.join("api.sock");
         let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
         let server = tokio::spawn(api::serve(listener, api.clone(), stopped));

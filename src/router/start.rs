@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use mesh_proto::control::names::Names;
 use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::Handle;
 use super::addresses::Addresses;
 use super::core::{Core, CoreConfig, CoreIo, seed};
 use super::devices::{Devices, Made};
@@ -26,14 +26,17 @@ use super::host;
 use super::keeper::Keeper;
 use super::prepare::Ground;
 use super::reload::{Reloader, Reloads};
+use super::{Handle, MeshNames};
 use crate::clock::Clock;
 use crate::config::{Settings, Sources};
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
+use crate::control::dns::{self, DnsConfig};
 use crate::control::events::Events;
 use crate::control::firewall::Firewall;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
+use crate::control::names::{Book, Teller};
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
 use crate::control::store::{File, Store};
@@ -41,6 +44,7 @@ use crate::data::{DataConfig, DataHandle};
 use crate::docker::{self, Docker, DockerConfig, Engine, KernelPorts};
 use crate::logging::rfc3339;
 use crate::metrics;
+use crate::netlink::Netlink;
 
 /// Most learned MAC addresses: 40 bytes each, far above any host's containers and its peers'.
 const MACS_MAX: usize = 65_536;
@@ -95,8 +99,9 @@ async fn operate(
     let clock = Clock::start();
     let stored_attachments = std::mem::take(&mut ground.state.attachments);
     let stored_docker = std::mem::take(&mut ground.state.docker);
+    let stored_names = std::mem::take(&mut ground.state.names);
     let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
-    let Ground { settings, netlink, sizes, listener, metrics, .. } = ground;
+    let Ground { settings, netlink, sizes, listener, metrics, dns, .. } = ground;
     let others = Ledger::default();
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
@@ -127,12 +132,29 @@ async fn operate(
         router: core.handle.clone(),
         data: core.data.clone(),
         attachments: attachments.clone(),
+        names: core.names.clone(),
+        book: Book::new(core.store.clone(), &stored_names),
         events: core.events.clone(),
         info: core.info.clone(),
         reloads,
         stop: Arc::new(stop),
     };
     let mut tasks = JoinSet::new();
+    let dns_config = DnsConfig {
+        domain: settings.dns_domain.clone(),
+        ranges: settings.ranges.clone(),
+        names: core.names.clone(),
+        resolv_conf: settings.resolv_conf.clone(),
+    };
+    dns::serve(dns_config, dns, &mut tasks)?;
+    let teller = Teller {
+        router: core.handle.clone(),
+        attachments: attachments.clone(),
+        book: api.book.clone(),
+        netlink: Netlink::open()?,
+        bridge: settings.bridge.clone(),
+    };
+    tasks.spawn(teller.run());
     let mut metrics_server = JoinSet::new();
     if let Some(listener) = metrics {
         metrics_server.spawn(metrics::serve(listener, api.clone()));
@@ -175,6 +197,7 @@ struct RunningCore {
     handle: Handle,
     data: DataHandle,
     store: Store,
+    names: MeshNames,
     events: Events,
     info: Arc<Info>,
     stop: watch::Sender<bool>,
@@ -203,6 +226,8 @@ impl RunningCore {
             bridge: settings.bridge.clone(),
             port: settings.port,
             endpoints: endpoints.clone(),
+            domain: settings.dns_domain.clone(),
+            dns: ground.dns.iter().map(dns::Sockets::address).collect(),
             clock,
         });
         let config = CoreConfig {
@@ -257,6 +282,7 @@ impl RunningCore {
             });
         let (store, stored) = Store::start(file)?;
         let events = Events::default();
+        let names = MeshNames::new(Names::new(info.id, state.incarnation, seed()?, clock.now()));
         let io = CoreIo {
             clock,
             quic,
@@ -267,12 +293,13 @@ impl RunningCore {
             stored,
             events: events.clone(),
             fast,
+            names: names.clone(),
         };
         let (handle, requests) = Handle::new();
         let core = Core::new(config, io, requests)?;
         let (stop, stops) = watch::channel(false);
         let task = tokio::spawn(core.run(stops));
-        Ok((Self { handle, data, store, events, info, stop, task }, made))
+        Ok((Self { handle, data, store, names, events, info, stop, task }, made))
     }
 
     async fn stop(self) {

@@ -189,6 +189,20 @@ impl World {
         entries.iter().map(|entry| (text(&entry["target"]), addresses(entry))).collect()
     }
 
+    /// Every host comes to know the name by these addresses, and no others.
+    #[track_caller]
+    fn named(&self, name: &str, addresses: &[IpNet]) {
+        let mut expected: Vec<String> = addresses.iter().map(|net| net.addr().to_string()).collect();
+        expected.sort_unstable();
+        for host in 0..2 {
+            // It exits with 1 if there is none.
+            let output = || self.routers[host].cli(["dns", "lookup", name]).must("look up").stdout;
+            let found = || String::from_utf8_lossy(&output()).lines().map(str::to_owned).collect::<Vec<_>>();
+            let known = wait_until(Duration::from_secs(2), || found() == expected);
+            assert!(known, "host {host}: {name} is {:?} instead of {expected:?}", found());
+        }
+    }
+
     /// The host's rules for what it forwards.
     fn filter(&self, host: usize) -> String {
         forward_rules(&self.lab, host)
@@ -292,6 +306,8 @@ fn act(mut world: World) {
     world.reaches((1, "two"), &one);
     assert_eq!(world.attached(0), [("docker:one".to_owned(), one.clone())]);
     assert_eq!(world.attached(1), [("docker:two".to_owned(), two.clone())]);
+    world.named("one", &one);
+    world.named("two.weft.local", &two);
     // A name and an id are the same container.
     let id = world.engines[0].docker(&["inspect", "-f", "{{.Id}}", "one"]).must("inspect");
     assert_eq!(world.attach(0, &id), one);
@@ -339,11 +355,13 @@ fn restart(world: &World, one: &[IpNet], two: &[IpNet]) {
     assert_eq!(world.attached(0), [("docker:one".to_owned(), one.to_vec())]);
     world.reaches((0, "one"), two);
     world.reaches((1, "two"), one);
+    world.named("one", one);
 }
 
 /// A container that is removed gives its addresses back by itself.
 fn removal(world: &World, two: &[IpNet]) {
     world.engines[0].docker(&["rm", "-f", "one"]).must("remove");
+    world.named("one", &[]);
     let released = wait_until(PATIENCE, || world.attached(0).is_empty());
     assert!(released, "{:?}", world.attached(0));
     let ipam = world.json(0, "ipam");

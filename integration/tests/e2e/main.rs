@@ -29,6 +29,7 @@ mod lab;
 mod ledger;
 mod mesh;
 mod mtu;
+mod names;
 mod netlink;
 mod restart;
 mod secrets;
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 19] = [
+    let groups: [(&str, &[Case]); 20] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         ("addresses_load", addresses_load::CASES),
         ("addresses_replace", addresses_replace::CASES),
         ("host", host::CASES),
+        ("names", names::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),

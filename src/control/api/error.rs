@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::BODY_MAX;
 use super::types::ErrorBody;
 use crate::control::attach::AttachError;
+use crate::control::names::BookError;
 use crate::router::{ReloadError, RevokeRefused, Stopped};
 
 /// A refusal.
@@ -64,6 +65,17 @@ impl From<RevokeRefused> for ApiError {
             RevokeRefused::Ambiguous { .. } | RevokeRefused::Cannot { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, refused.to_string())
+    }
+}
+
+impl From<BookError> for ApiError {
+    fn from(error: BookError) -> Self {
+        let status = match &error {
+            BookError::NotFound(_) => StatusCode::NOT_FOUND,
+            BookError::Full(_) => StatusCode::CONFLICT,
+            BookError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

@@ -320,6 +320,9 @@ pub struct Attachment {
     pub mac: String,
     /// Its addresses, each with the prefix length of its range.
     pub addresses: Vec<String>,
+    /// What it is called in the mesh, without the domain.
+    #[serde(default)]
+    pub names: Vec<String>,
     /// Whose the addresses are, as in `GET /v1/ipam`.
     #[serde(default)]
     pub owner: String,
@@ -409,13 +412,27 @@ pub struct RevokedPeer {
     pub name: String,
 }
 
-/// Body of `POST /v1/attach` and `POST /v1/detach`.
+/// Body of `POST /v1/attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// Path of a network namespace, process id, `docker:NAME` or name of a Docker container.
+    pub target: String,
+    /// Addresses; none means one of each range.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Names in the mesh's domain, besides those that it has.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// Body of `POST /v1/detach`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetRequest {
     /// Path of a network namespace, process id, `docker:NAME` or name of a Docker container.
     pub target: String,
-    /// Addresses; none means one of each range (attach) or all (detach).
+    /// Addresses; none means all.
     #[serde(default)]
     pub addresses: Vec<String>,
 }
@@ -441,6 +458,60 @@ pub struct Addresses {
 pub struct Released {
     /// Addresses that were given back.
     pub released: Vec<String>,
+}
+
+/// Query of `GET /v1/dns`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsQuery {
+    /// Only this name, with or without the domain, or the names of this address.
+    pub name: Option<String>,
+}
+
+/// Answer to `GET /v1/dns`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsList {
+    /// Domain of all these names.
+    pub domain: String,
+    /// Where this router answers to them.
+    pub listen: Vec<String>,
+    /// In the order of the names.
+    pub names: Vec<DnsEntry>,
+}
+
+/// A name of one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsEntry {
+    /// The name, with the domain.
+    pub name: String,
+    /// Its addresses at that peer.
+    pub addresses: Vec<String>,
+    /// Id of the peer.
+    pub peer: String,
+    /// Name of the peer.
+    pub peer_name: String,
+    /// Whether it is given as an answer: false while the peer cannot be reached.
+    pub served: bool,
+}
+
+/// Body of `POST /v1/dns/add` and `POST /v1/dns/remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsRequest {
+    /// The name, with or without the domain.
+    pub name: String,
+    /// Its addresses; none means all (remove).
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// Answer to `POST /v1/dns/add`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsName {
+    /// The name, with the domain.
+    pub name: String,
+    /// All that it has at this host.
+    pub addresses: Vec<String>,
 }
 
 /// Body of `POST /v1/down`.

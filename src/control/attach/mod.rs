@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use ipam::AllocError;
 use ipnet::IpNet;
-use tokio::sync::Mutex;
+use mesh_proto::wire::names::Name;
+use tokio::sync::{Mutex, Notify};
 
 pub use held::Hold;
 pub use record::{Record, Terms, mac_text};
@@ -40,6 +41,8 @@ use crate::router::{Handle, Stopped};
 pub const EXPOSE: &str = "weft:expose";
 /// Most addresses of one request.
 const ADDRESSES_MAX: usize = 64;
+/// Most names of one target.
+const NAMES_MAX: usize = 16;
 
 /// What is attached to this router. Clones share it.
 #[derive(Debug, Clone)]
@@ -57,6 +60,8 @@ struct Inner {
     mtu: u16,
     ranges: Vec<IpNet>,
     records: StdMutex<BTreeMap<String, Record>>,
+    /// Told of each change of the records.
+    changed: Notify,
     /// Everything is being taken away.
     closing: AtomicBool,
     /// One for each owner that a request is about.
@@ -155,6 +160,7 @@ impl Attachments {
             mtu: config.mtu,
             ranges: config.ranges,
             records: StdMutex::default(),
+            changed: Notify::new(),
             closing: AtomicBool::new(false),
             locks: Locks::default(),
             others: config.others,
@@ -168,14 +174,37 @@ impl Attachments {
         self.records().values().filter(|record| record.owner != EXPOSE).cloned().collect()
     }
 
-    /// Attaches a target, or gives it more addresses. Without addresses: one of each range, or
-    /// those that it has already.
+    /// The names of what is attached, each with an address and the interface on the bridge that is
+    /// there for as long as the container is.
+    #[must_use]
+    pub fn names(&self) -> Vec<(Name, IpAddr, String)> {
+        let records = self.records();
+        let of_record = |record: &Record| {
+            let names: Vec<Name> = record.names.iter().filter_map(|name| name.parse().ok()).collect();
+            let (addresses, interface) = (record.addresses.clone(), record.host_interface.clone());
+            names.into_iter().flat_map(move |name| {
+                let interface = interface.clone();
+                let addresses = addresses.clone().into_iter();
+                addresses.map(move |address| (name.clone(), address.addr(), interface.clone()))
+            })
+        };
+        records.values().filter(|record| record.owner != EXPOSE).flat_map(of_record).collect()
+    }
+
+    /// Waits until what is attached has changed since the last time.
+    pub async fn changed(&self) {
+        self.inner.changed.notified().await;
+    }
+
+    /// Attaches a target, or gives it more addresses and names. Without addresses: one of each
+    /// range, or those that it has already. A Docker container has its own name besides.
     ///
     /// # Errors
     /// If the target or an address cannot be had, or the kernel refuses; then nothing is changed.
-    pub async fn attach(&self, target: &str, addresses: &[String]) -> Result<Record, AttachError> {
+    pub async fn attach(&self, target: &str, addresses: &[String], names: &[String]) -> Result<Record, AttachError> {
         let target: Target = target.parse()?;
         let wanted = self.wanted(addresses)?;
+        let names = check_names(names)?;
         let found = target.find(self.inner.host).await?;
         let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
         let owner = self.owner_of(&host_interface).unwrap_or(found.owner);
@@ -183,6 +212,7 @@ impl Attachments {
         let lock = self.lock(&owner);
         let _busy = lock.lock().await;
         let before = self.record(&owner);
+        let names = all_names(before.as_ref(), &names, &found.names)?;
         let (all, fresh) = self.take_addresses(&owner, before.as_ref(), &wanted).await?;
         let record = Record {
             target: before.as_ref().map_or_else(|| target.to_string(), |old| old.target.clone()),
@@ -192,6 +222,7 @@ impl Attachments {
             host_interface,
             owner: owner.clone(),
             held: before.as_ref().and_then(|old| old.held.clone()),
+            names,
         };
         let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await;
         if let Err(error) = attached {
@@ -257,6 +288,7 @@ impl Attachments {
             host_interface: self.inner.bridge.clone(),
             owner: EXPOSE.to_owned(),
             held: None,
+            names: Vec::new(),
         };
         let exposed = match self.put_on_bridge(&all).await {
             Ok(()) => self.keep(EXPOSE, Some(record)).await,
@@ -438,6 +470,7 @@ impl Attachments {
             Some(record) => self.records().insert(owner.to_owned(), record),
             None => self.records().remove(owner),
         };
+        self.inner.changed.notify_one();
         Ok(())
     }
 
@@ -485,6 +518,34 @@ impl Attachments {
     fn lock(&self, owner: &str) -> Arc<Mutex<()>> {
         self.inner.locks.of(owner)
     }
+}
+
+/// Reads names that a request gives to a target.
+fn check_names(names: &[String]) -> Result<Vec<String>, AttachError> {
+    let read = |text: &String| match text.parse::<Name>() {
+        Ok(name) => Ok(name.to_string()),
+        Err(error) => Err(AttachError::Invalid(error.to_string())),
+    };
+    names.iter().map(read).collect()
+}
+
+/// The names that a target had, those that it is given, and those that it has by itself (of which
+/// some may not do for a name in the mesh: it is attached all the same).
+fn all_names(before: Option<&Record>, given: &[String], own: &[String]) -> Result<Vec<String>, AttachError> {
+    let own = own.iter().filter_map(|name| name.parse::<Name>().ok()).map(|name| name.to_string());
+    let had = before.into_iter().flat_map(|record| record.names.iter().cloned());
+    let mut names: Vec<String> = Vec::new();
+    for name in had.chain(given.iter().cloned()).chain(own) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.len() > NAMES_MAX {
+        return Err(AttachError::Invalid(format!(
+            "at most {NAMES_MAX} names for one target; `weft ps` lists those it has"
+        )));
+    }
+    Ok(names)
 }
 
 /// Reads `ADDRESS` or `ADDRESS/LENGTH`, where the length must be that of the range.

@@ -22,6 +22,9 @@ pub struct Record {
     pub addresses: Vec<IpNet>,
     /// Name of the end on the bridge.
     pub host_interface: String,
+    /// What it is called in the mesh; records of older versions have none.
+    #[serde(default)]
+    pub names: Vec<String>,
     /// What its holder asked for; `None`: it has none, and belongs to its target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Terms>,

@@ -10,6 +10,7 @@
 //!      peers            endpoint of a peer we had a link with → JSON;  target → JSON
 //!      trust            who was admitted, who revoked, as the mesh protocol wants it
 //!      docker           networks, endpoints and addresses of the Docker engine → JSON
+//!      names            name that the operator gave → its addresses, as JSON
 //!    weft.redb.unreadable-SECONDS     kept aside, never deleted by us
 //! ```
 //!
@@ -44,10 +45,13 @@ pub enum Table {
     Trust,
     /// What the Docker engine was given.
     Docker,
+    /// Names that the operator gave.
+    Names,
 }
 
 impl Table {
-    const ALL: [Self; 6] = [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers, Self::Trust, Self::Docker];
+    const ALL: [Self; 7] =
+        [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers, Self::Trust, Self::Docker, Self::Names];
 
     const fn definition(self) -> redb::TableDefinition<'static, &'static [u8], &'static [u8]> {
         redb::TableDefinition::new(match self {
@@ -57,6 +61,7 @@ impl Table {
             Self::Peers => "peers",
             Self::Trust => "trust",
             Self::Docker => "docker",
+            Self::Names => "names",
         })
     }
 }
@@ -107,6 +112,8 @@ pub struct State {
     pub trust: Vec<(Vec<u8>, Vec<u8>)>,
     /// What the Docker engine was given.
     pub docker: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Names that the operator gave.
+    pub names: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl std::fmt::Debug for State {
@@ -119,6 +126,7 @@ impl std::fmt::Debug for State {
             .field("peers", &self.peers.len())
             .field("trust", &self.trust.len())
             .field("docker", &self.docker.len())
+            .field("names", &self.names.len())
             .finish_non_exhaustive()
     }
 }

@@ -83,6 +83,8 @@ async fn what_changes_answers_as_described() {
         ("/v1/forget", json!({"peers": ["192.0.2.1"]})),
         ("/v1/unhold", json!({"holder": "cni:net/nobody/eth0"})),
         ("/v1/hide", json!({})),
+        ("/v1/dns/add", json!({"name": "DB.weft.local.", "addresses": ["192.0.2.7", "2001:db8::7"]})),
+        ("/v1/dns/remove", json!({"name": "db", "addresses": ["192.0.2.7"]})),
         ("/v1/down", json!({})),
     ];
     for (path, body) in good {
@@ -143,6 +145,14 @@ async fn bad_requests_are_refused_with_what_is_wrong_and_nothing_stops() {
         (post.clone(), "/v1/hide", r#"{"addresses":["10.32.0.9"]}"#, 404, "10.32.0.9"),
         (post.clone(), "/v1/expose", r#"{"addresses":["192.0.2.1"]}"#, 400, "192.0.2.1"),
         (post.clone(), "/v1/expose", r#"{"addresses":["10.32.0.1/24"]}"#, 400, "10.32.0.1/16"),
+        (post.clone(), "/v1/attach", r#"{"target":"1","names":["a b"]}"#, 400, "`a b` cannot be a name"),
+        (post.clone(), "/v1/dns/add", r#"{"name":"db"}"#, 400, "at least one"),
+        (post.clone(), "/v1/dns/add", r#"{"name":"","addresses":["192.0.2.7"]}"#, 400, "cannot be a name"),
+        (post.clone(), "/v1/dns/add", r#"{"name":"db","addresses":["host"]}"#, 400, "`host` is not"),
+        (post.clone(), "/v1/dns/add", r#"{"name":"db","addresses":["0.0.0.0"]}"#, 400, "`0.0.0.0` is not"),
+        (post.clone(), "/v1/dns/remove", r#"{"name":"db"}"#, 404, "was not given"),
+        (Method::GET, "/v1/dns?name=a%20b", "", 400, "`a b` cannot be a name"),
+        (Method::GET, "/v1/dns?address=1", "", 400, "address"),
         (post.clone(), "/v1/down", r#"{"now":true}"#, 400, "now"),
         (post.clone(), "/v1/reload", r#"{"file":"/etc/passwd"}"#, 400, "file"),
         (post.clone(), "/v1/reload", "{}", 503, "stopping"),
