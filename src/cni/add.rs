@@ -76,9 +76,8 @@ async fn gateways(router: &Router, conf: &Conf) -> Result<Vec<IpNet>, CniError> 
 
 /// Whether the pod is to have an address of that family.
 fn wants_family(ips: &[IpAddr], subnets: &[IpNet], v4: bool) -> bool {
-    let named = ips.iter().copied().chain(subnets.iter().map(IpNet::addr));
-    let all: Vec<bool> = named.map(|address| address.is_ipv4()).collect();
-    all.is_empty() || all.contains(&v4)
+    let mut named = ips.iter().copied().chain(subnets.iter().map(IpNet::addr));
+    subnets.is_empty() || named.any(|address| address.is_ipv4() == v4)
 }
 
 /// The routes of the pod: those configured, by the gateway where there is one and they name none.

@@ -120,14 +120,15 @@ pub(crate) fn wishes() {
     assert_eq!(texts.len(), 1);
     assert!(texts[0].starts_with("10.33.7.") && texts[0].ends_with("/12"), "{texts:?}");
     let (texts, ..) = made(&driver(json!({})).args("IgnoreUnknown=1;IP=10.33.8.9;K8S_POD_NAME=box"));
-    assert_eq!(texts, ["10.33.8.9/12"]);
+    assert!(texts.len() == 2 && texts[0] == "10.33.8.9/12", "the other family is given besides: {texts:?}");
     let ips = json!({"ips": ["10.33.8.10/24", "fd00:32::77"]});
     let (texts, ..) = made(&driver(json!({"capabilities": {"ips": true}})).capable(ips));
     assert_eq!(texts, ["10.33.8.10/12", "fd00:32::77/64"]);
     let dns = json!({"nameservers": ["10.32.0.9"], "search": ["example"]});
     let routes = json!([{"dst": "192.0.2.0/24"}, {"dst": "198.51.100.0/24", "gw": "10.33.8.1"}]);
-    let (texts, mtu, result) =
-        made(&driver(json!({"mtu": 1300, "dns": dns, "routes": routes, "args": {"cni": {"ips": ["10.33.8.11"]}}})));
+    let ips = json!({"cni": {"ips": ["10.33.8.11"]}});
+    let more = json!({"mtu": 1300, "dns": dns, "routes": routes, "args": ips, "subnet": "10.32.0.0/12"});
+    let (texts, mtu, result) = made(&driver(more));
     assert_eq!((texts, mtu), (vec!["10.33.8.11/12".to_owned()], 1300));
     assert_eq!(result["dns"], dns);
     assert_eq!(result["routes"], routes);
@@ -226,19 +227,17 @@ pub(crate) fn hundred_at_once() {
     let mut conf = keys();
     conf["socket"] = json!(socket);
     let bin = world.bin.clone();
-    let mut router = world.routers.remove(0);
     let results: Vec<Value> = {
         let driver = Driver::new(world.lab.host(0), &bin, "1.0.0", &conf);
         thread::scope(|scope| {
             let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(|| driver.add(pod))).collect();
             // In the middle of it the router is killed without a word.
             thread::sleep(Duration::from_millis(400));
-            router.kill().must("kill");
-            router.restart().must("start again");
+            world.routers[0].kill().must("kill");
+            world.routers[0].restart().must("start again");
             threads.into_iter().map(|one| one.join().expect("no panic").must("ADD")).collect()
         })
     };
-    world.routers.insert(0, router);
     let distinct: BTreeSet<_> = results.iter().flat_map(addresses).collect();
     assert_eq!(distinct.len(), 2 * PODS, "no address twice");
     assert_eq!(world.attached(0).len(), PODS);
@@ -259,18 +258,16 @@ pub(crate) fn hundred_at_once() {
     drop(driver);
     drop(there);
     // And while they end, it is restarted as an upgrade does it.
-    let mut router = world.routers.remove(0);
     {
         let driver = Driver::new(world.lab.host(0), &bin, "1.0.0", &conf);
         thread::scope(|scope| {
             let threads: Vec<_> =
                 pods.iter().zip(&results).map(|(pod, result)| scope.spawn(|| driver.del(pod, Some(result)))).collect();
             thread::sleep(Duration::from_millis(200));
-            router.restart().must("restart");
+            world.routers[0].restart().must("restart");
             threads.into_iter().for_each(|one| one.join().expect("no panic").must("DEL"));
         });
     }
-    world.routers.insert(0, router);
     world.end();
 }
 
@@ -286,7 +283,8 @@ pub(crate) fn host_port() {
     let before = world.rules(0);
     let pod = Served::new("web");
     let result = driver.add(&pod.pod).must("ADD");
-    driver.check(&pod.pod, Some(&result)).must("CHECK");
+    // (The CHECK of portmap 1.1.1 looks for IPv4 rules among those of IPv6: here it is ours alone.)
+    world.driver(0, "1.0.0", keys()).check(&pod.pod, Some(&result)).must("CHECK");
     // From the other host, which knows nothing of the pod's address.
     let at = SocketAddr::from((world.lab.host(0).v4(), 8080));
     let namespace = world.lab.host(1).namespace();

@@ -345,7 +345,7 @@ pub struct HoldRequest {
     #[serde(default)]
     pub addresses: Vec<String>,
     /// Parts of the ranges, of each of which a free address is taken, unless one of its family is
-    /// among the addresses. With neither: one of each range.
+    /// among the addresses; none means every range.
     #[serde(default)]
     pub subnets: Vec<String>,
     /// Routes, as `DESTINATION` or `DESTINATION via GATEWAY`.

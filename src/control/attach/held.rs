@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Ask, AttachError, Attachments, Record, Target, Terms, Wanted, first, parse_address};
+use super::{Ask, AttachError, Attachments, Record, Target, Terms, Wanted, first, host, parse_address};
 use crate::netlink::container::{self, container_mac};
 use crate::netlink::{Link, Route};
 
@@ -32,7 +32,8 @@ pub struct Hold {
     pub interface: String,
     /// Addresses to have.
     pub addresses: Vec<String>,
-    /// Where free addresses are taken from: one of each. With neither: one of each range.
+    /// Where free addresses are taken from, one of each family that `addresses` has none of; empty:
+    /// every range.
     pub subnets: Vec<String>,
     /// Routes, as `DESTINATION` or `DESTINATION via GATEWAY`.
     pub routes: Vec<String>,
@@ -67,7 +68,7 @@ impl Attachments {
         let before = self.record(&owner);
         if let Some(old) = before.as_ref().filter(|old| old.host_interface != host_interface) {
             // The same container in another namespace: the interface in the old one is over.
-            container::unplug(&self.inner.netlink, &old.host_interface).await?;
+            container::unplug(&host()?, &old.host_interface).await?;
         }
         let asked = if hold.addresses.is_empty() && before.is_some() { Vec::new() } else { asked };
         let (all, fresh) = self.take(&owner, before.as_ref(), asked).await?;
@@ -102,7 +103,7 @@ impl Attachments {
             self.give_back(holder, &given).await;
             return Ok(given);
         };
-        container::unplug(&self.inner.netlink, &record.host_interface).await?;
+        container::unplug(&host()?, &record.host_interface).await?;
         self.keep(holder, None).await?;
         self.give_back(holder, &record.addresses).await;
         tracing::info!(holder, target = %record.target, released = ?record.address_texts(), "detached");
@@ -114,7 +115,7 @@ impl Attachments {
     /// # Errors
     /// If it is not there.
     pub async fn host_end(&self, record: &Record) -> Result<Link, AttachError> {
-        Ok(self.inner.netlink.need_link(&record.host_interface).await?)
+        Ok(host()?.need_link(&record.host_interface).await?)
     }
 
     /// Refuses to touch what a holder answers for.
@@ -127,22 +128,23 @@ impl Attachments {
         )))
     }
 
-    /// The addresses asked for, then one of each subnet; of each range without either.
+    /// The addresses asked for, then a free one of each family that has none.
     fn asked(&self, hold: &Hold) -> Result<Vec<Ask>, AttachError> {
         if hold.subnets.len() > LIST_MAX {
             return Err(AttachError::Invalid(format!("at most {LIST_MAX} subnets at once")));
         }
         let addresses = self.wanted(&hold.addresses)?;
         let mut asked: Vec<Ask> = addresses.iter().map(|Wanted(address)| Ask::This(*address)).collect();
-        for text in &hold.subnets {
-            let subnet = subnet(text, &self.inner.ranges)?;
+        let subnets: Vec<IpNet> = if hold.subnets.is_empty() {
+            self.inner.ranges.clone()
+        } else {
+            hold.subnets.iter().map(|text| subnet(text, &self.inner.ranges)).collect::<Result<_, _>>()?
+        };
+        for subnet in subnets {
             let family = |address: &IpAddr| address.is_ipv4() == subnet.addr().is_ipv4();
             if !addresses.iter().any(|Wanted(address)| family(address)) {
                 asked.push(Ask::Free(subnet));
             }
-        }
-        if asked.is_empty() {
-            asked.extend(self.inner.ranges.iter().copied().map(Ask::Free));
         }
         Ok(asked)
     }
