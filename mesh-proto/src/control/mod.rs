@@ -17,7 +17,6 @@ pub mod handshake;
 pub mod identity;
 pub mod limits;
 
-pub mod names;
 pub mod node;
 pub mod record;
 mod revocation;

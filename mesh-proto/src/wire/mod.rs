@@ -5,6 +5,5 @@ pub mod control;
 pub mod datagram;
 pub mod fastpath;
 pub mod gossip;
-pub mod names;
 pub mod record;
 pub mod trust;

@@ -90,8 +90,6 @@ pub struct Found {
     pub owner: String,
     /// Its namespace.
     pub namespace: NetNs,
-    /// What it is called by whoever runs it.
-    pub names: Vec<String>,
 }
 
 /// Why a target cannot be used.
@@ -114,11 +112,11 @@ impl Target {
         let found = match self {
             Self::Path(path) => {
                 let namespace = open(path)?;
-                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new() }
+                Found { owner: namespace_owner(&namespace), namespace }
             }
             Self::Pid(pid) => {
                 let namespace = open(Path::new(&format!("/proc/{pid}/ns/net")))?;
-                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new() }
+                Found { owner: namespace_owner(&namespace), namespace }
             }
             Self::Docker(name) => {
                 let container = docker::inspect(name).await.map_err(|error| match error {
@@ -126,7 +124,7 @@ impl Target {
                     other => FindError::Unusable(other.to_string()),
                 })?;
                 let namespace = open(Path::new(&format!("/proc/{}/ns/net", container.pid)))?;
-                Found { owner: format!("docker:{}", container.id), namespace, names: container.names }
+                Found { owner: format!("docker:{}", container.id), namespace }
             }
         };
         if found.namespace.id() == host {
