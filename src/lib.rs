@@ -8,9 +8,11 @@
 
 pub mod cli;
 pub mod clock;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod docker;
 pub mod fastpath;
 pub mod lab;
 pub mod logging;

@@ -12,14 +12,19 @@ use std::time::Duration;
 
 use ipam::allocator::{Allocator, Config, PeerKey};
 use mesh_proto::control::fastpath::{FastPath, FastPathConfig};
+use mesh_proto::control::names::Names;
 use mesh_proto::control::node::Node;
 use mesh_proto::control::{ConnId, Connected, DialId, Identity, NodeConfig, Output, TrustConfig};
 use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
 use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
+use mesh_proto::wire::names::Addresses;
 use mesh_proto::wire::record::Records;
 use mesh_proto::wire::trust::{Admission, Edge};
+
+use weft::control::dns::{Reply, Transport, Zone, answers, passed_on};
+use weft::router::MeshNames;
 
 pub use made::made;
 
@@ -394,6 +399,63 @@ fn drained(allocator: &mut Allocator<Key>, now: Duration) -> Vec<Vec<u8>> {
     sent
 }
 
+/// Messages about names from a member, who can be reached.
+pub fn name_messages(bytes: &[u8]) {
+    told(bytes);
+}
+
+/// A peer that knows a name of its own, and was told this by a member.
+fn told(bytes: &[u8]) -> Names {
+    let mut names = namer(1);
+    let mut now = NOW;
+    for message in pieces(bytes) {
+        now += Duration::from_secs(1);
+        names.handle_message(PEER, Incarnation(1), message, now);
+        names.handle_timeout(now);
+        while names.poll_output().is_some() {}
+    }
+    for listed in names.list() {
+        drop(names.lookup(&listed.name));
+        listed.addresses.list().iter().for_each(|address| drop(names.reverse(*address)));
+    }
+    names
+}
+
+/// A peer that has a name, and reaches one other.
+fn namer(number: u8) -> Names {
+    let mut names = Names::new(PeerId([number; 16]), Incarnation(1), [number; 32], NOW);
+    let others: Vec<_> = [ME, PEER].into_iter().filter(|id| id.0[0] != number).map(|id| (id, Incarnation(1))).collect();
+    names.handle_peers(&others, NOW);
+    let addresses = (0..60).map(|last| [10, 32, number, last].into());
+    let own = BTreeMap::from([("web".parse().expect("a name"), Addresses::new(addresses))]);
+    names.set_own(&own);
+    names
+}
+
+/// A query of a client, and what a resolver says to it: the first piece and the others.
+///
+/// # Panics
+/// If the answer is longer than the client takes.
+pub fn dns_messages(bytes: &[u8]) {
+    let mut pieces = pieces(bytes);
+    let Some(query) = pieces.next() else { return };
+    let ranges = ["10.32.0.0/16", "fd00:32::/64"].map(|range| range.parse().expect("a range")).to_vec();
+    let zone = Zone::new("weft.local", ranges, MeshNames::new(namer(1))).expect("a domain");
+    for (transport, most) in [(Transport::Udp, 1232), (Transport::Tcp, 65_535)] {
+        if let Reply::Answer(answer) = zone.reply(query, transport) {
+            assert!(answer.len() <= most, "{} bytes", answer.len());
+        }
+    }
+    if let Reply::AskOthers(question) = zone.reply(query, Transport::Udp) {
+        for said in pieces {
+            let id = said.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+            if answers(said, id, query, &question) {
+                assert_eq!(passed_on(said.to_vec(), query, &question)[..2], query[..2]);
+            }
+        }
+    }
+}
+
 /// The name of a fuzz target and of its corpus folder, with what it runs.
 pub type WayIn = (&'static str, fn(&[u8]));
 
@@ -407,5 +469,7 @@ pub const WAYS_IN: &[WayIn] = &[
     ("members_messages", members_messages),
     ("trust_messages", trust_messages),
     ("address_messages", address_messages),
+    ("name_messages", name_messages),
+    ("dns_messages", dns_messages),
     ("fast_path", fast_path),
 ];

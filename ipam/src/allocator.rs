@@ -225,6 +225,12 @@ impl<P: PeerKey> Allocator<P> {
         self.machine.removed().map(|removed| (P::from_bytes(removed.owner.peer.0), removed.owner.life))
     }
 
+    /// Whether a peer was removed, and is not in reach.
+    #[must_use]
+    pub fn is_removed(&self, peer: P) -> bool {
+        self.machine.is_gone(&Id(peer.to_bytes()))
+    }
+
     /// Asks the owners of other blocks about addresses of theirs that are in use here: what they
     /// answer is in [`Summary::contests`] soon after.
     pub fn ask_about_strays(&mut self, now: Duration) {

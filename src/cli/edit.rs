@@ -12,8 +12,8 @@ use super::read::{ReadArgs, json};
 use super::table::clean;
 use super::{FAILED, Format, complain, print};
 use crate::control::api::types::{
-    Addresses, AddressesRequest, Attachment, ConfigRefusal, DownRequest, PeersRequest, Released, ReloadRequest,
-    Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Stopping, TargetRequest, Targets,
+    Addresses, AddressesRequest, AttachRequest, Attachment, ConfigRefusal, DownRequest, PeersRequest, Released,
+    ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Stopping, TargetRequest, Targets,
 };
 
 /// How long `weft down` waits until the router has gone.
@@ -54,6 +54,10 @@ pub(super) struct AttachArgs {
     /// Addresses to have; without any, one of each range
     #[arg(value_name = "ADDRESS")]
     addresses: Vec<String>,
+    /// What it is called in the mesh's domain; may be repeated. A Docker container has its own name
+    /// besides
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
@@ -92,7 +96,7 @@ pub(super) struct HideArgs {
 }
 
 /// One line each, or the whole answer as JSON.
-fn show(format: Format, lines: &[String], whole: &impl Serialize) -> anyhow::Result<ExitCode> {
+pub(super) fn show(format: Format, lines: &[String], whole: &impl Serialize) -> anyhow::Result<ExitCode> {
     match format {
         Format::Json => print(&json(whole)?),
         Format::Text => print(&lines.iter().map(|line| clean(line) + "\n").collect::<String>()),
@@ -119,7 +123,8 @@ pub(super) async fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result
 }
 
 pub(super) async fn attach(client: &Client, args: &AttachArgs) -> anyhow::Result<ExitCode> {
-    let body = TargetRequest { target: absolute(&args.target), addresses: args.addresses.clone() };
+    let body =
+        AttachRequest { target: absolute(&args.target), addresses: args.addresses.clone(), names: args.names.clone() };
     let answer: Attachment = client.post("/v1/attach", &body).await?;
     show(args.output, &answer.addresses, &answer)
 }

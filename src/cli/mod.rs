@@ -4,6 +4,7 @@
 
 mod client;
 mod demo;
+mod dns;
 mod edit;
 mod read;
 mod table;
@@ -11,12 +12,13 @@ mod up;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use self::client::Client;
+use crate::cni;
 use crate::config::DEFAULT_SOCKET;
 use crate::control::secret;
 
@@ -68,8 +70,13 @@ enum Command {
     Ps(read::ReadArgs),
     /// Show who owns how much of the address space, and what this host gave
     Ipam(read::IpamArgs),
+    /// Show and change the names of the mesh
+    #[command(subcommand)]
+    Dns(dns::DnsCommand),
     /// Show what happened lately
     Events(read::EventsArgs),
+    /// Be the CNI plugin, as a container runtime runs it: by the name weft-cni, or so
+    Cni,
     /// Run a whole mesh on this machine, and show it at work
     Demo(demo::DemoArgs),
     /// Print a script that completes commands in a shell
@@ -103,7 +110,15 @@ enum Format {
 #[must_use]
 pub fn main() -> ExitCode {
     let secret = secret::take_variable();
+    if is_plugin(std::env::args_os().next()) {
+        return cni::main();
+    }
     run(std::env::args_os(), secret)
+}
+
+/// Runtimes run a plugin by the name that its configuration has.
+fn is_plugin(program: Option<OsString>) -> bool {
+    program.is_some_and(|program| Path::new(&program).file_name().is_some_and(|name| name == cni::NAME))
 }
 
 fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Zeroizing<Vec<u8>>>) -> ExitCode {
@@ -118,6 +133,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, secret: Option<zeroize::Ze
     let result = match cli.command {
         Command::Up(args) => return up::run(&args, cli.socket, secret),
         Command::Demo(args) => return demo::run(&args),
+        Command::Cni => return cni::main(),
         Command::Completions { shell } => {
             print(&completions(shell));
             Ok(ExitCode::SUCCESS)
@@ -152,9 +168,10 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
             Command::Peers(args) => read::peers(&client, &args).await,
             Command::Ps(args) => read::ps(&client, &args).await,
             Command::Ipam(args) => read::ipam(&client, &args).await,
+            Command::Dns(command) => dns::run(&client, &command).await,
             Command::Events(args) => read::events(&client, &args).await,
             Command::Version(args) => read::version(&args),
-            Command::Up(_) | Command::Demo(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+            Command::Up(_) | Command::Demo(_) | Command::Cni | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         }
     })
 }
@@ -222,13 +239,18 @@ mod tests {
     #[test]
     fn the_contract_of_the_command_line_is_accepted() {
         for line in [
-            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --ipalloc-init consensus=3 --dead-after 1h --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --detach --network n --cipher auto --log-level info --log-format json --config /c",
+            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --ipalloc-init consensus=3 --dead-after 1h --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --dns-listen 10.0.0.1:53 --dns-domain weft.local --dns-resolv-conf /r --detach --network n --cipher auto --log-level info --log-format json --config /c",
             "weft down",
             "weft connect a b",
             "weft forget a",
             "weft peer revoke a -o json",
             "weft peer remove host3 -o json",
             "weft attach /run/netns/a 10.32.0.1 fd00::1",
+            "weft attach web --name www --name shop.eu",
+            "weft dns list -o json",
+            "weft dns lookup web",
+            "weft dns add db 192.0.2.7 2001:db8::7",
+            "weft dns remove db",
             "weft detach docker:a",
             "weft expose",
             "weft hide 10.32.0.1",
@@ -243,6 +265,7 @@ mod tests {
             "weft completions bash",
             "weft version -o json",
             "weft demo --hosts 3 --keep",
+            "weft cni",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }
@@ -284,7 +307,7 @@ mod tests {
 
     /// Arguments that any text may be for the parser. The configuration or the router looks at
     /// them, and each has its own test there.
-    const TEXTS: &[&str] = &["config", "socket", "target", "addresses", "peers", "peer"];
+    const TEXTS: &[&str] = &["config", "socket", "target", "addresses", "peers", "peer", "name", "names"];
 
     /// Tries what each command cannot take.
     fn refuses(command: &clap::Command, line: &str) {

@@ -73,6 +73,10 @@ pub(super) struct UpArgs {
     /// Serve Prometheus metrics there [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<String>,
+    /// Be Docker's network and IPAM driver, at a socket such as /run/docker/plugins/weft.sock
+    /// [default: not]
+    #[arg(long, value_name = "PATH")]
+    docker_socket: Option<String>,
     /// Name of the bridge; the TAP is NAME-tap [default: weft]
     #[arg(long, value_name = "NAME")]
     bridge: Option<String>,
@@ -93,6 +97,15 @@ pub(super) struct UpArgs {
     /// the kernel's VXLAN may carry them; may be repeated
     #[arg(long, value_name = "CIDR")]
     trusted_subnet: Vec<String>,
+    /// Answer names there, over UDP and TCP; may be repeated [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    dns_listen: Vec<String>,
+    /// Domain of the mesh's names; the same on every peer [default: weft.local]
+    #[arg(long, value_name = "DOMAIN")]
+    dns_domain: Option<String>,
+    /// File that names the resolvers for all other names [default: /etc/resolv.conf]
+    #[arg(long, value_name = "FILE")]
+    dns_resolv_conf: Option<String>,
     /// Return once the router is ready; it goes on in the background
     #[arg(long)]
     detach: bool,
@@ -123,12 +136,16 @@ impl UpArgs {
             ("data-dir", one(&self.data_dir)),
             ("socket", one(&socket)),
             ("metrics", one(&self.metrics)),
+            ("docker-socket", one(&self.docker_socket)),
             ("bridge", one(&self.bridge)),
             ("mtu", one(&self.mtu)),
             ("cipher", one(&self.cipher)),
             ("no-discovery", switch(self.no_discovery)),
             ("no-fast-path", switch(self.no_fast_path)),
             ("trusted-subnet", self.trusted_subnet.clone()),
+            ("dns-listen", self.dns_listen.clone()),
+            ("dns-domain", one(&self.dns_domain)),
+            ("dns-resolv-conf", one(&self.dns_resolv_conf)),
             ("detach", switch(self.detach)),
             ("log-level", one(&self.log_level)),
             ("log-format", one(&self.log_format)),

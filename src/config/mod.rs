@@ -38,6 +38,10 @@ pub const DEFAULT_BRIDGE: &str = "weft";
 pub const DEFAULT_NETWORK: &str = "weft";
 /// How long a peer may be silent before it is removed from the address space, unless told otherwise.
 pub const DEFAULT_DEAD_AFTER: Duration = Duration::from_secs(3600);
+/// Domain of the mesh's names, unless told otherwise.
+pub const DEFAULT_DNS_DOMAIN: &str = "weft.local";
+/// File that names the host's resolvers, unless told otherwise.
+pub const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// IPv4 range of containers, unless told otherwise.
 pub const DEFAULT_RANGE_V4: &str = "10.32.0.0/12";
 
@@ -72,6 +76,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Where Prometheus metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Path of the socket at which a Docker engine finds its drivers, if it shall.
+    pub docker_socket: Option<PathBuf>,
     /// Name of the bridge; the TAP is named after it.
     pub bridge: String,
     /// MTU of the overlay.
@@ -82,6 +88,12 @@ pub struct Settings {
     pub fast_path: bool,
     /// Networks in which frames need no encryption, though the network has a secret.
     pub trusted_subnets: Vec<IpNet>,
+    /// Where names are answered; empty: nowhere.
+    pub dns_listen: Vec<SocketAddr>,
+    /// Domain of the mesh's names, in small letters and without a dot at its end.
+    pub dns_domain: String,
+    /// File that names the host's resolvers.
+    pub resolv_conf: PathBuf,
     /// Whether `weft up` returns once the router is ready.
     pub detach: bool,
     /// Protection of user frames in a network with a secret.
@@ -292,12 +304,16 @@ impl Settings {
             ("data-dir", path(&self.data_dir)),
             ("socket", path(&self.socket)),
             ("metrics", self.metrics.map_or_else(none, |address| address.to_string())),
+            ("docker-socket", self.docker_socket.as_deref().map_or_else(none, path)),
             ("bridge", self.bridge.clone()),
             ("mtu", self.mtu.to_string()),
             ("cipher", self.cipher.to_string()),
             ("no-discovery", (!self.discovery).to_string()),
             ("no-fast-path", (!self.fast_path).to_string()),
             ("trusted-subnet", nets(&self.trusted_subnets)),
+            ("dns-listen", texts(&self.dns_listen)),
+            ("dns-domain", self.dns_domain.clone()),
+            ("dns-resolv-conf", path(&self.resolv_conf)),
             ("detach", self.detach.to_string()),
             ("log-level", self.log_level.name().to_owned()),
             ("log-format", self.log_format.name().to_owned()),

@@ -8,11 +8,13 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 use mesh_proto::handover::Suite;
 use mesh_proto::id::PeerId;
+use mesh_proto::wire::names::Name;
 
 use super::gather::Gathered;
 use super::{
-    Cipher, DEFAULT_BRIDGE, DEFAULT_DATA_DIR, DEFAULT_DEAD_AFTER, DEFAULT_NETWORK, DEFAULT_PORT, DEFAULT_RANGE_V4,
-    DEFAULT_SOCKET, IpallocInit, LogFormat, LogLevel, Mtu, Problem, Problems, Settings,
+    Cipher, DEFAULT_BRIDGE, DEFAULT_DATA_DIR, DEFAULT_DEAD_AFTER, DEFAULT_DNS_DOMAIN, DEFAULT_NETWORK, DEFAULT_PORT,
+    DEFAULT_RANGE_V4, DEFAULT_RESOLV_CONF, DEFAULT_SOCKET, IpallocInit, LogFormat, LogLevel, Mtu, Problem, Problems,
+    Settings,
 };
 
 /// Longest name of a peer or network, in bytes.
@@ -105,11 +107,17 @@ impl Settings {
                 .one("socket", |text| socket(text, directory))
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
             metrics: reader.one("metrics", metrics),
+            docker_socket: reader.one("docker-socket", |text| socket(text, directory)),
             bridge: reader.one("bridge", bridge).unwrap_or_else(|| DEFAULT_BRIDGE.to_owned()),
             mtu,
             discovery: !reader.one("no-discovery", boolean).unwrap_or(false),
             fast_path: !reader.one("no-fast-path", boolean).unwrap_or(false),
             trusted_subnets: dedup(reader.many("trusted-subnet", subnet)),
+            dns_listen: dedup(reader.many("dns-listen", dns_listen)),
+            dns_domain: reader.one("dns-domain", dns_domain).unwrap_or_else(|| DEFAULT_DNS_DOMAIN.to_owned()),
+            resolv_conf: reader
+                .one("dns-resolv-conf", |text| path(text, directory))
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_RESOLV_CONF)),
             detach: reader.one("detach", boolean).unwrap_or(false),
             cipher: reader.one("cipher", cipher).unwrap_or(Cipher::Auto),
             log_level: reader.one("log-level", log_level).unwrap_or(LogLevel::Info),
@@ -260,6 +268,31 @@ fn dialled(address: IpAddr) -> Result<(), String> {
         Err("a link-local address means something else on each interface; give another one".to_owned())
     } else {
         Ok(())
+    }
+}
+
+/// Where names are answered. An address of its own each: an answer has to come from the address that
+/// was asked, and a name server on every address would answer the whole world.
+fn dns_listen(text: &str) -> Result<SocketAddr, String> {
+    let wrong = "expected an address of this host and a port, such as 10.32.0.1:53 or [fd00::1]:53";
+    let address: SocketAddr = text.parse().map_err(|_| wrong.to_owned())?;
+    if address.port() == 0 {
+        return Err(wrong.to_owned());
+    }
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err("name each address that is to be asked, not all of them at once".to_owned());
+    }
+    Ok(address)
+}
+
+fn dns_domain(text: &str) -> Result<String, String> {
+    /// With the longest name before it, it still is a name of DNS.
+    const LONGEST: usize = 63;
+    let domain = text.strip_suffix('.').unwrap_or(text);
+    match domain.parse::<Name>() {
+        Ok(name) if domain.len() <= LONGEST => Ok(name.to_string()),
+        Ok(_) => Err(format!("expected at most {LONGEST} characters")),
+        Err(error) => Err(format!("{error}; expected a domain such as {DEFAULT_DNS_DOMAIN}")),
     }
 }
 

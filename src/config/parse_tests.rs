@@ -132,12 +132,16 @@ fn every_key_has_a_value_that_can_be_compared() {
         ("data-dir", "d"),
         ("socket", "s"),
         ("metrics", "127.0.0.1:1"),
+        ("docker-socket", "d"),
         ("bridge", "b"),
         ("mtu", "1300"),
         ("cipher", "nacl"),
         ("no-discovery", "true"),
         ("no-fast-path", "true"),
         ("trusted-subnet", "192.0.2.0/24"),
+        ("dns-listen", "192.0.2.1:53"),
+        ("dns-domain", "mesh.example"),
+        ("dns-resolv-conf", "r"),
         ("detach", "true"),
         ("log-level", "debug"),
         ("log-format", "json"),
@@ -156,6 +160,7 @@ fn every_key_has_a_value_that_can_be_compared() {
 #[test]
 fn every_key_refuses_what_it_cannot_take_and_names_it() {
     let long = "x".repeat(64);
+    let long_domain = "x.".repeat(40) + "x";
     let long_path = format!("/{}", "x".repeat(96));
     let table: &[(&'static str, &[&str], &str)] = &[
         ("name", &["", "a b", "a/b", "ü", "a\u{1b}[2J", &long], "1 to 63"),
@@ -195,6 +200,8 @@ fn every_key_refuses_what_it_cannot_take_and_names_it() {
         ("data-dir", &[""], "expected a path"),
         ("socket", &[""], "expected a path"),
         ("socket", &[&long_path], "96 bytes"),
+        ("docker-socket", &[""], "expected a path"),
+        ("docker-socket", &[&long_path], "96 bytes"),
         (
             "metrics",
             &["", "6782", ":6782", "localhost:6782", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536"],
@@ -208,6 +215,15 @@ fn every_key_refuses_what_it_cannot_take_and_names_it() {
         ("no-fast-path", &["", "maybe"], "true or false"),
         ("trusted-subnet", &["", "10.0.0.0", "10.0.0.0/33", "host/8"], "expected a CIDR"),
         ("trusted-subnet", &["10.0.0.1/8"], "did you mean"),
+        (
+            "dns-listen",
+            &["", "53", ":53", "localhost:53", "192.0.2.1", "192.0.2.1:0", "fd00::1:x"],
+            "address of this host",
+        ),
+        ("dns-listen", &["0.0.0.0:53", "[::]:53", "224.0.0.1:53"], "each address"),
+        ("dns-domain", &["", ".", "a..b", "weft local", "-.ü"], "cannot be a name"),
+        ("dns-domain", &[&long_domain], "at most 63"),
+        ("dns-resolv-conf", &[""], "expected a path"),
         ("detach", &["", "maybe"], "true or false"),
         ("log-level", &["", "verbose", "INFO", "3"], "error, warn, info"),
         ("log-format", &["", "xml", "JSON"], "text or json"),

@@ -20,6 +20,8 @@ pub struct Container {
     pub id: String,
     /// A process in its namespace.
     pub pid: u32,
+    /// Its name, and its hostname if somebody chose one.
+    pub names: Vec<String>,
 }
 
 /// Why a container cannot be used.
@@ -60,6 +62,17 @@ pub enum DockerError {
 struct Inspect {
     id: String,
     state: State,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    config: Config,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    hostname: String,
 }
 
 #[derive(Deserialize)]
@@ -91,7 +104,11 @@ async fn inspect_at(socket: &Path, name: &str) -> Result<Container, DockerError>
     understand(name, status, &body)
 }
 
-fn socket() -> Result<PathBuf, DockerError> {
+/// Where Docker listens.
+///
+/// # Errors
+/// If `DOCKER_HOST` is no unix socket.
+pub fn socket() -> Result<PathBuf, DockerError> {
     match std::env::var("DOCKER_HOST") {
         Ok(host) if !host.is_empty() => match host.strip_prefix("unix://") {
             Some(path) => Ok(PathBuf::from(path)),
@@ -122,7 +139,11 @@ fn understand(name: &str, status: StatusCode, body: &[u8]) -> Result<Container, 
     if !inspect.state.running || inspect.state.pid == 0 {
         return Err(DockerError::Stopped(name.to_owned()));
     }
-    Ok(Container { id: inspect.id, pid: inspect.state.pid })
+    // Docker writes a slash before the name, and makes a hostname of the id if none is given.
+    let own = [inspect.name.trim_start_matches('/'), &inspect.config.hostname];
+    let names = own.into_iter().filter(|name| !name.is_empty() && !inspect.id.starts_with(name));
+    let names = names.map(str::to_owned).collect();
+    Ok(Container { pid: inspect.state.pid, names, id: inspect.id })
 }
 
 #[cfg(test)]
@@ -131,9 +152,13 @@ mod tests {
 
     #[test]
     fn a_running_container_is_understood_and_others_are_told_apart() {
-        let body = br#"{"Id":"abc","State":{"Running":true,"Pid":42,"Status":"running"},"X":1}"#;
+        let body = br#"{"Id":"abcd","State":{"Running":true,"Pid":42,"Status":"running"},"X":1}"#;
         let container = understand("c", StatusCode::OK, body).expect("running");
-        assert_eq!(container, Container { id: "abc".to_owned(), pid: 42 });
+        assert_eq!(container, Container { id: "abcd".to_owned(), pid: 42, names: Vec::new() });
+        let body = br#"{"Id":"abcd","Name":"/web","Config":{"Hostname":"abc"},"State":{"Running":true,"Pid":42}}"#;
+        assert_eq!(understand("c", StatusCode::OK, body).expect("running").names, ["web"]);
+        let body = br#"{"Id":"abcd","Name":"/web","Config":{"Hostname":"www"},"State":{"Running":true,"Pid":42}}"#;
+        assert_eq!(understand("c", StatusCode::OK, body).expect("running").names, ["web", "www"]);
         let stopped = br#"{"Id":"abc","State":{"Running":false,"Pid":0}}"#;
         let error = |status, body: &[u8]| understand("c", status, body).expect_err("no container").to_string();
         assert!(error(StatusCode::OK, stopped).contains("not running"));

@@ -2,11 +2,15 @@
 
 pub mod api;
 pub mod attach;
+pub mod dns;
 pub mod docker;
 pub mod events;
 pub mod firewall;
 pub mod http;
 pub mod identity;
+pub mod ledger;
+pub mod locks;
+pub mod names;
 pub mod quic;
 pub mod secret;
 pub mod store;

@@ -12,6 +12,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     Link, Mac, Netlink,
@@ -19,7 +20,7 @@ use super::{
 };
 
 /// A route through an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Where to; `0.0.0.0/0` or `::/0` is the default route.
     pub destination: IpNet,
@@ -126,6 +127,23 @@ fn route_message(link: &Link, route: &Route) -> RouteMessage {
     }
 }
 
+fn is_route(found: &RouteMessage, link: &Link, route: &Route) -> bool {
+    let destination = route.destination.network();
+    let (mut to, mut via, mut here) = (None, None, false);
+    for attribute in &found.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip_of(address),
+            RouteAttribute::Gateway(address) => via = ip_of(address),
+            RouteAttribute::Oif(index) => here = *index == link.index,
+            _ => {}
+        }
+    }
+    // The kernel leaves out a destination of only zeros.
+    here && found.header.destination_prefix_length == route.destination.prefix_len()
+        && to.map_or(destination.is_unspecified(), |to| to == destination)
+        && via == route.via
+}
+
 impl Netlink {
     /// The addresses of an interface.
     ///
@@ -172,6 +190,19 @@ impl Netlink {
         let request = self.handle.route().add(route_message(link, route)).replace();
         let result = request.execute().await;
         result.context(&format!("{} ({})", link.name, route.destination), "add the route")
+    }
+
+    /// Whether there is this route through the interface, whatever others there are.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn has_route(&self, link: &Link, route: &Route) -> Result<bool> {
+        let mut query = RouteMessage::default();
+        query.header.address_family =
+            if route.destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let request = self.handle.route().get(query).execute();
+        let routes: Vec<RouteMessage> = request.try_collect().await.context(&link.name, "list the routes")?;
+        Ok(routes.iter().any(|found| is_route(found, link, route)))
     }
 
     /// Removes a route. One that is gone already is fine.

@@ -42,6 +42,8 @@ pub struct Plug<'a> {
     pub addresses: &'a [IpNet],
     /// Routes besides the connected ones.
     pub routes: &'a [Route],
+    /// Whether the bridge gives back to it what it sends to itself.
+    pub hairpin: bool,
 }
 
 /// A container's interface as it stands.
@@ -61,16 +63,31 @@ pub struct Plugged {
 /// the interface inside; at most 15 bytes.
 #[must_use]
 pub fn host_interface(namespace: &NetNs, interface: &str) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let id = namespace.id();
-    let key = format!("{}:{}:{interface}", id.device, id.inode);
+    name_for("weft-", &format!("{}:{}:{interface}", id.device, id.inode))
+}
+
+/// A name for an interface that stays the same for the same key: the prefix, and letters and digits up to
+/// the 15 bytes that the kernel takes.
+#[must_use]
+pub fn name_for(prefix: &str, key: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    const LENGTH: usize = 15;
     let mut hash = fnv1a(key.as_bytes());
-    let mut name = String::from("weft-");
-    for _ in 0..10 {
+    let mut name = prefix.to_owned();
+    while name.len() < LENGTH {
         name.push(char::from(ALPHABET[(hash % 32) as usize]));
         hash /= 32;
     }
     name
+}
+
+/// Refuses what cannot be the name of an interface.
+///
+/// # Errors
+/// If it is none, with what a name may be.
+pub fn check_interface(name: &str) -> Result<()> {
+    super::link::check_name(name)
 }
 
 /// Hardware address of a container: locally administered, and a function of its overlay address,
@@ -154,7 +171,10 @@ async fn complete(
     host_name: &str,
     bridge: &Link,
 ) -> Result<(Link, Vec<IpNet>)> {
-    host.enslave(host_name, bridge, plug.mtu).await?;
+    let port = host.enslave(host_name, bridge, plug.mtu).await?;
+    if plug.hairpin {
+        host.set_hairpin(&port, true).await?;
+    }
     let link = inside.need_link(plug.interface).await?;
     prepare_inside(inside, plug, &link).await?;
     for &address in plug.addresses {

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
-    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::link::{
-        AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-        LinkFlags, LinkInfo, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoVeth,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 
@@ -93,7 +93,7 @@ fn parse(message: LinkMessage) -> Link {
 }
 
 /// Refuses what the kernel would refuse with no more than "invalid argument".
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
     if name.is_empty() || name.len() > 15 || name.contains(bad) || name == "." || name == ".." {
         let why = "an interface name has 1 to 15 bytes without '/', ':' or spaces";
@@ -303,6 +303,16 @@ impl Netlink {
     pub async fn set_master(&self, link: &Link, bridge: Option<&Link>) -> Result<()> {
         let index = bridge.map_or(0, |bridge| bridge.index);
         self.change(link, unspec(link.index).controller(index), "change the bridge of").await
+    }
+
+    /// Whether a port of a bridge gets back what came from it: what a container sends to itself by
+    /// way of an address that the host translates.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn set_hairpin(&self, link: &Link, on: bool) -> Result<()> {
+        let message = LinkBridgePort::new(link.index).append_info_data(InfoBridgePort::HairpinMode(on));
+        self.handle.link().set_port(message.build()).execute().await.context(&link.name, "set the port's hairpin mode")
     }
 
     async fn change(

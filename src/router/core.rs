@@ -11,11 +11,12 @@ use mesh_proto::control::NodeConfig;
 use mesh_proto::control::node::{Node, PeerInfo, PeerState, TargetInfo};
 use mesh_proto::data::Hop;
 use mesh_proto::handover::DataEvent;
-use mesh_proto::id::PeerId;
+use mesh_proto::id::{Incarnation, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::addresses::Addresses;
 use super::fastpath::{self, Fast};
+use super::names::MeshNames;
 use super::refusals::Refusals;
 use super::{AddressSpace, MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
 use crate::clock::Clock;
@@ -77,6 +78,8 @@ pub(super) struct CoreIo {
     pub(super) events: Events,
     /// The fast path, if it is on.
     pub(super) fast: Option<Fast>,
+    /// The names of the mesh.
+    pub(super) names: MeshNames,
 }
 
 type Answer = oneshot::Sender<Result<IpNet, AllocError>>;
@@ -92,6 +95,7 @@ pub(super) struct Core {
     pub(super) store: Store,
     pub(super) events: Events,
     pub(super) fast: Option<Fast>,
+    pub(super) names: MeshNames,
     pub(super) ranges: Vec<IpNet>,
     pub(super) port: u16,
     pub(super) endpoints: Vec<SocketAddr>,
@@ -172,6 +176,7 @@ impl Core {
             store: io.store,
             events: io.events,
             fast: io.fast,
+            names: io.names,
             ranges: config.ranges,
             port: config.port,
             endpoints,
@@ -252,8 +257,8 @@ impl Core {
         /// With nothing to do, look again after this long: a machine without a timer is idle.
         const IDLE: Duration = Duration::from_secs(60);
         let fast = self.fast.as_ref().and_then(|fast| fast.machine.poll_timeout());
-        let earliest =
-            [self.node.poll_timeout(), self.ipam.poll_timeout(), fast].into_iter().flatten().map(|(at, _)| at).min();
+        let timers = [self.node.poll_timeout(), self.ipam.poll_timeout(), self.names.poll_timeout(), fast];
+        let earliest = timers.into_iter().flatten().map(|(at, _)| at).min();
         let now = self.clock.now();
         let at = earliest.unwrap_or(now + IDLE).clamp(now + TIMER_GRAIN, now + IDLE);
         self.clock.instant(at).into()
@@ -288,6 +293,9 @@ impl Core {
                 }
                 if due(self.ipam.poll_timeout()) {
                     self.ipam.handle_timeout(now);
+                }
+                if due(self.names.poll_timeout()) {
+                    self.names.handle_timeout(now);
                 }
                 if let Some(fast) = &mut self.fast
                     && due(fast.machine.poll_timeout())
@@ -357,6 +365,7 @@ impl Core {
                 let _ = reply.send(self.ipam.lookup(&owner));
             }
             Request::Survey(in_use) => self.ipam.survey(&in_use, now),
+            Request::Names(names) => self.names.set_own(&names),
             Request::AskAboutStrays => self.ipam.ask_about_strays(now),
             Request::RemovePeer(name, reply) => {
                 let _ = reply.send(self.remove_peer(&name, now));
@@ -396,9 +405,12 @@ impl Core {
         }
         let by_id = |id: &PeerId| name.len() >= SHORTEST && id.to_string().starts_with(name);
         found.retain(|id, known| known == name || by_id(id));
-        match found.pop_first() {
+        // Hosts that were replaced had the name that those in their place have. Asked again, it is done already.
+        let (removed, mut there): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            found.into_iter().partition(|(id, _)| self.ipam.is_removed(Peer(*id)));
+        match there.pop_first().or_else(|| removed.into_iter().next()) {
             None => Err(RemoveError::Unknown),
-            Some(_) if !found.is_empty() => Err(RemoveError::Ambiguous),
+            Some(_) if !there.is_empty() => Err(RemoveError::Ambiguous),
             Some((id, known)) => {
                 self.ipam.remove_peer(Peer(id), now)?;
                 Ok((id, known))
@@ -471,6 +483,8 @@ impl Core {
         reachable.sort_unstable();
         if reachable != self.reachable {
             self.ipam.handle_peers(&reachable, now);
+            let peers: Vec<_> = reachable.iter().map(|&(Peer(id), life)| (id, Incarnation(life))).collect();
+            self.names.set_reachable(&peers, now);
             self.reachable = reachable;
         }
     }

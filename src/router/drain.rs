@@ -19,6 +19,8 @@ use crate::logging::rfc3339;
 const CHANNEL_IPAM: u8 = 1;
 /// The same: the fast path.
 pub(super) const CHANNEL_FASTPATH: u8 = 2;
+/// The same: names.
+pub(super) const CHANNEL_NAMES: u8 = 3;
 /// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,7 @@ impl Core {
                 idle = false;
             }
             idle &= !self.drain_fast();
+            idle &= !self.drain_names();
             if idle {
                 return;
             }
@@ -72,6 +75,9 @@ impl Core {
                     if let Some(fast) = &mut self.fast {
                         fast.machine.handle_message(from, message, self.clock.now());
                     }
+                }
+                Some((&CHANNEL_NAMES, message)) => {
+                    self.names.handle_message(from, incarnation, message, self.clock.now());
                 }
                 Some((channel, _)) => {
                     tracing::debug!(peer = %from, channel, "message of an application that this version does not know");
@@ -148,6 +154,7 @@ impl Core {
             }
             Event::PeerForgotten { peer, name } => {
                 self.write_later(Edit::delete(Table::Peers, known_key(peer)));
+                self.names.forget(peer, self.clock.now());
                 if let Some(fast) = &mut self.fast {
                     fast.machine.forget(peer, self.clock.now());
                 }
@@ -187,6 +194,7 @@ impl Core {
                 ("revoked", text)
             }
             Event::ShutOut { peer } => {
+                self.names.forget(peer, self.clock.now());
                 // What follows is told by the events of links and peers.
                 if let Some(fast) = &mut self.fast {
                     fast.machine.forget(peer, self.clock.now());
@@ -201,6 +209,7 @@ impl Core {
                 );
                 tracing::warn!("{text}");
                 self.ipam.raise_incarnation(to.0, self.clock.now());
+                self.names.raise_incarnation(to);
                 ("incarnation-raised", text)
             }
             other => {

@@ -21,6 +21,7 @@ mod drain;
 mod fastpath;
 mod host;
 mod keeper;
+mod names;
 mod prepare;
 mod refusals;
 mod reload;
@@ -30,16 +31,19 @@ pub(crate) mod rig;
 mod snapshot;
 mod start;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipam::AllocError;
 use ipnet::IpNet;
 use mesh_proto::id::PeerId;
+use mesh_proto::wire::names::{Addresses, Name};
 use tokio::sync::{mpsc, oneshot};
 
 pub use checks::CheckError;
 pub use fastpath::FastSnapshot;
+pub use names::MeshNames;
 pub use reload::{ReloadError, Reloads};
 pub use revoke::{RevokeRefused, Whom};
 pub use snapshot::{AddressSpace, MessageCounters, Snapshot, TargetView};
@@ -73,6 +77,8 @@ pub(crate) enum Request {
     Lookup { owner: String, reply: oneshot::Sender<Vec<IpNet>> },
     /// What runs on this host has these addresses.
     Survey(Vec<(String, IpAddr)>),
+    /// These are the names of this host's containers and services.
+    Names(BTreeMap<Name, Addresses>),
     /// Find out whether addresses that are used here belong to others.
     AskAboutStrays,
     /// Removes a peer from the address space for good.
@@ -245,6 +251,14 @@ impl Handle {
     /// If the router stops.
     pub async fn ask_about_strays(&self) -> Result<(), Stopped> {
         self.requests.send(Request::AskAboutStrays).await.map_err(|_| Stopped)
+    }
+
+    /// Tells the mesh the names of this host's containers and services.
+    ///
+    /// # Errors
+    /// If the router stops.
+    pub async fn set_names(&self, names: BTreeMap<Name, Addresses>) -> Result<(), Stopped> {
+        self.requests.send(Request::Names(names)).await.map_err(|_| Stopped)
     }
 
     /// Removes a peer, named by its name or id, from the address space for good.

@@ -12,6 +12,7 @@ use super::devices::Devices;
 use super::host::{self, Sizes};
 use crate::config::{Cipher, Settings};
 use crate::control::api::{self, SocketFile};
+use crate::control::dns;
 use crate::control::secret::Secret;
 use crate::control::store::{self, File, Lock, Opened, State};
 use crate::data::bind_udp;
@@ -29,6 +30,8 @@ pub(super) struct Ground {
     pub(super) suites: Vec<Suite>,
     pub(super) listener: UnixListener,
     pub(super) metrics: Option<TcpListener>,
+    /// Where names are answered.
+    pub(super) dns: Vec<dns::Sockets>,
     pub(super) problems: Vec<String>,
     /// What of the address state was lost.
     pub(super) lost: Lost,
@@ -57,6 +60,7 @@ impl Ground {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
         };
+        let dns = settings.dns_listen.iter().map(|address| dns::Sockets::bind(*address)).collect::<Result<_, _>>()?;
         let secret = match secret {
             Some(secret) => {
                 let network = settings.network.clone();
@@ -101,7 +105,7 @@ impl Ground {
         }
         let held = Held { _lock: lock, _socket: socket_file };
         let ground =
-            Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, problems, lost };
+            Self { settings, netlink, sizes, socket, state, secret, suites, listener, metrics, dns, problems, lost };
         Ok((ground, file, held))
     }
 
@@ -125,7 +129,7 @@ async fn claim(settings: &Settings) -> anyhow::Result<(UnixListener, SocketFile,
             wrong.push(overlap.to_string());
         }
     }
-    let socket = api::claim(&settings.socket).await.map_err(|error| wrong.push(error.to_string()));
+    let socket = api::claim(&settings.socket, "socket").await.map_err(|error| wrong.push(error.to_string()));
     let lock = Lock::take(&settings.data_dir).map_err(|error| wrong.push(error.to_string()));
     match (socket, lock) {
         (Ok((listener, socket)), Ok(lock)) if wrong.is_empty() => Ok((listener, socket, lock)),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipam::allocator::Birth;
 use ipnet::IpNet;
+use mesh_proto::control::names::Names;
 use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
 use mesh_proto::handover::{SessionKey, Suite};
@@ -20,12 +21,14 @@ use zeroize::Zeroizing;
 
 use super::addresses::{Addresses, Lost};
 use super::core::{Core, CoreConfig, CoreIo};
-use super::{Handle, Reloads};
+use super::{Handle, MeshNames, Reloads};
 use crate::clock::Clock;
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
 use crate::control::identity::Identity;
+use crate::control::ledger::Ledger;
+use crate::control::names::Book;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::store::{self, Store};
 use crate::data::{DataConfig, DataHandle, bind_udp};
@@ -35,6 +38,8 @@ use crate::netlink::Netlink;
 pub(crate) struct Rig {
     pub(crate) handle: Handle,
     pub(crate) api: Api,
+    /// What other parts than attachments hold.
+    pub(crate) ledger: Ledger,
     pub(crate) address: SocketAddr,
     /// What the bridge would hold: frames to and from the router.
     pub(crate) bridge: OwnedFd,
@@ -112,6 +117,7 @@ impl Rig {
             problems: Vec::new(),
         };
         let events = Events::default();
+        let names = MeshNames::new(Names::new(id, state.incarnation, [1; 32], clock.now()));
         let io = CoreIo {
             clock,
             quic,
@@ -122,19 +128,22 @@ impl Rig {
             stored,
             events: events.clone(),
             fast: None,
+            names: names.clone(),
         };
         let (handle, requests) = Handle::new();
         let core = Core::new(config, io, requests).expect("a core");
         let (stop_core, stopped) = watch::channel(false);
         let core = tokio::spawn(core.run(stopped));
+        let ledger = Ledger::default();
         let attachments = Attachments::new(AttachConfig {
             router: handle.clone(),
-            store,
+            store: store.clone(),
             netlink: Netlink::open().expect("netlink"),
             // No interface can have that name: whatever reaches for it fails.
             bridge: "no bridge".to_owned(),
             mtu: 1410,
             ranges: ranges(),
+            others: ledger.clone(),
         })
         .expect("/proc");
         let info = Arc::new(Info {
@@ -149,16 +158,20 @@ impl Rig {
             bridge: "weft".to_owned(),
             port: address.port(),
             endpoints: vec![address],
+            domain: "weft.local".to_owned(),
+            dns: Vec::new(),
             clock,
         });
         let (stop, stopped) = watch::channel(Stop::No);
         // Nobody reads a configuration again.
         let (reloads, _) = Reloads::new();
-        let api = Api { router: handle.clone(), data, attachments, events, info, reloads, stop: Arc::new(stop) };
+        let book = Book::new(store, &state.names);
+        let api =
+            Api { router: handle.clone(), data, attachments, names, book, events, info, reloads, stop: Arc::new(stop) };
         let socket = options.directory.join("api.sock");
         let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
         let server = tokio::spawn(api::serve(listener, api.clone(), stopped));
-        Self { handle, api, address, bridge, socket, stop_core, core, server }
+        Self { handle, api, ledger, address, bridge, socket, stop_core, core, server }
     }
 
     /// Ends it the way a router ends.
@@ -233,6 +246,29 @@ mod tests {
         assert!(snapshot.messages.received > 0 && snapshot.messages.sent > 0);
         one.stop().await;
         two.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn hosts_that_are_replaced_under_one_name_are_removed_by_it_each() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let one = Rig::start(options("one", directory.path(), None, &[]));
+        let mut removed = BTreeSet::new();
+        for _ in 0..3 {
+            let directory = tempfile::tempdir().expect("a directory");
+            let two = Rig::start(options("two", directory.path(), None, &[&one]));
+            eventually("a link", || linked(&two)).await;
+            two.handle.allocate("test:a", ranges()[0]).await.expect("it runs").expect("an address");
+            let id = two.api.info.id;
+            two.stop().await;
+            let answer = one.handle.remove_peer("two").await.expect("it runs");
+            assert_eq!(answer, Ok((id, "two".to_owned())));
+            // Whoever is asked a second time has done it already.
+            let again = one.handle.remove_peer("two").await.expect("it runs");
+            assert!(again.is_ok(), "{again:?}");
+            removed.insert(id);
+        }
+        assert_eq!(removed.len(), 3);
+        one.stop().await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use mesh_proto::control::names::Names;
 use mesh_proto::control::{NodeConfig, TrustConfig};
 use mesh_proto::data::forwarder::ForwarderConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::Handle;
 use super::addresses::Addresses;
 use super::core::{Core, CoreConfig, CoreIo, seed};
 use super::devices::{Devices, Made};
@@ -26,19 +26,25 @@ use super::host;
 use super::keeper::Keeper;
 use super::prepare::Ground;
 use super::reload::{Reloader, Reloads};
+use super::{Handle, MeshNames};
 use crate::clock::Clock;
 use crate::config::{Settings, Sources};
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
+use crate::control::dns::{self, DnsConfig};
 use crate::control::events::Events;
 use crate::control::firewall::Firewall;
 use crate::control::identity::Identity;
+use crate::control::ledger::Ledger;
+use crate::control::names::{Book, Teller};
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
 use crate::control::store::{File, Store};
 use crate::data::{DataConfig, DataHandle};
+use crate::docker::{self, Docker, DockerConfig, Engine, KernelPorts};
 use crate::logging::rfc3339;
 use crate::metrics;
+use crate::netlink::Netlink;
 
 /// Most learned MAC addresses: 40 bytes each, far above any host's containers and its peers'.
 const MACS_MAX: usize = 65_536;
@@ -92,8 +98,11 @@ async fn operate(
 ) -> anyhow::Result<Finished> {
     let clock = Clock::start();
     let stored_attachments = std::mem::take(&mut ground.state.attachments);
+    let stored_docker = std::mem::take(&mut ground.state.docker);
+    let stored_names = std::mem::take(&mut ground.state.names);
     let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
-    let Ground { settings, netlink, sizes, listener, metrics, .. } = ground;
+    let Ground { settings, netlink, sizes, listener, metrics, dns, .. } = ground;
+    let others = Ledger::default();
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -101,7 +110,18 @@ async fn operate(
         bridge: settings.bridge.clone(),
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
+        others: others.clone(),
     })?;
+    let docker = Docker::new(DockerConfig {
+        router: core.handle.clone(),
+        store: core.store.clone(),
+        stored: stored_docker,
+        ledger: others,
+        ports: KernelPorts { netlink: netlink.clone(), bridge: settings.bridge.clone(), mtu: sizes.overlay },
+        engine: engine(),
+        mtu: sizes.overlay,
+        ranges: settings.ranges.clone(),
+    });
     let mut firewall = Firewall::new(&settings.bridge);
     firewall.ensure().await;
     attachments.load(&stored_attachments).await;
@@ -112,12 +132,29 @@ async fn operate(
         router: core.handle.clone(),
         data: core.data.clone(),
         attachments: attachments.clone(),
+        names: core.names.clone(),
+        book: Book::new(core.store.clone(), &stored_names),
         events: core.events.clone(),
         info: core.info.clone(),
         reloads,
         stop: Arc::new(stop),
     };
     let mut tasks = JoinSet::new();
+    let dns_config = DnsConfig {
+        domain: settings.dns_domain.clone(),
+        ranges: settings.ranges.clone(),
+        names: core.names.clone(),
+        resolv_conf: settings.resolv_conf.clone(),
+    };
+    dns::serve(dns_config, dns, &mut tasks)?;
+    let teller = Teller {
+        router: core.handle.clone(),
+        attachments: attachments.clone(),
+        book: api.book.clone(),
+        netlink: Netlink::open()?,
+        bridge: settings.bridge.clone(),
+    };
+    tasks.spawn(teller.run());
     let mut metrics_server = JoinSet::new();
     if let Some(listener) = metrics {
         metrics_server.spawn(metrics::serve(listener, api.clone()));
@@ -136,6 +173,10 @@ async fn operate(
     tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));
     tasks.spawn(firewall.keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
+    tasks.spawn(docker.clone().look_after());
+    if let Some(path) = &settings.docker_socket {
+        tasks.spawn(docker::serve(docker, path.clone()));
+    }
     let server = tokio::spawn(api::serve(listener, api.clone(), stopped.clone()));
     announce(&settings, &core);
 
@@ -156,6 +197,7 @@ struct RunningCore {
     handle: Handle,
     data: DataHandle,
     store: Store,
+    names: MeshNames,
     events: Events,
     info: Arc<Info>,
     stop: watch::Sender<bool>,
@@ -184,6 +226,8 @@ impl RunningCore {
             bridge: settings.bridge.clone(),
             port: settings.port,
             endpoints: endpoints.clone(),
+            domain: settings.dns_domain.clone(),
+            dns: ground.dns.iter().map(dns::Sockets::address).collect(),
             clock,
         });
         let config = CoreConfig {
@@ -238,6 +282,7 @@ impl RunningCore {
             });
         let (store, stored) = Store::start(file)?;
         let events = Events::default();
+        let names = MeshNames::new(Names::new(info.id, state.incarnation, seed()?, clock.now()));
         let io = CoreIo {
             clock,
             quic,
@@ -248,12 +293,13 @@ impl RunningCore {
             stored,
             events: events.clone(),
             fast,
+            names: names.clone(),
         };
         let (handle, requests) = Handle::new();
         let core = Core::new(config, io, requests)?;
         let (stop, stops) = watch::channel(false);
         let task = tokio::spawn(core.run(stops));
-        Ok((Self { handle, data, store, events, info, stop, task }, made))
+        Ok((Self { handle, data, store, names, events, info, stop, task }, made))
     }
 
     async fn stop(self) {
@@ -286,6 +332,14 @@ async fn look_after(attachments: Attachments, router: Handle) {
         tokio::time::sleep(AUDIT).await;
         attachments.audit().await;
     }
+}
+
+/// The Docker engine of this host, as `weft attach` asks it too.
+fn engine() -> Option<Engine> {
+    crate::control::docker::socket()
+        .map(|socket| Engine { socket })
+        .inspect_err(|error| tracing::debug!(%error, "no Docker engine is asked what it has"))
+        .ok()
 }
 
 fn announce(settings: &Settings, core: &RunningCore) {

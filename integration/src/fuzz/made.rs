@@ -1,11 +1,13 @@
 //! Inputs that are well formed, for each way in: made by the machines and encoders themselves, so
 //! that a change of a format changes them too. Fuzzers start from them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipam::RequestId;
 use mesh_proto::control::ConnId;
+use mesh_proto::control::names::Output as NamesOutput;
 use mesh_proto::id::PeerId;
 use mesh_proto::wire::cbor::Endpoint;
 use mesh_proto::wire::control::{App, Message, Refuse, RefuseCode, Rekey, RekeyAnswer};
@@ -13,9 +15,12 @@ use mesh_proto::wire::fastpath::{Message as FastMessage, Ping, ProbeFrame, Probe
 use mesh_proto::wire::gossip::{
     BUCKETS, Buckets, Digest, HASH_LEN, LinkEntry, RecordBody, Records, VersionEntry, Versions, Want,
 };
+use mesh_proto::wire::names::{
+    Digest as NamesDigest, Message as NamesMessage, Row, Table as NamesTable, Want as NamesWant,
+};
 use mesh_proto::wire::trust::{Admit, Pake, Revocation, Revocations, Revoked};
 
-use super::{HEARD, Key, NOW, NoKeys, allocator, connect, dial, drained, node, plain_datagram, record, sent};
+use super::{HEARD, Key, NOW, NoKeys, allocator, connect, dial, drained, namer, node, plain_datagram, record, sent};
 
 /// The inputs of a way in, by its name.
 #[must_use]
@@ -33,6 +38,8 @@ pub fn made(target: &str) -> Vec<Vec<u8>> {
         "trust_messages" => trust_messages(),
         "address_messages" => vec![input(&address_messages())],
         "fast_path" => fast_path(),
+        "name_messages" => vec![input(&name_messages())],
+        "dns_messages" => dns_messages(),
         _ => Vec::new(),
     }
 }
@@ -237,10 +244,56 @@ fn fast_path() -> Vec<Vec<u8>> {
     vec![[table.clone(), ping].concat(), [table, piece(0x80, probe)].concat()]
 }
 
+/// What a sane peer says of its names to the one of [`super::name_messages`], and each other kind of
+/// message.
+fn name_messages() -> Vec<Vec<u8>> {
+    let mut other = namer(2);
+    other.set_own(&BTreeMap::new());
+    let sent = std::iter::from_fn(|| other.poll_output());
+    let mut said: Vec<Vec<u8>> = sent
+        .map(|output| match output {
+            NamesOutput::Send(_, bytes) | NamesOutput::Broadcast(bytes) => bytes,
+        })
+        .collect();
+    let row = Row { peer: PeerId([2; 16]), incarnation: 1, version: 9, sum: 3 };
+    let messages = [
+        NamesMessage::Want(NamesWant { incarnation: 1, version: 0 }),
+        NamesMessage::Digest(NamesDigest { root: [3; 16] }),
+        NamesMessage::Table(NamesTable::of(true, &[row])),
+    ];
+    said.extend(messages.each_ref().map(NamesMessage::encode));
+    said
+}
+
+/// Queries for the mesh and for others, with and without an extension, and what a resolver says.
+fn dns_messages() -> Vec<Vec<u8>> {
+    let name = |labels: &[&str]| -> Vec<u8> {
+        let label = |label: &&str| [&[label.len() as u8][..], label.as_bytes()].concat();
+        labels.iter().flat_map(label).chain([0]).collect()
+    };
+    let query = |name: &[u8], kind: u8, extended: u8| {
+        let head = [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, extended];
+        let opt: &[u8] = if extended > 0 { &[0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0] } else { &[] };
+        [&head[..], name, &[0, kind, 0, 1], opt].concat()
+    };
+    let mesh = name(&["WeB", "weft", "local"]);
+    let reverse = name(&["1", "1", "32", "10", "in-addr", "arpa"]);
+    let outside = query(&name(&["example", "com"]), 1, 1);
+    let mut said = outside.clone();
+    said[2] |= 0x80;
+    vec![
+        input(&[query(&mesh, 1, 0)]),
+        input(&[query(&mesh, 28, 1)]),
+        input(&[query(&reverse, 12, 1)]),
+        input(&[outside, said]),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::{WAYS_IN, addressed, heard, link, messages, met};
+    use crate::fuzz::{WAYS_IN, addressed, heard, link, messages, met, told};
+    use mesh_proto::control::names::Found;
     use mesh_proto::data::{Hop, Sink};
     use mesh_proto::wire::datagram::SLEEVE_HEADER;
 
@@ -263,6 +316,22 @@ mod tests {
         link(&mut one, two);
         messages(&mut one, &members_messages()[0]);
         assert_eq!(one.peers().len(), 3, "the third peer is known by its record");
+    }
+
+    #[test]
+    fn the_made_messages_about_names_are_believed() {
+        let names = told(&input(&name_messages()[..2]));
+        assert_eq!(
+            names.lookup(&"web".parse().expect("a name")),
+            Found::Addresses(
+                (0..60)
+                    .map(|last| [10, 32, 1, last].into())
+                    .chain((0..60).map(|last| [10, 32, 2, last].into()))
+                    .collect()
+            )
+        );
+        let names = told(&input(&name_messages()));
+        assert_eq!(names.list().len(), 1, "the other one has taken its name away again");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A Docker engine of the test's own: its network is a host of the lab, all else is its own too.
 //!
 //! ```text
-//!   test ─ stdin ─► bash (own mount namespace, own /run)        ends all below when stdin ends
+//!   test ─ stdin ─► bash (own mount namespace, own /run)        ends all below when stdin ends, and the
+//!                     │                                         engine when told to
 //!                     └── dockerd (network of host N, own cgroup parent, data, socket)
 //!                           └── containerd ── shim ── container
 //! ```
@@ -9,7 +10,8 @@
 //! The shell is what makes it leave nothing behind, even if the test is killed.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
     time::Duration,
@@ -30,11 +32,21 @@ const LIMIT: Duration = Duration::from_secs(30);
 const KEEPER: &str = r#"
 set -u
 mount -t tmpfs tmpfs /run
+mkdir -p /run/docker/plugins "$DIR/plugins"
+mount --bind "$DIR/plugins" /run/docker/plugins
+start() {
 dockerd --host "unix://$DIR/docker.sock" --data-root "$DIR/data" --exec-root "$DIR/exec" \
   --pidfile "$DIR/docker.pid" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$GROUP" \
-  --storage-driver vfs </dev/null >"$DIR/log" 2>&1 &
+  --storage-driver vfs </dev/null >>"$DIR/log" 2>&1 &
 engine=$!
-cat >/dev/null
+}
+start
+while read -r word; do
+  case $word in
+    kill) kill -KILL $engine; wait $engine ;;
+    start) start ;;
+  esac
+done
 docker ps -aq | xargs -r docker rm -f >/dev/null 2>&1
 kill -TERM $engine 2>/dev/null
 for _ in $(seq 100); do kill -0 $engine 2>/dev/null || break; sleep 0.1; done
@@ -88,6 +100,22 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Ends the engine as a crash would, and starts it again.
+    pub(crate) fn crash(&mut self) -> io::Result<()> {
+        let pid = || fs::read_to_string(self.dir.join("docker.pid")).unwrap_or_default();
+        let before = pid();
+        let stdin = self.stdin.as_mut().ok_or_else(|| io::Error::other("the engine has ended"))?;
+        stdin.write_all(b"kill\nstart\n")?;
+        let pid = || fs::read_to_string(self.dir.join("docker.pid")).unwrap_or_default();
+        let back = wait_until(LIMIT, || !pid().is_empty() && pid() != before && self.docker(&["version"]).is_ok());
+        if back { Ok(()) } else { Err(io::Error::other("the engine does not come back")) }
+    }
+
+    /// Where it looks for the drivers of the router.
+    pub(crate) fn plugin(&self) -> PathBuf {
+        self.dir.join("plugins/weft.sock")
+    }
+
     /// What `DOCKER_HOST` must be to reach it.
     pub(crate) fn host(&self) -> String {
         format!("unix://{}", self.dir.join("docker.sock").display())
@@ -97,6 +125,13 @@ impl Engine {
     pub(crate) fn docker(&self, args: &[&str]) -> io::Result<String> {
         let output = self.command().args(args).stdin(Stdio::null()).output()?;
         text_of(&output, &args.join(" "))
+    }
+
+    /// As [`Self::docker`], for what waits for a router that is away.
+    pub(crate) fn patient(&self, args: &[&str]) -> io::Result<String> {
+        let mut command = Command::new("docker");
+        command.env("PATH", PATH).env("DOCKER_HOST", self.host());
+        text_of(&command.args(args).stdin(Stdio::null()).output()?, &args.join(" "))
     }
 
     /// Starts a container that runs until it is removed, serving `/data` over HTTP.

@@ -14,6 +14,7 @@ mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod image;
+mod network;
 
 use std::{
     fmt::Display,
@@ -65,9 +66,10 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 2] = [
+    let cases: [(&str, fn()); 3] = [
         ("containers_of_two_engines_share_a_network", containers_of_two_engines_share_a_network),
         ("the_image_runs_with_the_capabilities_it_names", image::the_image_runs_with_the_capabilities_it_names),
+        ("containers_of_two_engines_share_a_docker_network", network::containers_of_two_engines_share_a_docker_network),
     ];
     let trials =
         cases.map(|(name, body)| Trial::test(name, move || bounded(LIMIT, body)).with_ignored_flag(lacking.is_some()));
@@ -154,6 +156,7 @@ impl World {
         };
         let config = config.with(["--range", "10.32.0.0/12", "--range", "fd00:32::/64"]);
         let config = config.with(["--secret-file".into(), secret.into_os_string()]);
+        let config = config.with(["--docker-socket".into(), self.engines[index].plugin().into_os_string()]);
         match index {
             0 => config,
             _ => config.with(["--peer".to_owned(), self.lab.host(0).v4().to_string()]),
@@ -184,6 +187,20 @@ impl World {
         let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
         let addresses = |entry: &Value| serde_json::from_value(entry["addresses"].clone()).must("addresses");
         entries.iter().map(|entry| (text(&entry["target"]), addresses(entry))).collect()
+    }
+
+    /// Every host comes to know the name by these addresses, and no others.
+    #[track_caller]
+    fn named(&self, name: &str, addresses: &[IpNet]) {
+        let mut expected: Vec<String> = addresses.iter().map(|net| net.addr().to_string()).collect();
+        expected.sort_unstable();
+        for host in 0..2 {
+            // It exits with 1 if there is none.
+            let output = || self.routers[host].cli(["dns", "lookup", name]).must("look up").stdout;
+            let found = || String::from_utf8_lossy(&output()).lines().map(str::to_owned).collect::<Vec<_>>();
+            let known = wait_until(Duration::from_secs(2), || found() == expected);
+            assert!(known, "host {host}: {name} is {:?} instead of {expected:?}", found());
+        }
     }
 
     /// The host's rules for what it forwards.
@@ -289,6 +306,8 @@ fn act(mut world: World) {
     world.reaches((1, "two"), &one);
     assert_eq!(world.attached(0), [("docker:one".to_owned(), one.clone())]);
     assert_eq!(world.attached(1), [("docker:two".to_owned(), two.clone())]);
+    world.named("one", &one);
+    world.named("two.weft.local", &two);
     // A name and an id are the same container.
     let id = world.engines[0].docker(&["inspect", "-f", "{{.Id}}", "one"]).must("inspect");
     assert_eq!(world.attach(0, &id), one);
@@ -336,11 +355,13 @@ fn restart(world: &World, one: &[IpNet], two: &[IpNet]) {
     assert_eq!(world.attached(0), [("docker:one".to_owned(), one.to_vec())]);
     world.reaches((0, "one"), two);
     world.reaches((1, "two"), one);
+    world.named("one", one);
 }
 
 /// A container that is removed gives its addresses back by itself.
 fn removal(world: &World, two: &[IpNet]) {
     world.engines[0].docker(&["rm", "-f", "one"]).must("remove");
+    world.named("one", &[]);
     let released = wait_until(PATIENCE, || world.attached(0).is_empty());
     assert!(released, "{:?}", world.attached(0));
     let ipam = world.json(0, "ipam");

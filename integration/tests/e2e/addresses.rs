@@ -24,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_living_peer_that_is_removed_is_told_and_no_address_has_two_holders", 120, living),
     ("a_peer_that_is_silent_for_long_is_removed_without_a_command", 120, silent),
     ("an_unreadable_address_state_is_kept_aside_and_its_containers_keep_their_addresses", 90, unreadable),
+    ("a_founder_whose_whole_state_is_unreadable_comes_back_to_its_network_and_founds_no_other", 120, founder),
     ("other_ranges_are_refused_while_addresses_are_in_use_and_taken_afterwards", 90, other_ranges),
     ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 480, many_operations),
 ];
@@ -182,6 +183,28 @@ fn unreadable() {
     let newcomer = Container::new("newcomer").must("make");
     let got = retry(SETTLED, || mesh.routers[2].attach(&newcomer)).must("attach another one");
     assert!(got.iter().all(|net| !before.contains(net)), "{got:?}");
+}
+
+fn founder() {
+    let mut mesh = mesh(&[]);
+    let told = mesh.routers[0].args().iter().any(|arg| arg == "--peer");
+    assert!(!told, "nobody was named to the founder: {:?}", mesh.routers[0].args());
+    mesh.routers[0].kill().must("kill");
+    std::fs::write(mesh.routers[0].data_dir().join("weft.redb"), b"garbage").must("write");
+    mesh.routers[0].restart().must("start with it");
+    let problems = mesh.status(0)["problems"].to_string();
+    assert!(problems.contains("unreadable"), "{problems}");
+    mesh.addresses[0] = retry(SETTLED, || mesh.routers[0].attach(&mesh.containers[0])).must("attach again");
+    let others: Vec<IpAddr> = [1, 2].iter().flat_map(|&container| mesh.ips(container)).collect();
+    assert!(mesh.ips(0).iter().all(|ip| !others.contains(ip)), "{:?} and {others:?}", mesh.addresses[0]);
+    for (router, other) in [(0, 1), (0, 2), (1, 2), (2, 1)] {
+        let name = mesh.routers[other].name();
+        assert!(owned_by(&mesh, router, name) > 0, "{}", ipam(&mesh, router));
+    }
+    let id = mesh.status(0)["peer"]["id"].clone();
+    let known = || ipam(&mesh, 1)["peers"].as_array().is_some_and(|peers| peers.iter().any(|peer| peer["id"] == id));
+    assert!(wait_until(PATIENCE, known), "{}", ipam(&mesh, 1));
+    mesh.reaches(0, 1, PATIENCE);
 }
 
 fn other_ranges() {

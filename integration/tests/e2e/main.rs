@@ -12,6 +12,8 @@
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
 mod addresses;
+mod addresses_load;
+mod addresses_replace;
 mod broadcast;
 mod cli;
 mod connect;
@@ -24,8 +26,10 @@ mod frames;
 mod harness;
 mod host;
 mod lab;
+mod ledger;
 mod mesh;
 mod mtu;
+mod names;
 mod netlink;
 mod restart;
 mod secrets;
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 17] = [
+    let groups: [(&str, &[Case]); 20] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -72,7 +76,10 @@ fn main() -> ExitCode {
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
         ("addresses", addresses::CASES),
+        ("addresses_load", addresses_load::CASES),
+        ("addresses_replace", addresses_replace::CASES),
         ("host", host::CASES),
+        ("names", names::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),

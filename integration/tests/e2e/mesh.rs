@@ -155,15 +155,21 @@ impl Mesh {
 
     /// Starts the mesh on the first hosts of a lab that is there.
     pub(crate) fn start_in(lab: Lab, config: &MeshConfig) -> Self {
+        let mut mesh = Self::start_routers(lab, config);
+        for host in 0..config.lab.hosts {
+            mesh.add_container(host);
+        }
+        mesh
+    }
+
+    /// Starts the routers alone.
+    pub(crate) fn start_routers(lab: Lab, config: &MeshConfig) -> Self {
         let mut mesh =
             Self { _echoes: Vec::new(), routers: Vec::new(), containers: Vec::new(), addresses: Vec::new(), lab };
         for host in 0..config.lab.hosts {
             let wanted = router_config(&mesh.lab, config, host, config.secret);
             let router = Router::start(&mesh.lab, mesh.lab.host(host), wanted);
             mesh.routers.push(router.must("start a router"));
-        }
-        for host in 0..config.lab.hosts {
-            mesh.add_container(host);
         }
         mesh
     }

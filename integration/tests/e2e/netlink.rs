@@ -72,6 +72,7 @@ fn plugging_is_idempotent() {
             mtu: 1410,
             addresses: &addresses,
             routes: &[Route::MULTICAST_V4],
+            hairpin: false,
         };
         let first = container::plug(&netlink, &plug).await?;
         let second = container::plug(&netlink, &plug).await?;
@@ -100,6 +101,7 @@ fn leftovers_are_replaced() {
             mtu: 1410,
             addresses: &addresses,
             routes: &[],
+            hairpin: false,
         };
         let first = container::plug(&netlink, &plug).await?;
         let inside = Netlink::open_in(box_.namespace())?;
@@ -135,6 +137,7 @@ fn ipv6_is_switched_on() {
             mtu: 1410,
             addresses: &addresses,
             routes: &[],
+            hairpin: false,
         };
         assert_eq!(container::plug(&netlink, &plug).await?.addresses, addresses);
         Ok(())

@@ -207,6 +207,7 @@ const WRONG: &[(&str, &str)] = &[
     ("data-dir", ""),
     ("socket", ""),
     ("metrics", "6782"),
+    ("docker-socket", ""),
     ("bridge", "a-name-that-is-too-long"),
     ("mtu", "12"),
     ("cipher", "rot13"),

@@ -17,6 +17,7 @@ pub mod handshake;
 pub mod identity;
 pub mod limits;
 
+pub mod names;
 pub mod node;
 pub mod record;
 mod revocation;

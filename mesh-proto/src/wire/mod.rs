@@ -5,5 +5,6 @@ pub mod control;
 pub mod datagram;
 pub mod fastpath;
 pub mod gossip;
+pub mod names;
 pub mod record;
 pub mod trust;

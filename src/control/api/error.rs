@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::BODY_MAX;
 use super::types::ErrorBody;
 use crate::control::attach::AttachError;
+use crate::control::names::BookError;
 use crate::router::{ReloadError, RevokeRefused, Stopped};
 
 /// A refusal.
@@ -67,6 +68,17 @@ impl From<RevokeRefused> for ApiError {
     }
 }
 
+impl From<BookError> for ApiError {
+    fn from(error: BookError) -> Self {
+        let status = match &error {
+            BookError::NotFound(_) => StatusCode::NOT_FOUND,
+            BookError::Full(_) => StatusCode::CONFLICT,
+            BookError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
 impl From<AttachError> for ApiError {
     fn from(error: AttachError) -> Self {
         let status = match &error {
@@ -77,7 +89,10 @@ impl From<AttachError> for ApiError {
                 AllocError::OutOfRange { .. } | AllocError::Reserved { .. } | AllocError::NoRange(_) => {
                     StatusCode::BAD_REQUEST
                 }
-                AllocError::InUse { .. } | AllocError::Exhausted { .. } => StatusCode::CONFLICT,
+                AllocError::InUse { .. }
+                | AllocError::HeldElsewhere { .. }
+                | AllocError::Withdrawn { .. }
+                | AllocError::Exhausted { .. } => StatusCode::CONFLICT,
                 AllocError::TimedOut { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             },
@@ -114,5 +129,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             Ok(value) => Ok(Self(value)),
             Err(error) => Err(ApiError::bad(format!("the body is not what is expected: {error}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_had_is_no_fault_of_kernel_or_disk() {
+        let address = std::net::IpAddr::from([10, 32, 0, 1]);
+        let held = AllocError::HeldElsewhere { address, peer: "01234567".to_owned() };
+        let used = AllocError::InUse { address, owner: "web".to_owned() };
+        for error in [held, used, AllocError::Withdrawn { address }] {
+            assert_eq!(ApiError::from(AttachError::from(error)).status, StatusCode::CONFLICT);
+        }
+        let full = AllocError::Storage("no space left on device".to_owned());
+        assert_eq!(ApiError::from(AttachError::from(full)).status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

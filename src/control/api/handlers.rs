@@ -1,5 +1,6 @@
 //! One function a route.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -7,17 +8,20 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri};
 use ipnet::IpNet;
+use mesh_proto::control::names::Listed;
 use mesh_proto::wire::control::NAME_MAX;
+use mesh_proto::wire::names::{InvalidName, Name};
 
 use super::error::Body;
 use super::types::{
-    Addresses, AddressesRequest, Attachment, CheckRequest, DownRequest, EventList, EventsQuery, Holding, Ipam,
-    IpamCheck, Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest,
-    RevokedPeer, Status, Stopping, TargetRequest, Targets,
+    Addresses, AddressesRequest, AttachRequest, Attachment, CheckRequest, DnsEntry, DnsList, DnsName, DnsQuery,
+    DnsRequest, DownRequest, EventList, EventsQuery, Held, HoldRequest, Holding, Ipam, IpamCheck, Peer, PeersRequest,
+    Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Status, Stopping,
+    TargetRequest, Targets, UnholdRequest,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
-use crate::control::attach::{AttachError, Record, mac_text};
+use crate::control::attach::{AttachError, Hold, Record, mac_text};
 use crate::router::{RemoveError, Whom};
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -140,15 +144,41 @@ pub(super) async fn remove_peer(State(api): State<Api>, Body(request): Body<Remo
     }
 }
 
-pub(super) async fn attach(State(api): State<Api>, Body(request): Body<TargetRequest>) -> Answer<Attachment> {
+pub(super) async fn attach(State(api): State<Api>, Body(request): Body<AttachRequest>) -> Answer<Attachment> {
     let attachments = api.attachments;
-    let work = async move { attachments.attach(&request.target, &request.addresses).await };
+    let work = async move { attachments.attach(&request.target, &request.addresses, &request.names).await };
     Ok(Json(attachment(&to_the_end(work).await?)))
 }
 
 pub(super) async fn detach(State(api): State<Api>, Body(request): Body<TargetRequest>) -> Answer<Released> {
     let attachments = api.attachments;
     let work = async move { attachments.detach(&request.target, &request.addresses).await };
+    Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
+}
+
+/// Attaches a namespace for a holder.
+pub(super) async fn hold(State(api): State<Api>, Body(request): Body<HoldRequest>) -> Answer<Held> {
+    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, hairpin } = request;
+    let attachments = api.attachments;
+    let hold = Hold { holder, target, interface, addresses, subnets, routes: routes.clone(), mtu, hairpin };
+    let work = async move {
+        let record = attachments.hold(&hold).await?;
+        let end = attachments.host_end(&record).await?;
+        Ok::<_, AttachError>((record, end))
+    };
+    let (record, end) = to_the_end(work).await?;
+    Ok(Json(Held {
+        attachment: attachment(&record),
+        host_mac: mac_text(end.mac.unwrap_or_default()),
+        mtu: record.held.map_or(0, |terms| terms.mtu),
+        routes,
+    }))
+}
+
+/// Releases what a holder holds.
+pub(super) async fn unhold(State(api): State<Api>, Body(request): Body<UnholdRequest>) -> Answer<Released> {
+    let attachments = api.attachments;
+    let work = async move { attachments.unhold(&request.holder).await };
     Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
 }
 
@@ -162,6 +192,71 @@ pub(super) async fn hide(State(api): State<Api>, Body(request): Body<AddressesRe
     let attachments = api.attachments;
     let work = async move { attachments.hide(&request.addresses).await };
     Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
+}
+
+pub(super) async fn dns(State(api): State<Api>, query: Result<Query<DnsQuery>, QueryRejection>) -> Answer<DnsList> {
+    let Query(query) = query.map_err(|rejection| ApiError::bad(rejection.body_text()))?;
+    let peers = api.router.snapshot().await?.peers;
+    let mut listed = api.names.read().list();
+    if let Some(asked) = &query.name {
+        match asked.parse::<IpAddr>() {
+            Ok(address) => listed.retain(|listed| listed.addresses.list().contains(&address)),
+            Err(_) => {
+                let name = mesh_name(&api, asked)?;
+                listed.retain(|listed| listed.name == name);
+            }
+        }
+    }
+    let entry = |listed: Listed| DnsEntry {
+        name: full_name(&api, &listed.name),
+        addresses: listed.addresses.list().iter().map(ToString::to_string).collect(),
+        peer: listed.peer.to_string(),
+        peer_name: peers.iter().find(|peer| peer.id == listed.peer).map(|peer| peer.name.clone()).unwrap_or_default(),
+        served: listed.served,
+    };
+    let names = listed.into_iter().map(entry).collect();
+    let listen = api.info.dns.iter().map(ToString::to_string).collect();
+    Ok(Json(DnsList { domain: api.info.domain.clone(), listen, names }))
+}
+
+pub(super) async fn dns_add(State(api): State<Api>, Body(request): Body<DnsRequest>) -> Answer<DnsName> {
+    let name = mesh_name(&api, &request.name)?;
+    let addresses = plain_addresses(&request.addresses)?;
+    if addresses.is_empty() {
+        return Err(ApiError::bad("`addresses` is empty: name at least one IP address"));
+    }
+    let all = api.book.add(name.clone(), &addresses).await?;
+    Ok(Json(DnsName { name: full_name(&api, &name), addresses: all.iter().map(ToString::to_string).collect() }))
+}
+
+pub(super) async fn dns_remove(State(api): State<Api>, Body(request): Body<DnsRequest>) -> Answer<Released> {
+    let name = mesh_name(&api, &request.name)?;
+    let taken = api.book.remove(name, &plain_addresses(&request.addresses)?).await?;
+    Ok(Json(Released { released: taken.iter().map(ToString::to_string).collect() }))
+}
+
+/// A name as people write it: with the domain, and maybe the dot at its end, or without.
+fn mesh_name(api: &Api, text: &str) -> Result<Name, ApiError> {
+    let domain = format!(".{}", api.info.domain);
+    let short = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let name = short.strip_suffix(&domain).unwrap_or(&short);
+    name.parse().map_err(|error: InvalidName| ApiError::bad(error.to_string()))
+}
+
+fn full_name(api: &Api, name: &Name) -> String {
+    format!("{name}.{}", api.info.domain)
+}
+
+/// Addresses without a prefix length: a service may be anywhere.
+fn plain_addresses(texts: &[String]) -> Result<Vec<IpAddr>, ApiError> {
+    let read = |text: &String| match text.parse::<IpAddr>() {
+        Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
+        _ => {
+            let shown: String = text.chars().filter(|c| !c.is_control()).take(60).collect();
+            Err(ApiError::bad(format!("`{shown}` is not the IP address of a service; give one such as 192.0.2.7")))
+        }
+    };
+    texts.iter().map(read).collect()
 }
 
 pub(super) async fn reload(State(api): State<Api>, Body(ReloadRequest {}): Body<ReloadRequest>) -> Answer<Reloaded> {
@@ -228,6 +323,9 @@ fn attachment(record: &Record) -> Attachment {
         interface: record.interface.clone(),
         mac: mac_text(record.mac),
         addresses: record.address_texts(),
+        owner: record.owner.clone(),
+        host_interface: record.host_interface.clone(),
+        names: record.names.clone(),
     }
 }
 

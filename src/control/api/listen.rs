@@ -1,4 +1,4 @@
-//! Takes the path of the API socket: from nobody, or from a router that is dead, but not from
+//! Takes the path of a socket of the router's: from nobody, or from a router that is dead, but not from
 //! one that lives.
 
 use std::io;
@@ -32,37 +32,50 @@ fn identity(meta: &std::fs::Metadata) -> (u64, i64, i64) {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// A router answers there.
-    #[error("a router is running at {}; stop it (weft down), or give this one another --socket and --data-dir", .0.display())]
-    Alive(PathBuf),
+    #[error("a router is running at {}; stop it (weft down), or give this one another --{option} and --data-dir", path.display())]
+    Alive {
+        /// The path.
+        path: PathBuf,
+        /// The key of the configuration that names it.
+        option: &'static str,
+    },
     /// Something else is there.
-    #[error("{} is in the way and is no socket; move it away or choose another --socket", .0.display())]
-    Other(PathBuf),
+    #[error("{} is in the way and is no socket; move it away or choose another --{option}", path.display())]
+    Other {
+        /// The path.
+        path: PathBuf,
+        /// The key of the configuration that names it.
+        option: &'static str,
+    },
     /// The system refused.
-    #[error("API socket {}: {source}; choose another --socket or make the directory writable", path.display())]
+    #[error("socket {}: {source}; choose another --{option} or make the directory writable", path.display())]
     Refused {
         /// The path.
         path: PathBuf,
+        /// The key of the configuration that names it.
+        option: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
 }
 
-/// Binds the API socket, readable and writable for this user only (0600).
+/// Binds a socket, readable and writable for this user only (0600); `option` is the key of the
+/// configuration that names it.
 ///
 /// # Errors
 /// If a live router has it, something else is there, or the system refuses.
-pub async fn claim(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
-    let refused = |source| ListenError::Refused { path: path.to_owned(), source };
+pub async fn claim(path: &Path, option: &'static str) -> Result<(UnixListener, SocketFile), ListenError> {
+    let refused = |source| ListenError::Refused { path: path.to_owned(), option, source };
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(refused)?;
     }
     match std::fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(ListenError::Other(path.to_owned()));
+            return Err(ListenError::Other { path: path.to_owned(), option });
         }
         Ok(_) => {
             if UnixStream::connect(path).await.is_ok() {
-                return Err(ListenError::Alive(path.to_owned()));
+                return Err(ListenError::Alive { path: path.to_owned(), option });
             }
             std::fs::remove_file(path).map_err(refused)?;
         }
@@ -92,12 +105,12 @@ mod tests {
     async fn a_live_socket_is_kept_and_a_dead_one_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("run/weft.sock");
-        let (listener, file) = claim(&path).await.expect("free");
+        let (listener, file) = claim(&path, "socket").await.expect("free");
         let mode = std::fs::metadata(&path).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(matches!(claim(&path).await, Err(ListenError::Alive(_))));
+        assert!(matches!(claim(&path, "socket").await, Err(ListenError::Alive { .. })));
         drop(listener);
-        let (_listener, again) = claim(&path).await.expect("the old one is dead");
+        let (_listener, again) = claim(&path, "socket").await.expect("the old one is dead");
         drop(file);
         assert!(path.exists(), "a file that is not ours any more is not removed");
         drop(again);
@@ -109,9 +122,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("weft.sock");
         std::fs::write(&path, "precious").expect("written");
-        assert!(matches!(claim(&path).await, Err(ListenError::Other(_))));
+        assert!(matches!(claim(&path, "socket").await, Err(ListenError::Other { .. })));
         assert_eq!(std::fs::read(&path).expect("there"), b"precious");
-        let error = claim(&path.join("x")).await.expect_err("a file is no directory");
+        let error = claim(&path.join("x"), "socket").await.expect_err("a file is no directory");
         assert!(error.to_string().contains("--socket"), "{error}");
     }
 }

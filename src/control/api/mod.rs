@@ -23,8 +23,9 @@ pub use view::{Info, ipam, status};
 
 use crate::control::attach::Attachments;
 use crate::control::events::Events;
+use crate::control::names::Book;
 use crate::data::DataHandle;
-use crate::router::{Handle, Reloads};
+use crate::router::{Handle, MeshNames, Reloads};
 
 /// Largest request body, in bytes.
 pub const BODY_MAX: usize = 64 << 10;
@@ -40,6 +41,10 @@ pub struct Api {
     pub data: DataHandle,
     /// What is attached.
     pub attachments: Attachments,
+    /// The names of the mesh.
+    pub names: MeshNames,
+    /// Those that the operator gave here.
+    pub book: Book,
     /// What happened.
     pub events: Events,
     /// What does not change.
@@ -87,8 +92,13 @@ routes! {
     post "/v1/peers/remove" => handlers::remove_peer,
     post "/v1/attach" => handlers::attach,
     post "/v1/detach" => handlers::detach,
+    post "/v1/hold" => handlers::hold,
+    post "/v1/unhold" => handlers::unhold,
     post "/v1/expose" => handlers::expose,
     post "/v1/hide" => handlers::hide,
+    get "/v1/dns" => handlers::dns,
+    post "/v1/dns/add" => handlers::dns_add,
+    post "/v1/dns/remove" => handlers::dns_remove,
     post "/v1/reload" => handlers::reload,
     post "/v1/down" => handlers::down,
 }

@@ -41,6 +41,10 @@ pub struct Info {
     pub port: u16,
     /// Where this peer could be dialled when it started.
     pub endpoints: Vec<SocketAddr>,
+    /// Domain of the mesh's names.
+    pub domain: String,
+    /// Where names are answered.
+    pub dns: Vec<SocketAddr>,
     /// The process' clock; began with the router.
     pub clock: Clock,
 }

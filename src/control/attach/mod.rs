@@ -9,6 +9,7 @@
 //!
 //! Requests about one owner wait for each other; those about others do not.
 
+mod held;
 mod record;
 mod restore;
 mod target;
@@ -21,12 +22,16 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use ipam::AllocError;
 use ipnet::IpNet;
-use tokio::sync::Mutex;
+use mesh_proto::wire::names::Name;
+use tokio::sync::{Mutex, Notify};
 
-pub use record::{Record, mac_text};
+pub use held::Hold;
+pub use record::{Record, Terms, mac_text};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
+use crate::control::ledger::Ledger;
+use crate::control::locks::Locks;
 use crate::control::store::{Edit, Store, Table};
 use crate::netlink::container::{self, Plug};
 use crate::netlink::{NetNs, NetNsId, Netlink, NetlinkError, Route};
@@ -36,6 +41,8 @@ use crate::router::{Handle, Stopped};
 pub const EXPOSE: &str = "weft:expose";
 /// Most addresses of one request.
 const ADDRESSES_MAX: usize = 64;
+/// Most names of one target.
+const NAMES_MAX: usize = 16;
 
 /// What is attached to this router. Clones share it.
 #[derive(Debug, Clone)]
@@ -53,10 +60,14 @@ struct Inner {
     mtu: u16,
     ranges: Vec<IpNet>,
     records: StdMutex<BTreeMap<String, Record>>,
+    /// Told of each change of the records.
+    changed: Notify,
     /// Everything is being taken away.
     closing: AtomicBool,
-    /// One lock for each owner that a request is about.
-    busy: StdMutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    /// One for each owner that a request is about.
+    locks: Locks,
+    /// What other parts of the router hold.
+    others: Ledger,
 }
 
 /// What attachments are made with.
@@ -74,6 +85,8 @@ pub struct AttachConfig {
     pub mtu: u16,
     /// Ranges of the network.
     pub ranges: Vec<IpNet>,
+    /// What other parts of the router hold.
+    pub others: Ledger,
 }
 
 /// Why something was not attached, detached, exposed or hidden. Nothing was changed then.
@@ -121,6 +134,15 @@ impl From<FindError> for AttachError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wanted(IpAddr);
 
+/// What is asked of the address protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// Any free address of a range, or of a part of one.
+    Free(IpNet),
+    /// This address.
+    This(IpAddr),
+}
+
 impl Attachments {
     /// Nothing is attached yet; see [`Self::restore`].
     ///
@@ -138,8 +160,10 @@ impl Attachments {
             mtu: config.mtu,
             ranges: config.ranges,
             records: StdMutex::default(),
+            changed: Notify::new(),
             closing: AtomicBool::new(false),
-            busy: StdMutex::default(),
+            locks: Locks::default(),
+            others: config.others,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -150,20 +174,45 @@ impl Attachments {
         self.records().values().filter(|record| record.owner != EXPOSE).cloned().collect()
     }
 
-    /// Attaches a target, or gives it more addresses. Without addresses: one of each range, or
-    /// those that it has already.
+    /// The names of what is attached, each with an address and the interface on the bridge that is
+    /// there for as long as the container is.
+    #[must_use]
+    pub fn names(&self) -> Vec<(Name, IpAddr, String)> {
+        let records = self.records();
+        let of_record = |record: &Record| {
+            let names: Vec<Name> = record.names.iter().filter_map(|name| name.parse().ok()).collect();
+            let (addresses, interface) = (record.addresses.clone(), record.host_interface.clone());
+            names.into_iter().flat_map(move |name| {
+                let interface = interface.clone();
+                let addresses = addresses.clone().into_iter();
+                addresses.map(move |address| (name.clone(), address.addr(), interface.clone()))
+            })
+        };
+        records.values().filter(|record| record.owner != EXPOSE).flat_map(of_record).collect()
+    }
+
+    /// Waits until what is attached has changed since the last time.
+    pub async fn changed(&self) {
+        self.inner.changed.notified().await;
+    }
+
+    /// Attaches a target, or gives it more addresses and names. Without addresses: one of each
+    /// range, or those that it has already. A Docker container has its own name besides.
     ///
     /// # Errors
     /// If the target or an address cannot be had, or the kernel refuses; then nothing is changed.
-    pub async fn attach(&self, target: &str, addresses: &[String]) -> Result<Record, AttachError> {
+    pub async fn attach(&self, target: &str, addresses: &[String], names: &[String]) -> Result<Record, AttachError> {
         let target: Target = target.parse()?;
         let wanted = self.wanted(addresses)?;
+        let names = check_names(names)?;
         let found = target.find(self.inner.host).await?;
         let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
         let owner = self.owner_of(&host_interface).unwrap_or(found.owner);
+        self.not_held(&owner)?;
         let lock = self.lock(&owner);
         let _busy = lock.lock().await;
         let before = self.record(&owner);
+        let names = all_names(before.as_ref(), &names, &found.names)?;
         let (all, fresh) = self.take_addresses(&owner, before.as_ref(), &wanted).await?;
         let record = Record {
             target: before.as_ref().map_or_else(|| target.to_string(), |old| old.target.clone()),
@@ -172,6 +221,8 @@ impl Attachments {
             addresses: all,
             host_interface,
             owner: owner.clone(),
+            held: before.as_ref().and_then(|old| old.held.clone()),
+            names,
         };
         let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await;
         if let Err(error) = attached {
@@ -195,6 +246,7 @@ impl Attachments {
         let owner = self
             .owner_for_detach(&target, found.as_ref())
             .ok_or_else(|| AttachError::NotFound(format!("`{target}` is not attached; `weft ps` lists what is")))?;
+        self.not_held(&owner)?;
         let lock = self.lock(&owner);
         let _busy = lock.lock().await;
         let Some(record) = self.record(&owner) else {
@@ -203,7 +255,7 @@ impl Attachments {
         let released = pick(&record.addresses, &wanted)
             .map_err(|address| AttachError::NotFound(format!("`{target}` does not have {address}")))?;
         if released.len() == record.addresses.len() {
-            container::unplug(&self.inner.netlink, &record.host_interface).await?;
+            container::unplug(&host()?, &record.host_interface).await?;
             self.keep(&owner, None).await?;
         } else {
             if let Some(found) = found {
@@ -235,8 +287,11 @@ impl Attachments {
             addresses: all.clone(),
             host_interface: self.inner.bridge.clone(),
             owner: EXPOSE.to_owned(),
+            held: None,
+            names: Vec::new(),
         };
         let exposed = match self.put_on_bridge(&all).await {
+            Ok(()) if before.as_ref() == Some(&record) => Ok(()),
             Ok(()) => self.keep(EXPOSE, Some(record)).await,
             Err(error) => Err(error),
         };
@@ -279,6 +334,21 @@ impl Attachments {
         before: Option<&Record>,
         wanted: &[Wanted],
     ) -> Result<(Vec<IpNet>, Vec<IpNet>), AttachError> {
+        let nothing = before.is_none_or(|record| record.addresses.is_empty());
+        let asked = if nothing && wanted.is_empty() {
+            self.inner.ranges.iter().copied().map(Ask::Free).collect()
+        } else {
+            wanted.iter().map(|Wanted(address)| Ask::This(*address)).collect()
+        };
+        self.take(owner, before, asked).await
+    }
+
+    async fn take(
+        &self,
+        owner: &str,
+        before: Option<&Record>,
+        asked: Vec<Ask>,
+    ) -> Result<(Vec<IpNet>, Vec<IpNet>), AttachError> {
         // Looked at under the owner's lock, which `remove_all` takes after it has set this.
         if self.inner.closing.load(Ordering::SeqCst) {
             return Err(Stopped.into());
@@ -287,20 +357,15 @@ impl Attachments {
         let had = router.lookup(owner).await?;
         let mut all = before.map(|record| record.addresses.clone()).unwrap_or_default();
         let mut fresh = Vec::new();
-        // By range, or by address.
-        let asked: Vec<Result<IpNet, IpAddr>> = if all.is_empty() && wanted.is_empty() {
-            self.inner.ranges.iter().copied().map(Ok).collect()
-        } else {
-            wanted.iter().map(|Wanted(address)| Err(*address)).collect()
-        };
         for ask in asked {
             let result = match ask {
-                Ok(range) => router.allocate(owner, range).await,
-                Err(address) => router.claim(owner, address).await,
+                Ask::Free(range) => router.allocate(owner, range).await,
+                Ask::This(address) => router.claim(owner, address).await,
             };
             let error = match result {
                 Ok(Ok(address)) => {
-                    if !had.contains(&address) {
+                    let address = self.in_its_range(address);
+                    if !had.iter().any(|had| had.addr() == address.addr()) {
                         fresh.push(address);
                     }
                     if !all.contains(&address) {
@@ -315,6 +380,13 @@ impl Attachments {
             return Err(error);
         }
         Ok((all, fresh))
+    }
+
+    /// The address with the prefix length of its range, though it was taken from a part: all of the
+    /// range is on the link.
+    fn in_its_range(&self, address: IpNet) -> IpNet {
+        let range = self.inner.ranges.iter().find(|range| range.contains(&address.addr()));
+        range.and_then(|range| IpNet::new(address.addr(), range.prefix_len()).ok()).unwrap_or(address)
     }
 
     async fn give_back(&self, owner: &str, addresses: &[IpNet]) {
@@ -336,7 +408,7 @@ impl Attachments {
         }
         let kept = self.keep(&record.owner, Some(record.clone())).await;
         if kept.is_err() && !plugged {
-            let undone = container::unplug(&self.inner.netlink, &record.host_interface).await;
+            let undone = async { container::unplug(&host()?, &record.host_interface).await }.await;
             if let Err(error) = undone {
                 tracing::warn!(%error, "an interface was left behind; it goes at the next start");
             }
@@ -347,17 +419,20 @@ impl Attachments {
     /// Connects a namespace as its record says; true if it was there already.
     async fn plug(&self, namespace: &NetNs, record: &Record) -> Result<bool, AttachError> {
         let v4 = record.addresses.iter().any(|address| address.addr().is_ipv4());
-        let routes: &[Route] = if v4 { &[Route::MULTICAST_V4] } else { &[] };
+        let mut routes = if v4 { vec![Route::MULTICAST_V4] } else { Vec::new() };
+        let held = record.held.as_ref();
+        routes.extend(held.into_iter().flat_map(|terms| &terms.routes));
         let plug = Plug {
             namespace,
             bridge: &self.inner.bridge,
             interface: &record.interface,
             mac: record.mac,
-            mtu: u32::from(self.inner.mtu),
+            mtu: u32::from(held.map_or(self.inner.mtu, |terms| terms.mtu)),
             addresses: &record.addresses,
-            routes,
+            routes: &routes,
+            hairpin: held.is_some_and(|terms| terms.hairpin),
         };
-        Ok(container::plug(&self.inner.netlink, &plug).await?.adopted)
+        Ok(container::plug(&host()?, &plug).await?.adopted)
     }
 
     async fn put_on_bridge(&self, addresses: &[IpNet]) -> Result<(), AttachError> {
@@ -396,6 +471,7 @@ impl Attachments {
             Some(record) => self.records().insert(owner.to_owned(), record),
             None => self.records().remove(owner),
         };
+        self.inner.changed.notify_one();
         Ok(())
     }
 
@@ -441,11 +517,42 @@ impl Attachments {
     }
 
     fn lock(&self, owner: &str) -> Arc<Mutex<()>> {
-        let mut busy = self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        // Locks that only the map holds are free: nobody waits for them.
-        busy.retain(|_, lock| Arc::strong_count(lock) > 1);
-        busy.entry(owner.to_owned()).or_default().clone()
+        self.inner.locks.of(owner)
     }
+}
+
+/// Reads names that a request gives to a target.
+fn check_names(names: &[String]) -> Result<Vec<String>, AttachError> {
+    let read = |text: &String| match text.parse::<Name>() {
+        Ok(name) => Ok(name.to_string()),
+        Err(error) => Err(AttachError::Invalid(error.to_string())),
+    };
+    names.iter().map(read).collect()
+}
+
+/// The names that a target had, those that it is given, and those that it has by itself (of which
+/// some may not do for a name in the mesh: it is attached all the same).
+fn all_names(before: Option<&Record>, given: &[String], own: &[String]) -> Result<Vec<String>, AttachError> {
+    let own = own.iter().filter_map(|name| name.parse::<Name>().ok()).map(|name| name.to_string());
+    let had = before.into_iter().flat_map(|record| record.names.iter().cloned());
+    let mut names: Vec<String> = Vec::new();
+    for name in had.chain(given.iter().cloned()).chain(own) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.len() > NAMES_MAX {
+        return Err(AttachError::Invalid(format!(
+            "at most {NAMES_MAX} names for one target; `weft ps` lists those it has"
+        )));
+    }
+    Ok(names)
+}
+
+/// A socket of the request's own to the host's kernel: the answers to a hundred requests at once would
+/// overrun one that they share, and who waits for an answer that is lost waits for good.
+fn host() -> Result<Netlink, NetlinkError> {
+    Netlink::open()
 }
 
 /// Reads `ADDRESS` or `ADDRESS/LENGTH`, where the length must be that of the range.

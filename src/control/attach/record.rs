@@ -1,9 +1,11 @@
 //! What is kept of an attachment.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::Mac;
+use crate::netlink::{Mac, Route};
 
 /// One attachment, as it is in the store (JSON) and in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +22,34 @@ pub struct Record {
     pub addresses: Vec<IpNet>,
     /// Name of the end on the bridge.
     pub host_interface: String,
+    /// What it is called in the mesh; records of older versions have none.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// What its holder asked for; `None`: it has none, and belongs to its target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Terms>,
+}
+
+/// What a holder asked for besides addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The namespace itself, for another may come to have its path.
+    pub namespace: String,
+    /// MTU of both ends.
+    pub mtu: u16,
+    /// Routes besides those that every container has.
+    pub routes: Vec<Route>,
+    /// Whether the bridge gives back to it what it sends to itself.
+    pub hairpin: bool,
 }
 
 impl Record {
+    /// Whether it has that address; how long the prefix is said to be does not matter.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.addr() == address)
+    }
+
     /// The addresses as text.
     #[must_use]
     pub fn address_texts(&self) -> Vec<String> {

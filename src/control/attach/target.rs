@@ -90,6 +90,8 @@ pub struct Found {
     pub owner: String,
     /// Its namespace.
     pub namespace: NetNs,
+    /// What it is called by whoever runs it.
+    pub names: Vec<String>,
 }
 
 /// Why a target cannot be used.
@@ -112,11 +114,11 @@ impl Target {
         let found = match self {
             Self::Path(path) => {
                 let namespace = open(path)?;
-                Found { owner: namespace_owner(&namespace), namespace }
+                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new() }
             }
             Self::Pid(pid) => {
                 let namespace = open(Path::new(&format!("/proc/{pid}/ns/net")))?;
-                Found { owner: namespace_owner(&namespace), namespace }
+                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new() }
             }
             Self::Docker(name) => {
                 let container = docker::inspect(name).await.map_err(|error| match error {
@@ -124,7 +126,7 @@ impl Target {
                     other => FindError::Unusable(other.to_string()),
                 })?;
                 let namespace = open(Path::new(&format!("/proc/{}/ns/net", container.pid)))?;
-                Found { owner: format!("docker:{}", container.id), namespace }
+                Found { owner: format!("docker:{}", container.id), namespace, names: container.names }
             }
         };
         if found.namespace.id() == host {

@@ -9,6 +9,8 @@
 //!      attachments      owner → JSON
 //!      peers            endpoint of a peer we had a link with → JSON;  target → JSON
 //!      trust            who was admitted, who revoked, as the mesh protocol wants it
+//!      docker           networks, endpoints and addresses of the Docker engine → JSON
+//!      names            name that the operator gave → its addresses, as JSON
 //!    weft.redb.unreadable-SECONDS     kept aside, never deleted by us
 //! ```
 //!
@@ -41,10 +43,15 @@ pub enum Table {
     Peers,
     /// Who is a member.
     Trust,
+    /// What the Docker engine was given.
+    Docker,
+    /// Names that the operator gave.
+    Names,
 }
 
 impl Table {
-    const ALL: [Self; 5] = [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers, Self::Trust];
+    const ALL: [Self; 7] =
+        [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers, Self::Trust, Self::Docker, Self::Names];
 
     const fn definition(self) -> redb::TableDefinition<'static, &'static [u8], &'static [u8]> {
         redb::TableDefinition::new(match self {
@@ -53,6 +60,8 @@ impl Table {
             Self::Attachments => "attachments",
             Self::Peers => "peers",
             Self::Trust => "trust",
+            Self::Docker => "docker",
+            Self::Names => "names",
         })
     }
 }
@@ -101,6 +110,10 @@ pub struct State {
     pub peers: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Who is a member.
     pub trust: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What the Docker engine was given.
+    pub docker: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Names that the operator gave.
+    pub names: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl std::fmt::Debug for State {
@@ -112,6 +125,8 @@ impl std::fmt::Debug for State {
             .field("attachments", &self.attachments.len())
             .field("peers", &self.peers.len())
             .field("trust", &self.trust.len())
+            .field("docker", &self.docker.len())
+            .field("names", &self.names.len())
             .finish_non_exhaustive()
     }
 }

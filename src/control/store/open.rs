@@ -194,6 +194,8 @@ fn load(database: &Database, path: &Path) -> Result<State, Trouble> {
         attachments: read(database, Table::Attachments).map_err(unreadable)?,
         peers: read(database, Table::Peers).map_err(unreadable)?,
         trust: read(database, Table::Trust).map_err(unreadable)?.into_iter().collect(),
+        docker: read(database, Table::Docker).map_err(unreadable)?,
+        names: read(database, Table::Names).map_err(unreadable)?,
     };
     write_meta(database, &meta)
         .map_err(|error| Trouble::Fatal(OpenError::Refused { path: path.to_owned(), why: error.to_string() }))?;

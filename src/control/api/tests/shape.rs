@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::{description, schema};
 use crate::control::api::ROUTES;
 use crate::control::api::types::{
-    Addresses, Allocation, Attachment, ConfigChange, ConfigRefusal, Contested, Counters, EventList, Holding, Ipam,
-    IpamCheck, IpamPeer, Me, Offloads, Peer, Released, Reloaded, RemovedPeer, RevokedPeer, Status, Stopping, Target,
-    Targets,
+    Addresses, Allocation, Attachment, ConfigChange, ConfigRefusal, Contested, Counters, DnsEntry, DnsList, DnsName,
+    EventList, Held, Holding, Ipam, IpamCheck, IpamPeer, Me, Offloads, Peer, Released, Reloaded, RemovedPeer,
+    RevokedPeer, Status, Stopping, Target, Targets,
 };
 use crate::control::events::Record;
 
@@ -144,6 +144,22 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         interface: text("weft0"),
         mac: text("02:00:00:00:00:01"),
         addresses: vec![text("10.32.0.1/12")],
+        names: vec![text("web")],
+        owner: text("docker:web"),
+        host_interface: text("weft-abcdefghij"),
+    };
+    let held = Held {
+        attachment: attachment.clone(),
+        host_mac: text("02:00:00:00:00:02"),
+        mtu: 1402,
+        routes: vec![text("0.0.0.0/0 via 10.32.0.2")],
+    };
+    let dns = DnsEntry {
+        name: text("web.weft.local"),
+        addresses: vec![text("10.32.0.1")],
+        peer: text("0123"),
+        peer_name: text("host2"),
+        served: true,
     };
     let holding = || vec![Holding { address: text("10.32.0.1/12"), owner: text("docker:web") }];
     let check = |peer_owner| IpamCheck {
@@ -178,8 +194,17 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         ("post", "/v1/peers/remove", value(RemovedPeer { id: text("0123"), name: text("host2") })),
         ("post", "/v1/attach", value(&attachment)),
         ("post", "/v1/detach", released()),
+        ("post", "/v1/hold", value(held)),
+        ("post", "/v1/unhold", released()),
         ("post", "/v1/expose", value(Addresses { addresses: vec![text("10.32.0.2/12")] })),
         ("post", "/v1/hide", released()),
+        (
+            "get",
+            "/v1/dns",
+            value(DnsList { domain: text("weft.local"), listen: vec![text("10.32.0.1:53")], names: vec![dns] }),
+        ),
+        ("post", "/v1/dns/add", value(DnsName { name: text("db.weft.local"), addresses: vec![text("192.0.2.7")] })),
+        ("post", "/v1/dns/remove", released()),
         ("post", "/v1/reload", value(reloaded)),
         ("post", "/v1/down", value(Stopping { pid: 1, removed: vec![text("bridge weft")] })),
     ]

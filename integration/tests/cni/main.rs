@@ -1,0 +1,110 @@
+//! Pods of real container runtimes on two hosts, in one network, by the CNI plugin.
+//!
+//! ```text
+//!   ctr, podman, a driver of our own ─ runs ─► weft-cni ─► router 1 ─ lab's wire ─ router 2 ◄─ …
+//!        pod ─ eth0 ─ veth ─ bridge of host 1 ──────┘
+//! ```
+//!
+//! Needs root, because the runtimes do; `scripts/setup` installs what it needs. In continuous
+//! integration a machine without fails the test; elsewhere it is said that it did not run.
+
+#![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
+
+mod driven;
+mod driver;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod runtimes;
+mod world;
+
+use std::{
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use harness::{bounded, end_with_the_parent};
+use libtest_mimic::{Arguments, Trial};
+
+/// In the environment of a process that shall be `weft` and not the harness.
+pub(crate) const ROUTER: &str = "CNI_TEST_ROUTER";
+/// In the environment of a harness that has mounts of its own.
+const INSIDE: &str = "CNI_TEST_INSIDE";
+/// After this a test has failed.
+const LIMIT: Duration = Duration::from_secs(80);
+/// Where Debian keeps programs.
+pub(crate) const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:/usr/local/sbin";
+/// Where Debian keeps the standard plugins.
+pub(crate) const PLUGINS: &str = "/usr/lib/cni";
+/// Programs that the tests need and `scripts/setup` installs.
+const PROGRAMS: [&str; 6] = ["containerd", "ctr", "runc", "podman", "iptables", "busybox"];
+
+fn main() -> ExitCode {
+    // As a router by the variable; as the plugin by the name under which runtimes run it.
+    let plugin = std::env::args_os().next().is_some_and(|name| Path::new(&name).ends_with(weft::cni::NAME));
+    if plugin {
+        return weft::cli::main();
+    }
+    if std::env::var_os(ROUTER).is_some() {
+        end_with_the_parent();
+        return weft::cli::main();
+    }
+    let mut arguments = Arguments::from_args();
+    if !arguments.list && weft::lab::is_root() && std::env::var_os(INSIDE).is_none() {
+        return enter();
+    }
+    let lacking = lacking();
+    if let Some(lacking) = &lacking {
+        eprintln!("the tests with container runtimes cannot run: {lacking}");
+        if std::env::var_os("CI").is_some() && !arguments.list {
+            return ExitCode::FAILURE;
+        }
+    }
+    // What a runtime leaves behind when it dies becomes our child and is seen at the end.
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        eprintln!("orphans of the runtimes will not be seen: {error}");
+    }
+    let cases: [(&str, fn()); 7] = [
+        ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
+        ("wishes_are_met_or_refused_by_their_code", driven::wishes),
+        ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
+        ("a_hundred_pods_at_once_outlive_a_killed_router", driven::hundred_at_once),
+        ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
+        ("containers_of_two_containerds_share_a_network", runtimes::containerds),
+        ("containers_of_two_podmans_share_a_network", runtimes::podmans),
+    ];
+    let trials =
+        cases.map(|(name, body)| Trial::test(name, move || bounded(LIMIT, body)).with_ignored_flag(lacking.is_some()));
+    // One after the other: each looks for what it left behind.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
+}
+
+/// Runs this again with mounts and a `/run` of its own: what runtimes keep there, such as namespaces
+/// by name, is seen by them and the routers, and gone at the end.
+fn enter() -> ExitCode {
+    let Ok(exe) = std::env::current_exe() else {
+        return ExitCode::FAILURE;
+    };
+    let script = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
+    let error = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "bash", "-c", script])
+        .arg(exe)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .exec();
+    eprintln!("the tests cannot have mounts of their own: unshare: {error}");
+    ExitCode::FAILURE
+}
+
+/// What the machine lacks.
+fn lacking() -> Option<String> {
+    if !weft::lab::is_root() {
+        return Some("container runtimes need root".to_owned());
+    }
+    let there = |name: &&str| PATH.split(':').any(|folder| Path::new(folder).join(name).exists());
+    let program = PROGRAMS.into_iter().find(|name| !there(name));
+    let plugin = ["portmap", "bandwidth"].into_iter().find(|name| !Path::new(PLUGINS).join(name).exists());
+    program.or(plugin).map(|name| format!("`{name}` is not installed; scripts/setup installs it"))
+}

@@ -1,0 +1,242 @@
+//! Two hosts with a router each, and what must not be left of them.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    fs,
+    net::IpAddr,
+    panic,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use rustix::{
+    io::Errno,
+    process::{WaitOptions, wait},
+};
+use serde_json::{Value, json};
+use weft::lab::{
+    Container, Lab, LabConfig,
+    router::{Router, RouterConfig, write_secret},
+    traffic::{Echo, tcp_echo, udp_echo},
+    wait_until,
+};
+
+use crate::{
+    PATH, ROUTER,
+    driver::{Driver, Pod},
+};
+
+/// How long any one thing may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `expect` with the error in the text.
+pub(crate) trait Must<T> {
+    fn must(self, what: &str) -> T;
+}
+
+impl<T, E: Display> Must<T> for Result<T, E> {
+    #[track_caller]
+    fn must(self, what: &str) -> T {
+        self.unwrap_or_else(|error| panic!("{what}: {error}"))
+    }
+}
+
+impl<T> Must<T> for Option<T> {
+    #[track_caller]
+    fn must(self, what: &str) -> T {
+        self.unwrap_or_else(|| panic!("missing: {what}"))
+    }
+}
+
+impl Display for crate::driver::Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "code {}: {}", self.code, self.text)
+    }
+}
+
+/// Two hosts with a router each. Fields end in this order.
+pub(crate) struct World {
+    pub(crate) routers: Vec<Router>,
+    pub(crate) lab: Lab,
+    /// Where the plugin is, under its name.
+    pub(crate) bin: PathBuf,
+}
+
+impl World {
+    pub(crate) fn start() -> Self {
+        let lab = Lab::new(&LabConfig::hosts(2)).must("make two hosts");
+        let bin = lab.dir().join("bin");
+        fs::create_dir(&bin).must("make a directory");
+        let exe = std::env::current_exe().must("find this binary");
+        std::os::unix::fs::symlink(exe, bin.join(weft::cni::NAME)).must("name the plugin");
+        let mut world = Self { routers: Vec::new(), lab, bin };
+        for index in 0..2 {
+            let router = Router::start(&world.lab, world.lab.host(index), world.router_config(index));
+            world.routers.push(router.must("start a router"));
+        }
+        for router in &world.routers {
+            let fine = || router.status().is_ok_and(|s| s["ready"] == true && s["peers"][0]["state"] == "established");
+            assert!(wait_until(PATIENCE, fine), "{}", router.status().must("status"));
+        }
+        world
+    }
+
+    fn router_config(&self, index: usize) -> RouterConfig {
+        let secret = self.lab.dir().join(format!("secret{index}"));
+        write_secret(&secret, "the same on every host 2718281828").must("write the secret");
+        let config = RouterConfig {
+            exe: std::env::current_exe().must("find this binary"),
+            env: vec![(ROUTER.into(), "1".into())],
+            args: Vec::new(),
+        };
+        let config = config.with(["--range", "10.32.0.0/12", "--range", "fd00:32::/64"]);
+        let config = config.with(["--secret-file".into(), secret.into_os_string()]);
+        match index {
+            0 => config,
+            _ => config.with(["--peer".to_owned(), self.lab.host(0).v4().to_string()]),
+        }
+    }
+
+    /// The network as a host's runtime has it, with these keys besides the router's socket.
+    pub(crate) fn driver(&self, host: usize, version: &str, mut keys: Value) -> Driver<'_> {
+        keys["socket"] = json!(self.routers[host].socket());
+        Driver::new(self.lab.host(host), &self.bin, version, &keys)
+    }
+
+    pub(crate) fn json(&self, host: usize, command: &[&str]) -> Value {
+        let output = self.routers[host].cli([command, &["-o", "json"]].concat()).must("run weft");
+        serde_json::from_slice(&output.stdout).must("JSON")
+    }
+
+    /// Owners of everything that is attached to a host.
+    pub(crate) fn attached(&self, host: usize) -> BTreeSet<String> {
+        let list = self.json(host, &["ps"]);
+        list.as_array().into_iter().flatten().map(|one| text(&one["owner"])).collect()
+    }
+
+    /// Owners of addresses of a host, but for the host itself.
+    pub(crate) fn owners(&self, host: usize) -> BTreeSet<String> {
+        let ipam = self.json(host, &["ipam"]);
+        let owners = ipam["allocations"].as_array().into_iter().flatten().map(|one| text(&one["owner"]));
+        owners.filter(|owner| owner != "weft:expose").collect()
+    }
+
+    /// Names of the host ends of veth pairs.
+    pub(crate) fn host_ends(&self, host: usize) -> Vec<String> {
+        let run = || Command::new("ip").args(["-o", "link", "show", "type", "veth"]).env("PATH", PATH).output();
+        let output = self.lab.host(host).namespace().run(run).must("enter the host").must("run ip");
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    }
+
+    /// Rules of the host's packet filter, of all tables that plugins write into.
+    pub(crate) fn rules(&self, host: usize) -> String {
+        let run = |table: &str| Command::new("iptables").args(["-t", table, "-S"]).env("PATH", PATH).output();
+        let all = || ["nat", "filter"].map(|table| run(table).map(|output| output.stdout).unwrap_or_default()).concat();
+        String::from_utf8_lossy(&self.lab.host(host).namespace().run(all).must("enter the host")).into_owned()
+    }
+
+    /// Nothing of any pod is left: no address, no interface, and nothing that the audit finds.
+    #[track_caller]
+    pub(crate) fn nothing_is_left(&self) {
+        for host in 0..2 {
+            assert!(wait_until(PATIENCE, || self.attached(host).is_empty()), "{:?}", self.attached(host));
+            assert_eq!(self.owners(host), BTreeSet::new());
+            assert_eq!(self.host_ends(host), Vec::<String>::new());
+            let audit = self.json(host, &["ipam", "check"]);
+            for found in ["leaked", "missing", "contested"] {
+                assert_eq!(audit[found], json!([]), "{audit}");
+            }
+        }
+    }
+
+    /// Ends it, and looks for what is left on the machine.
+    pub(crate) fn end(self) {
+        self.nothing_is_left();
+        let dir = self.lab.dir().to_owned();
+        drop(self);
+        let left = leftovers(&dir);
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for router in &self.routers {
+                eprintln!("--- router of {}\n{}", router.name(), router.log_tail(4000));
+            }
+        }
+    }
+}
+
+/// What a world left behind: processes (orphans are our children), mounts, files.
+fn leftovers(dir: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    if !wait_until(PATIENCE, || matches!(wait(WaitOptions::NOHANG), Err(Errno::CHILD))) {
+        left.push("processes".to_owned());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").must("read the mounts");
+    left.extend(mounts.lines().filter(|line| line.contains(&dir.display().to_string())).map(str::to_owned));
+    left.extend(dir.exists().then(|| dir.display().to_string()));
+    // What runtimes remember of results, by network, and what they hold by control group.
+    let group = format!("weft-test-{}", std::process::id());
+    for (folder, begins) in [("/var/lib/cni/results", "weft-"), ("/sys/fs/cgroup/pids", &group), ("/run/netns", "")] {
+        let there = fs::read_dir(folder).into_iter().flatten().flatten();
+        let ours = there.filter(|entry| entry.file_name().to_string_lossy().starts_with(begins));
+        left.extend(ours.map(|entry| entry.path().display().to_string()));
+    }
+    left
+}
+
+pub(crate) fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// The addresses in a result.
+pub(crate) fn addresses(result: &Value) -> Vec<IpNet> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    ips.map(|ip| text(&ip["address"]).parse().must("an address")).collect()
+}
+
+/// A namespace that serves, and what a runtime calls it.
+pub(crate) struct Served {
+    pub(crate) pod: Pod,
+    pub(crate) container: Container,
+    _echo: Echo,
+}
+
+impl Served {
+    pub(crate) fn new(id: &str) -> Self {
+        let container = Container::new(id).must("make a namespace");
+        let echo = Echo::start(&container).must("serve");
+        let pod = Pod { id: id.to_owned(), netns: container.target().display().to_string() };
+        Self { pod, container, _echo: echo }
+    }
+
+    /// Reaches others by TCP and UDP.
+    #[track_caller]
+    pub(crate) fn reaches(&self, to: &[IpNet]) {
+        assert!(!to.is_empty());
+        for ip in to.iter().map(IpNet::addr) {
+            let bytes = b"from pod to pod".repeat(400);
+            tcp_echo(&self.container, ip, &bytes, PATIENCE).must(&format!("{} reaches {ip} by TCP", self.pod.id));
+            udp_echo(&self.container, ip, b"ping", PATIENCE).must(&format!("{} reaches {ip} by UDP", self.pod.id));
+        }
+    }
+}
+
+/// Both families, or it is no pod of a network with two.
+#[track_caller]
+pub(crate) fn both_families(addresses: &[IpNet]) {
+    let of = |v4: bool| addresses.iter().filter(|net| net.addr().is_ipv4() == v4).count();
+    assert_eq!((of(true), of(false)), (1, 1), "{addresses:?}");
+}
+
+/// The one address of a family.
+pub(crate) fn v4(addresses: &[IpNet]) -> IpAddr {
+    addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv4).must("an IPv4 address")
+}

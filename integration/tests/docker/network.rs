@@ -1,0 +1,246 @@
+//! Docker's own networks, by the router's drivers: one network of two engines.
+//!
+//! ```text
+//!   engine 1 ─ "one", "fixed" ─ eth ─┐                        ┌─ eth ─ "two", "late" ─ engine 2
+//!      └── weft.sock ─────────── router 1 ── lab's wire ── router 2 ── weft.sock ──┘
+//! ```
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use weft::lab::wait_until;
+
+use crate::{Must as _, MustNotPanic as _, PATIENCE, World, engine, leftovers};
+
+const CREATE: [&str; 9] =
+    ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--ipv6", "--subnet", "10.32.0.0/12"];
+const V6: [&str; 3] = ["--subnet", "fd00:32::/64", "mesh"];
+/// Longest time until what was left over is removed: two looks of the router, and some.
+const CLEANED: Duration = Duration::from_secs(30);
+
+pub(crate) fn containers_of_two_engines_share_a_docker_network() {
+    let world = World::start();
+    let dir = world.lab.dir().to_owned();
+    act(world);
+    let left = leftovers(&dir);
+    assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+impl World {
+    /// A `docker` command that must succeed.
+    #[track_caller]
+    fn docker(&self, host: usize, args: &[&str]) -> String {
+        self.engines[host].docker(args).must(&args.join(" "))
+    }
+
+    /// One that must fail; what it said.
+    #[track_caller]
+    fn refuses(&self, host: usize, args: &[&str]) -> String {
+        match self.engines[host].docker(args) {
+            Ok(said) => panic!("{args:?} succeeded: {said}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// The addresses of a container in the network, as Docker tells them.
+    #[track_caller]
+    fn inspect(&self, host: usize, name: &str) -> Vec<IpNet> {
+        let format = "{{with .NetworkSettings.Networks.mesh}}{{.IPAddress}}/{{.IPPrefixLen}} \
+                      {{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}}{{end}}";
+        let said = self.docker(host, &["inspect", "-f", format, name]);
+        said.split_whitespace().map(|text| text.parse().must(text)).collect()
+    }
+
+    /// Interfaces of a host that Docker's containers were given.
+    fn ports(&self, host: usize) -> Vec<String> {
+        let run = || Command::new("ip").args(["-o", "link"]).env("PATH", engine::PATH).output();
+        let output = self.lab.host(host).namespace().run(run).must("enter the host").must("list interfaces");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().filter(|line| line.contains("weftd-") || line.contains("weftc-")).map(str::to_owned).collect()
+    }
+
+    /// Nothing that was given is used by nobody, or the other way round.
+    #[track_caller]
+    fn clean(&self, host: usize) {
+        self.routers[host].command(["ipam", "check"]).must("ipam check");
+    }
+
+    /// Whether nothing of Docker's containers is left.
+    fn empty(&self, host: usize) -> bool {
+        self.ports(host).is_empty() && self.json(host, "ipam")["used"] == 0
+    }
+}
+
+fn act(mut world: World) {
+    world.wait_until_established();
+    bad_networks(&world);
+    for host in [0, 1] {
+        world.docker(host, &[&CREATE[..], &V6[..]].concat());
+    }
+    let said = world.refuses(0, &["network", "create", "-d", "weft", "--ipam-driver", "weft", "other"]);
+    let id = world.docker(0, &["network", "ls", "-q", "-f", "name=mesh"]);
+    assert!(said.contains(&id) && said.contains("docker network rm"), "{said}");
+
+    let fixed = ["--network", "mesh", "--ip", "10.32.77.7", "--ip6", "fd00:32::7777"];
+    world.engines[0].run("one", &["--network", "mesh", "-p", "8080:80"]).must("run");
+    world.engines[0].run("fixed", &fixed).must("run");
+    world.engines[1].run("two", &["--network", "mesh", "--restart", "always"]).must("run");
+    let (one, two) = (world.inspect(0, "one"), world.inspect(1, "two"));
+    assert_eq!(world.inspect(0, "fixed"), ["10.32.77.7/12", "fd00:32::7777/64"].map(|text| text.parse().must(text)));
+    world.reaches((0, "one"), &two);
+    world.reaches((1, "two"), &world.inspect(0, "fixed"));
+    shape(&world, &one);
+    bad_addresses(&world, &fixed);
+    connect(&world, &one);
+    for host in [0, 1] {
+        world.clean(host);
+    }
+    killed_router(&mut world, &two);
+    removed_meanwhile(&mut world, &one);
+    removal(&world);
+    internal(&world);
+}
+
+/// What Docker shows to whoever asks for what cannot be; nothing is made.
+fn bad_networks(world: &World) {
+    let create = |more: &[&str]| {
+        let said = world.refuses(0, &[&["network", "create", "-d", "weft"], more, &["bad"]].concat());
+        assert_eq!(world.docker(0, &["network", "ls", "-q", "-f", "driver=weft"]), "", "{said}");
+        said
+    };
+    for (more, word) in [
+        (&["--ipam-driver", "weft", "-o", "foo=bar"][..], "no option `foo`"),
+        (&["--ipam-driver", "weft", "--ipam-opt", "speed=high"], "no option `speed`"),
+        (&["--ipam-driver", "weft", "--subnet", "10.99.0.0/16"], "10.99.0.0/16: is not inside the mesh's 10.32.0.0/12"),
+        (&["--ipam-driver", "weft", "--subnet", "10.32.0.0/12", "--gateway", "10.32.0.1"], "leave --gateway out"),
+        (&["--subnet", "10.32.5.0/24"], "--ipam-driver weft"),
+        (&[], "--ipam-driver weft"),
+    ] {
+        let said = create(more);
+        assert!(said.contains(word), "{more:?}: {said}");
+    }
+}
+
+/// What a container has, and what Docker says of the network.
+fn shape(world: &World, one: &[IpNet]) {
+    let mac = world.docker(0, &["inspect", "-f", "{{.NetworkSettings.Networks.mesh.MacAddress}}", "one"]);
+    let IpAddr::V4(v4) = one[0].addr() else { panic!("{one:?}") };
+    let [a, b, c, d] = v4.octets();
+    assert_eq!(mac, format!("02:77:{a:02x}:{b:02x}:{c:02x}:{d:02x}"), "as of an attached container");
+    let mtu = world.json(0, "status")["mtu"].to_string();
+    let links = world.engines[0].exec("one", &["ip", "link"]).must("look inside");
+    assert!(links.contains(&format!("mtu {mtu}")), "{links}");
+    let routes = world.engines[0].exec("one", &["ip", "route"]).must("look inside");
+    assert!(routes.contains("default via") && routes.contains("224.0.0.0/4"), "{routes}");
+    let subnets = world
+        .docker(0, &["network", "inspect", "-f", "{{range .IPAM.Config}}{{.Subnet}},{{.Gateway}};{{end}}", "mesh"]);
+    assert_eq!(subnets, "10.32.0.0/12,;fd00:32::/64,;");
+    // A published port is Docker's: on the host, by its own bridge.
+    let address = SocketAddr::new(world.lab.host(0).v4().into(), 8080);
+    let fetch = || {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /data HTTP/1.0\r\n\r\n")?;
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).map(|_| got)
+    };
+    let got = world.lab.host(0).namespace().run(fetch).must("enter the host").must("fetch");
+    assert!(got.ends_with(&crate::data()), "{} bytes", got.len());
+}
+
+fn bad_addresses(world: &World, fixed: &[&str]) {
+    let run = |host: usize, more: &[&str]| {
+        let said = world.refuses(host, &[&["run", "-d", "--name", "bad"], more, &[engine::IMAGE, "sh"]].concat());
+        world.docker(host, &["rm", "bad"]);
+        said
+    };
+    let said = run(0, fixed);
+    assert!(said.contains("10.32.77.7/12 is in use by the endpoint"), "{said}");
+    let said = run(1, fixed);
+    assert!(said.contains("10.32.77.7"), "{said}");
+    let said = run(0, &["--network", "mesh", "--ip", "10.32.0.0"]);
+    assert!(said.contains("10.32.0.0 is the network itself"), "{said}");
+    assert_eq!(world.inspect(0, "fixed").len(), 2);
+}
+
+/// A container that runs is connected, talks, and is disconnected.
+fn connect(world: &World, one: &[IpNet]) {
+    world.engines[1].run("late", &[]).must("run");
+    world.docker(1, &["network", "connect", "mesh", "late"]);
+    world.reaches((1, "late"), one);
+    world.reaches((0, "one"), &world.inspect(1, "late"));
+    assert_eq!(world.ports(1).len(), 2);
+    let said = world.refuses(1, &["network", "rm", "mesh"]);
+    assert!(said.contains("active endpoints"), "{said}");
+    world.docker(1, &["network", "disconnect", "mesh", "late"]);
+    assert_eq!(world.ports(1).len(), 1);
+    world.docker(1, &["rm", "-f", "late"]);
+}
+
+/// The containers talk on without a router, or soon after it is back, and new ones start.
+fn killed_router(world: &mut World, two: &[IpNet]) {
+    world.routers[0].kill().must("kill");
+    world.routers[0].restart().must("restart");
+    world.reaches((0, "one"), two);
+    world.engines[0].run("three", &["--network", "mesh"]).must("run");
+    let three = world.inspect(0, "three");
+    world.reaches((1, "two"), &three);
+    world.docker(0, &["rm", "-f", "three"]);
+    world.clean(0);
+}
+
+/// Docker removes a container while the router is away, and forgets it: so does the router when it is back.
+/// Meanwhile the other engine crashes, and its container comes back by itself.
+fn removed_meanwhile(world: &mut World, one: &[IpNet]) {
+    world.routers[0].kill().must("kill");
+    let World { engines, routers, .. } = &mut *world;
+    let (first, second) = engines.split_at_mut(1);
+    thread::scope(|scope| {
+        // Longer than the engine tries to reach the router for two of its calls; it makes more, to the next.
+        let gone = scope.spawn(|| {
+            let removed = first[0].patient(&["rm", "-f", "fixed"]);
+            removed.must("remove")
+        });
+        second[0].crash().must("restart the engine");
+        let log = || first[0].log().contains("error deleting endpoint");
+        assert!(wait_until(Duration::from_secs(40), log), "{}", first[0].log());
+        routers[0].restart().must("restart");
+        gone.join().must_not_panic();
+    });
+    let two = || world.engines[1].exec("two", &["ip", "address"]);
+    assert!(wait_until(PATIENCE, || two().is_ok()), "{:?}", two());
+    world.reaches((1, "two"), one);
+    world.reaches((0, "one"), &world.inspect(1, "two"));
+    assert!(wait_until(CLEANED, || world.ports(0).len() == 1), "{:?}", world.ports(0));
+    let freed = || world.json(0, "ipam")["used"] == 2;
+    assert!(wait_until(CLEANED, freed), "{}", world.json(0, "ipam"));
+    for host in [0, 1] {
+        world.clean(host);
+    }
+}
+
+fn removal(world: &World) {
+    for (host, name) in [(0, "one"), (1, "two")] {
+        world.docker(host, &["rm", "-f", name]);
+        world.docker(host, &["network", "rm", "mesh"]);
+        assert!(world.empty(host), "{:?} {}", world.ports(host), world.json(host, "ipam"));
+        world.clean(host);
+    }
+}
+
+/// Of an internal network there is no way out; without a subnet it is the whole range.
+fn internal(world: &World) {
+    world.docker(0, &["network", "create", "-d", "weft", "--ipam-driver", "weft", "--internal", "mesh"]);
+    world.engines[0].run("inner", &["--network", "mesh"]).must("run");
+    let routes = world.engines[0].exec("inner", &["ip", "route"]).must("look inside");
+    assert!(routes.contains("10.32.0.0/12") && !routes.contains("default"), "{routes}");
+    world.docker(0, &["rm", "-f", "inner"]);
+    world.docker(0, &["network", "rm", "mesh"]);
+    assert!(world.empty(0), "{:?} {}", world.ports(0), world.json(0, "ipam"));
+}
