@@ -156,7 +156,8 @@ fn what_cannot_be_is_refused_by_its_code_and_its_name() {
     };
     let good = conf("1.0.0", json!({}));
     let key = |more: Value| conf("1.1.0", more);
-    let cases: Vec<(Vec<(&str, &str)>, Vec<u8>, u64, &str)> = vec![
+    type Environment = Vec<(&'static str, &'static str)>;
+    let cases: Vec<(Environment, Vec<u8>, u64, &str)> = vec![
         (without(&["CNI_COMMAND"]), good.clone(), 4, "CNI_COMMAND"),
         (with("CNI_COMMAND", "add"), good.clone(), 4, "`add`"),
         (without(&["CNI_CONTAINERID", "CNI_NETNS"]), good.clone(), 4, "CNI_CONTAINERID, CNI_NETNS must be set"),

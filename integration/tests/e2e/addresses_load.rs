@@ -212,7 +212,7 @@ fn wanted(pod: &Pod, random: &mut ChaCha8Rng) -> IpAddr {
     let number = u32::try_from(1 + random.next_u64() % USABLE as u64).must("a small number");
     let any = Ipv4Addr::from_bits(Ipv4Addr::new(10, 60, 0, 0).to_bits() + number).into();
     let before = random.next_u64() as usize % (1 + pod.before.len());
-    pod.before.get(before).copied().filter(|_| random.next_u64() % 4 > 0).unwrap_or(any)
+    pod.before.get(before).copied().filter(|_| !random.next_u64().is_multiple_of(4)).unwrap_or(any)
 }
 
 /// One address for each of these; what was freed lately is waited for.

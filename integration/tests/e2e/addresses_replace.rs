@@ -48,7 +48,7 @@ struct Fleet {
 }
 
 fn share(host: usize) -> usize {
-    IN_USE / HOSTS + usize::from(host < IN_USE % HOSTS)
+    (IN_USE - host).div_ceil(HOSTS)
 }
 
 fn every_host_is_replaced() {

@@ -343,11 +343,8 @@ fn forwarded() {
     let ask = |args: &[&str]| mesh.dig(0, args);
     let expected: Vec<String> = (0..3).map(|last| Ipv4Addr::new(198, 51, 1, last).to_string()).collect();
     // Ourselves, then an address where nobody is, then one where nothing listens.
-    std::fs::write(
-        &file,
-        format!("nameserver 127.0.0.1\nnameserver 10.99.7.7\nnameserver 127.0.0.9\nnameserver 127.0.0.2\n"),
-    )
-    .must("write");
+    std::fs::write(&file, "nameserver 127.0.0.1\nnameserver 10.99.7.7\nnameserver 127.0.0.9\nnameserver 127.0.0.2\n")
+        .must("write");
     let found = || ask(&["example.com", "A"]).answers() == expected;
     assert!(wait_until(Duration::from_secs(8), found), "{}", ask(&["example.com", "A"]).0);
     for _ in 0..5 {

@@ -79,6 +79,7 @@ impl Attachments {
             addresses: all,
             host_interface,
             owner: owner.clone(),
+            names: Vec::new(),
             held: Some(Terms { namespace: found.owner, mtu, routes, hairpin: hold.hairpin }),
         };
         if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await {

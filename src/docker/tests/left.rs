@@ -52,7 +52,7 @@ async fn all_is_known_after_a_restart_and_none_of_it_is_a_leak() {
     let book = &world.docker.inner.book;
     let before = (book.networks(), book.endpoints(), book.holds());
 
-    world.reload(None).await;
+    world.reload(None);
     let book = &world.docker.inner.book;
     assert_eq!((book.networks(), book.endpoints(), book.holds()), before);
     world.rig.api.attachments.reclaim().await.expect("nothing is lost");
@@ -101,13 +101,13 @@ async fn what_the_engine_has_no_more_is_removed_and_what_it_has_stays() {
 
     look_long(&world).await;
     assert_eq!(world.docker.inner.book.endpoints().len(), 3, "without an engine to ask, all is kept");
-    world.reload(Some(Engine { socket: world.dir.path().join("nobody.sock") })).await;
+    world.reload(Some(Engine { socket: world.dir.path().join("nobody.sock") }));
     look_long(&world).await;
     assert_eq!(world.docker.inner.book.endpoints().len(), 3, "an engine that does not answer has all of it");
 
     let dir = tempfile::tempdir().expect("a directory");
     let (asked, server) = engine(dir.path(), &network, &[(&id('d'), &addresses[1]), (&id('e'), &addresses[2])]);
-    world.reload(Some(asked)).await;
+    world.reload(Some(asked));
     let mut memory = Memory::default();
     let now = Instant::now();
     world.docker.look(&mut memory, now).await;
@@ -125,7 +125,7 @@ async fn what_the_engine_has_no_more_is_removed_and_what_it_has_stays() {
     // All went, the network too.
     world.ports.put(&id('e'), Place::Nowhere);
     let (asked, server) = engine(dir.path(), "", &[]);
-    world.reload(Some(asked)).await;
+    world.reload(Some(asked));
     look_long(&world).await;
     look_long(&world).await;
     let book = &world.docker.inner.book;
@@ -141,7 +141,7 @@ async fn a_router_that_lost_its_disk_takes_over_what_the_engine_has() {
     let network = id('a');
     let (asked, server) = engine(dir.path(), &network, &[(&id('e'), "10.32.0.9/16")]);
     // Its container runs, and the kernel has its interface.
-    world.reload(Some(asked)).await;
+    world.reload(Some(asked));
     world.ports.put(&id('e'), Place::Container);
     world.docker.look(&mut Memory::default(), Instant::now()).await;
     let book = &world.docker.inner.book;

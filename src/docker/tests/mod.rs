@@ -168,7 +168,7 @@ impl World {
     }
 
     /// Ends it and starts its drivers again, from what is on disk.
-    pub(super) async fn reload(&mut self, engine: Option<Engine>) {
+    pub(super) fn reload(&mut self, engine: Option<Engine>) {
         self.server.abort();
         let copy = tempfile::tempdir().expect("a directory");
         // Each answer was durable, so the file is whole at any time.
