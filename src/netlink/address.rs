@@ -156,7 +156,8 @@ impl Netlink {
     }
 
     async fn address_messages(&self, subject: &str) -> Result<Vec<AddressMessage>> {
-        let request = self.handle.address().get().execute();
+        let socket = self.socket().await;
+        let request = socket.address().get().execute();
         request.try_collect().await.context(subject, "list the addresses")
     }
 
@@ -166,7 +167,8 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses; for IPv6 that is so where it is disabled on the interface.
     pub async fn add_address(&self, link: &Link, address: IpNet) -> Result<()> {
-        let mut request = self.handle.address().add(link.index, address.addr(), address.prefix_len());
+        let socket = self.socket().await;
+        let mut request = socket.address().add(link.index, address.addr(), address.prefix_len());
         *request.message_mut() = address_message(link, address);
         tolerate(request.execute().await, &[libc::EEXIST])
             .context(&format!("{} ({address})", link.name), "add the address")
@@ -177,7 +179,8 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses.
     pub async fn del_address(&self, link: &Link, address: IpNet) -> Result<()> {
-        let request = self.handle.address().del(address_message(link, address));
+        let socket = self.socket().await;
+        let request = socket.address().del(address_message(link, address));
         tolerate(request.execute().await, &[libc::EADDRNOTAVAIL, libc::ENODEV])
             .context(&format!("{} ({address})", link.name), "remove the address")
     }
@@ -187,7 +190,8 @@ impl Netlink {
     /// # Errors
     /// If the gateway cannot be reached or the kernel refuses.
     pub async fn add_route(&self, link: &Link, route: &Route) -> Result<()> {
-        let request = self.handle.route().add(route_message(link, route)).replace();
+        let socket = self.socket().await;
+        let request = socket.route().add(route_message(link, route)).replace();
         let result = request.execute().await;
         result.context(&format!("{} ({})", link.name, route.destination), "add the route")
     }
@@ -200,9 +204,14 @@ impl Netlink {
         let mut query = RouteMessage::default();
         query.header.address_family =
             if route.destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let request = self.handle.route().get(query).execute();
-        let routes: Vec<RouteMessage> = request.try_collect().await.context(&link.name, "list the routes")?;
+        let routes = self.routes(query, &link.name).await?;
         Ok(routes.iter().any(|found| is_route(found, link, route)))
+    }
+
+    async fn routes(&self, query: RouteMessage, subject: &str) -> Result<Vec<RouteMessage>> {
+        let socket = self.socket().await;
+        let request = socket.route().get(query).execute();
+        request.try_collect().await.context(subject, "list the routes")
     }
 
     /// Removes a route. One that is gone already is fine.
@@ -210,7 +219,8 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses.
     pub async fn del_route(&self, link: &Link, route: &Route) -> Result<()> {
-        let request = self.handle.route().del(route_message(link, route));
+        let socket = self.socket().await;
+        let request = socket.route().del(route_message(link, route));
         tolerate(request.execute().await, &[libc::ESRCH, libc::ENODEV])
             .context(&format!("{} ({})", link.name, route.destination), "remove the route")
     }
@@ -220,7 +230,8 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses.
     pub async fn set_neighbour(&self, link: &Link, address: IpAddr, mac: Mac) -> Result<()> {
-        let request = self.handle.neighbours().add(link.index, address).link_layer_address(&mac);
+        let socket = self.socket().await;
+        let request = socket.neighbours().add(link.index, address).link_layer_address(&mac);
         let result = request.replace().execute().await;
         result.context(&format!("{} ({address})", link.name), "set the neighbour")
     }
@@ -262,8 +273,10 @@ impl Netlink {
             IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
             IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
         };
-        let mut answers = Box::pin(self.handle.route().get(message).execute());
-        let answer = match answers.try_next().await.context(&subject, "look up the route") {
+        let socket = self.socket().await;
+        let found = Box::pin(socket.route().get(message).execute()).try_next().await;
+        drop(socket);
+        let answer = match found.context(&subject, "look up the route") {
             Ok(Some(answer)) => answer,
             Ok(None) => return Ok(None),
             Err(error) => {
@@ -308,8 +321,7 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
-            let request = self.handle.route().get(query).execute();
-            let routes: Vec<RouteMessage> = request.try_collect().await.context("default route", "look up")?;
+            let routes = self.routes(query, "default route").await?;
             let oif = routes.iter().filter(|route| route.header.destination_prefix_length == 0).find_map(|route| {
                 route.attributes.iter().find_map(|attribute| match attribute {
                     RouteAttribute::Oif(index) => Some(*index),

@@ -109,7 +109,7 @@ impl Netlink {
     /// If the kernel cannot be asked.
     pub async fn link(&self, name: &str) -> Result<Option<Link>> {
         check_name(name)?;
-        self.one_link(self.handle.link().get().match_name(name), name).await
+        one_link(self.socket().await.link().get().match_name(name), name).await
     }
 
     /// The interface of that index, if there is one.
@@ -118,15 +118,7 @@ impl Netlink {
     /// If the kernel cannot be asked.
     pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>> {
         let subject = format!("interface {index}");
-        self.one_link(self.handle.link().get().match_index(index), &subject).await
-    }
-
-    async fn one_link(&self, request: rtnetlink::LinkGetRequest, subject: &str) -> Result<Option<Link>> {
-        match request.execute().try_next().await.context(subject, "look up the interface") {
-            Ok(message) => Ok(message.map(parse)),
-            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(error),
-        }
+        one_link(self.socket().await.link().get().match_index(index), &subject).await
     }
 
     /// As [`Netlink::link`], where absence is an error.
@@ -143,7 +135,8 @@ impl Netlink {
     /// # Errors
     /// If the kernel cannot be asked.
     pub async fn links(&self) -> Result<Vec<Link>> {
-        let request = self.handle.link().get().execute();
+        let socket = self.socket().await;
+        let request = socket.link().get().execute();
         let messages: Vec<LinkMessage> = request.try_collect().await.context("all interfaces", "list")?;
         Ok(messages.into_iter().map(parse).collect())
     }
@@ -182,12 +175,14 @@ impl Netlink {
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false);
-        let request = match &found {
-            None => self.handle.link().add(settings.build()),
-            Some(link) => self.handle.link().change(settings.index(link.index).build()),
+        let socket = self.socket().await;
+        let (request, operation) = match &found {
+            None => (socket.link().add(settings.build()), "create the bridge"),
+            Some(link) => (socket.link().change(settings.index(link.index).build()), "adopt the bridge"),
         };
-        let operation = if found.is_some() { "adopt the bridge" } else { "create the bridge" };
-        request.execute().await.context(name, operation)?;
+        let done = request.execute().await;
+        drop(socket);
+        done.context(name, operation)?;
         let link = self.need_link(name).await?;
         self.quiet(&link).await;
         self.set_up(&link).await?;
@@ -219,7 +214,8 @@ impl Netlink {
         let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
         let message = unspec(link.index).append_extra_attribute(spec).build();
         // A kernel without IPv6 refuses; then there is nothing to silence.
-        if let Err(error) = self.handle.link().change(message).execute().await {
+        let changed = self.socket().await.link().change(message).execute().await;
+        if let Err(error) = changed {
             tracing::debug!(interface = %link.name, %error, "no IPv6 address mode on it");
         }
         self.sysctl_if_possible("ipv6", &link.name, "accept_ra", "0");
@@ -242,7 +238,7 @@ impl Netlink {
             .mtu(mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(far.build())))
             .build();
-        self.handle.link().add(message).execute().await.context(name, "create the veth pair")?;
+        self.socket().await.link().add(message).execute().await.context(name, "create the veth pair")?;
         self.need_link(name).await
     }
 
@@ -312,7 +308,13 @@ impl Netlink {
     /// If the kernel refuses.
     pub async fn set_hairpin(&self, link: &Link, on: bool) -> Result<()> {
         let message = LinkBridgePort::new(link.index).append_info_data(InfoBridgePort::HairpinMode(on));
-        self.handle.link().set_port(message.build()).execute().await.context(&link.name, "set the port's hairpin mode")
+        self.socket()
+            .await
+            .link()
+            .set_port(message.build())
+            .execute()
+            .await
+            .context(&link.name, "set the port's hairpin mode")
     }
 
     async fn change(
@@ -321,7 +323,7 @@ impl Netlink {
         message: LinkMessageBuilder<LinkUnspec>,
         operation: &'static str,
     ) -> Result<()> {
-        self.handle.link().change(message.build()).execute().await.context(&link.name, operation)
+        self.socket().await.link().change(message.build()).execute().await.context(&link.name, operation)
     }
 
     /// Deletes an interface; says whether there was one. The other end of a veth goes with it.
@@ -330,9 +332,17 @@ impl Netlink {
     /// If the kernel refuses.
     pub async fn delete_link(&self, name: &str) -> Result<bool> {
         let Some(link) = self.link(name).await? else { return Ok(false) };
-        let result = self.handle.link().del(link.index).execute().await;
+        let result = self.socket().await.link().del(link.index).execute().await;
         tolerate(result, &[libc::ENODEV]).context(name, "delete the interface")?;
         Ok(true)
+    }
+}
+
+async fn one_link(request: rtnetlink::LinkGetRequest, subject: &str) -> Result<Option<Link>> {
+    match request.execute().try_next().await.context(subject, "look up the interface") {
+        Ok(message) => Ok(message.map(parse)),
+        Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

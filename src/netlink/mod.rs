@@ -34,7 +34,10 @@ mod vxlan;
 
 use std::{fmt, io, sync::Arc};
 
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinHandle,
+};
 
 use self::error::Context as _;
 pub use self::{
@@ -49,7 +52,10 @@ pub use self::{
 /// A netlink connection to one network namespace. Clones share it.
 #[derive(Clone)]
 pub struct Netlink {
-    handle: rtnetlink::Handle,
+    /// For one request at a time: the kernel refuses a second listing while one is under way, and
+    /// the answers to a hundred requests at once would overrun what the socket holds. Who waits
+    /// for one that is lost waits for good.
+    socket: Arc<Mutex<rtnetlink::Handle>>,
     // Where /proc/sys/net is to be written; `None` is the namespace of the process.
     namespace: Option<Arc<NetNs>>,
     // Ends the reader of the socket with the last clone.
@@ -104,7 +110,12 @@ impl Netlink {
         }
         .context("netlink", "open the socket")?;
         let reader = Arc::new(Reader(runtime.spawn(connection)));
-        Ok(Self { handle, namespace, _reader: reader })
+        Ok(Self { socket: Arc::new(Mutex::new(handle)), namespace, _reader: reader })
+    }
+
+    /// The socket, until it is dropped: with the statement that asks it, in most cases.
+    async fn socket(&self) -> MutexGuard<'_, rtnetlink::Handle> {
+        self.socket.lock().await
     }
 
     /// Runs asynchronous netlink work inside a namespace from a synchronous caller, on a thread

@@ -20,7 +20,7 @@ impl Netlink {
     /// If the name is taken, the remote cannot be reached, or the kernel has no VXLAN.
     pub async fn add_vxlan(&self, name: &str, vni: u32, remote: Ipv4Addr, mtu: u32) -> Result<Link> {
         let message = LinkVxlan::new(name, vni).remote(remote).port(VXLAN_PORT).mtu(mtu).build();
-        self.handle.link().add(message).execute().await.context(name, "create the VXLAN device")?;
+        self.socket().await.link().add(message).execute().await.context(name, "create the VXLAN device")?;
         self.need_link(name).await
     }
 }

@@ -52,7 +52,13 @@ impl Netlink {
             if wanted.v6 {
                 message = message.local6(Ipv6Addr::UNSPECIFIED);
             }
-            self.handle.link().add(message.build()).execute().await.context(wanted.name, "create the VXLAN device")?;
+            self.socket()
+                .await
+                .link()
+                .add(message.build())
+                .execute()
+                .await
+                .context(wanted.name, "create the VXLAN device")?;
         }
         let link = self.need_link(wanted.name).await?;
         self.quiet(&link).await;
@@ -98,8 +104,16 @@ impl Netlink {
     }
 
     async fn link_message(&self, link: &Link) -> Result<Option<LinkMessage>> {
-        let mut request = self.handle.link().get().match_index(link.index).execute();
-        match request.try_next().await.context(&link.name, "look at the interface") {
+        let socket = self.socket().await;
+        match socket
+            .link()
+            .get()
+            .match_index(link.index)
+            .execute()
+            .try_next()
+            .await
+            .context(&link.name, "look at the interface")
+        {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             found => found,
         }
@@ -122,7 +136,7 @@ impl Netlink {
         let message = CLOSED
             .into_iter()
             .fold(LinkBridgePort::new(link.index), |message, setting| message.append_info_data(setting));
-        self.handle.link().set_port(message.build()).execute().await.context(&link.name, "close the port")
+        self.socket().await.link().set_port(message.build()).execute().await.context(&link.name, "close the port")
     }
 }
 

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, WaitOptions, waitpid};
 use weft::lab::{Host, wait_until};
 
 /// Programs that the tests need and `scripts/setup` installs.
@@ -102,13 +103,24 @@ impl Engine {
 
     /// Ends the engine as a crash would, and starts it again.
     pub(crate) fn crash(&mut self) -> io::Result<()> {
-        let pid = || fs::read_to_string(self.dir.join("docker.pid")).unwrap_or_default();
+        let file = self.dir.join("docker.pid");
+        let pid = || fs::read_to_string(&file).unwrap_or_default();
         let before = pid();
-        let stdin = self.stdin.as_mut().ok_or_else(|| io::Error::other("the engine has ended"))?;
-        stdin.write_all(b"kill\nstart\n")?;
-        let pid = || fs::read_to_string(self.dir.join("docker.pid")).unwrap_or_default();
+        self.tell("kill")?;
+        // Its containerd dies with it. We are the one to bury it: an engine waits for one that is there, dead or not.
+        let containerd = fs::read_to_string(self.dir.join("exec/containerd/containerd.pid"))?;
+        let containerd = containerd.trim().parse().ok().and_then(Pid::from_raw);
+        if !wait_until(LIMIT, || matches!(waitpid(containerd, WaitOptions::NOHANG), Ok(Some(_)))) {
+            return Err(io::Error::other("the engine's containerd outlives it"));
+        }
+        self.tell("start")?;
         let back = wait_until(LIMIT, || !pid().is_empty() && pid() != before && self.docker(&["version"]).is_ok());
         if back { Ok(()) } else { Err(io::Error::other("the engine does not come back")) }
+    }
+
+    fn tell(&mut self, word: &str) -> io::Result<()> {
+        let stdin = self.stdin.as_mut().ok_or_else(|| io::Error::other("the engine has ended"))?;
+        writeln!(stdin, "{word}")
     }
 
     /// Where it looks for the drivers of the router.

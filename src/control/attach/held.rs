@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Ask, AttachError, Attachments, Record, Target, Terms, Wanted, first, host, parse_address};
+use super::{Ask, AttachError, Attachments, Record, Target, Terms, Wanted, first, parse_address};
 use crate::netlink::container::{self, container_mac};
 use crate::netlink::{Link, Route};
 
@@ -68,7 +68,7 @@ impl Attachments {
         let before = self.record(&owner);
         if let Some(old) = before.as_ref().filter(|old| old.host_interface != host_interface) {
             // The same container in another namespace: the interface in the old one is over.
-            container::unplug(&host()?, &old.host_interface).await?;
+            container::unplug(&self.inner.netlink, &old.host_interface).await?;
         }
         let asked = if hold.addresses.is_empty() && before.is_some() { Vec::new() } else { asked };
         let (all, fresh) = self.take(&owner, before.as_ref(), asked).await?;
@@ -104,7 +104,7 @@ impl Attachments {
             self.give_back(holder, &given).await;
             return Ok(given);
         };
-        container::unplug(&host()?, &record.host_interface).await?;
+        container::unplug(&self.inner.netlink, &record.host_interface).await?;
         self.keep(holder, None).await?;
         self.give_back(holder, &record.addresses).await;
         tracing::info!(holder, target = %record.target, released = ?record.address_texts(), "detached");
@@ -116,7 +116,7 @@ impl Attachments {
     /// # Errors
     /// If it is not there.
     pub async fn host_end(&self, record: &Record) -> Result<Link, AttachError> {
-        Ok(host()?.need_link(&record.host_interface).await?)
+        Ok(self.inner.netlink.need_link(&record.host_interface).await?)
     }
 
     /// Refuses to touch what a holder answers for.

@@ -255,7 +255,7 @@ impl Attachments {
         let released = pick(&record.addresses, &wanted)
             .map_err(|address| AttachError::NotFound(format!("`{target}` does not have {address}")))?;
         if released.len() == record.addresses.len() {
-            container::unplug(&host()?, &record.host_interface).await?;
+            container::unplug(&self.inner.netlink, &record.host_interface).await?;
             self.keep(&owner, None).await?;
         } else {
             if let Some(found) = found {
@@ -408,7 +408,7 @@ impl Attachments {
         }
         let kept = self.keep(&record.owner, Some(record.clone())).await;
         if kept.is_err() && !plugged {
-            let undone = async { container::unplug(&host()?, &record.host_interface).await }.await;
+            let undone = container::unplug(&self.inner.netlink, &record.host_interface).await;
             if let Err(error) = undone {
                 tracing::warn!(%error, "an interface was left behind; it goes at the next start");
             }
@@ -432,7 +432,7 @@ impl Attachments {
             routes: &routes,
             hairpin: held.is_some_and(|terms| terms.hairpin),
         };
-        Ok(container::plug(&host()?, &plug).await?.adopted)
+        Ok(container::plug(&self.inner.netlink, &plug).await?.adopted)
     }
 
     async fn put_on_bridge(&self, addresses: &[IpNet]) -> Result<(), AttachError> {
@@ -547,12 +547,6 @@ fn all_names(before: Option<&Record>, given: &[String], own: &[String]) -> Resul
         )));
     }
     Ok(names)
-}
-
-/// A socket of the request's own to the host's kernel: the answers to a hundred requests at once would
-/// overrun one that they share, and who waits for an answer that is lost waits for good.
-fn host() -> Result<Netlink, NetlinkError> {
-    Netlink::open()
 }
 
 /// Reads `ADDRESS` or `ADDRESS/LENGTH`, where the length must be that of the range.
