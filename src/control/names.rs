@@ -2,8 +2,9 @@
 //! gave to services.
 //!
 //! ```text
-//!   attachments: a name for as long as the interface is on the bridge ─┐
-//!   book: names that the operator gave, in the store ──────────────────┴─► Handle::set_names
+//!   attachments ─┬─ a name for as long as the interface is on the bridge ─┐
+//!   guests ──────┘                                                        │
+//!   book: names that the operator gave, in the store ─────────────────────┴─► Handle::set_names
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use mesh_proto::wire::names::{ADDRESSES_MAX, Addresses, Name};
 use tokio::sync::Notify;
 
 use super::attach::Attachments;
+use super::guests::Guests;
 use super::store::{Edit, Store, Table};
 use crate::netlink::{Monitor, Netlink, NetlinkError, Topic};
 use crate::router::Handle;
@@ -154,10 +156,11 @@ pub struct Teller {
     pub router: Handle,
     /// What is attached.
     pub attachments: Attachments,
+    /// What is connected otherwise.
+    pub guests: Guests,
     /// What the operator gave.
     pub book: Book,
-    /// The host's network, on a connection of its own: the kernel refuses a second list while another
-    /// one is read from the same.
+    /// The host's network.
     pub netlink: Netlink,
     /// Name of the bridge.
     pub bridge: String,
@@ -190,6 +193,7 @@ impl Teller {
             }
             tokio::select! {
                 () = self.attachments.changed() => {}
+                () = self.guests.changed() => {}
                 () = self.book.inner.changed.notified() => {}
                 () = noticed(&mut monitor) => {}
                 () = tokio::time::sleep(patience) => {}
@@ -199,7 +203,8 @@ impl Teller {
 
     /// The names of what is there now: a container that has ended took its interface with it.
     async fn names(&self) -> Result<BTreeMap<Name, Addresses>, NetlinkError> {
-        let attached = self.attachments.names();
+        let mut attached = self.attachments.names();
+        attached.extend(self.guests.names());
         let mut found: BTreeMap<Name, BTreeSet<IpAddr>> = self.book.names();
         if !attached.is_empty() {
             let ports = match self.netlink.link(&self.bridge).await? {

@@ -160,10 +160,11 @@ impl<P: Ports> Docker<P> {
         let lock = self.inner.locks.of(id);
         let _busy = lock.lock().await;
         self.inner.ports.unplug(&near(id)).await?;
-        match self.inner.book.endpoint(id) {
-            Some(endpoint) => self.inner.book.drop_endpoint(&endpoint).await,
-            None => Ok(()),
+        if let Some(endpoint) = self.inner.book.endpoint(id) {
+            self.inner.book.drop_endpoint(&endpoint).await?;
         }
+        self.inner.guests.strike(&near(id));
+        Ok(())
     }
 
     fn known(&self, id: &str) -> Result<Endpoint, Refusal> {

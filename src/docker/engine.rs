@@ -1,5 +1,5 @@
-//! What the engine says that it has: the router asks it only about what may have gone while the router was
-//! away, for the engine does not tell that afterwards.
+//! What the engine says: what it has, asked only about what may have gone while the router was away, for it
+//! does not tell that afterwards; and what its containers are called.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -80,7 +80,129 @@ struct Resource {
     ipv6_address: String,
 }
 
+/// What a container is called, and where.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Called {
+    /// Its name, and its hostname if somebody chose one.
+    pub(super) names: Vec<String>,
+    /// Its endpoints, by id, with what it is called besides in the network of each.
+    pub(super) endpoints: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    name: String,
+    #[serde(default)]
+    config: Configured,
+    #[serde(default)]
+    network_settings: NetworkSettings,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Configured {
+    hostname: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkSettings {
+    networks: Option<BTreeMap<String, Joined>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Joined {
+    #[serde(rename = "EndpointID")]
+    endpoint_id: String,
+    aliases: Option<Vec<String>>,
+}
+
+impl From<Inspected> for Called {
+    fn from(inspected: Inspected) -> Self {
+        // Docker writes a slash before the name, and makes a hostname and an alias of the id.
+        let chosen = |name: &&str| !name.is_empty() && !inspected.id.starts_with(*name);
+        let own = [inspected.name.trim_start_matches('/'), &inspected.config.hostname];
+        let names = own.into_iter().filter(chosen).map(str::to_owned).collect();
+        let of = |joined: Joined| {
+            let aliases = joined.aliases.unwrap_or_default();
+            (joined.endpoint_id, aliases.iter().map(String::as_str).filter(chosen).map(str::to_owned).collect())
+        };
+        let joined = inspected.network_settings.networks.unwrap_or_default();
+        Self { names, endpoints: joined.into_values().map(of).collect() }
+    }
+}
+
+/// What the engine tells by itself.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Event {
+    r#type: String,
+    actor: Actor,
+}
+
+#[derive(Debug, Deserialize)]
+struct Actor {
+    #[serde(rename = "ID", default)]
+    id: String,
+    #[serde(rename = "Attributes", default)]
+    attributes: BTreeMap<String, String>,
+}
+
+impl Event {
+    /// The container that it is about.
+    pub(super) fn container(mut self) -> Option<String> {
+        match self.r#type.as_str() {
+            "container" => Some(self.actor.id),
+            _ => self.actor.attributes.remove("container"),
+        }
+    }
+}
+
+/// The engine's events, as they come.
+#[derive(Debug)]
+pub(super) struct Events(http::Lines);
+
+impl Events {
+    /// The next one; none when the engine ends.
+    pub(super) async fn next(&mut self) -> Result<Option<Event>, String> {
+        let Some(line) = self.0.next().await.map_err(|error| error.to_string())? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|error| format!("/events: {error}"))
+    }
+}
+
 impl Engine {
+    /// Listens to containers that join a network or get another name.
+    ///
+    /// # Errors
+    /// If the engine does not answer; in one line.
+    pub(super) async fn events(&self) -> Result<Events, String> {
+        // {"type":["network","container"],"event":["connect","rename"]}
+        let path = "/events?filters=%7B%22type%22%3A%5B%22network%22%2C%22container%22%5D%2C\
+                    %22event%22%3A%5B%22connect%22%2C%22rename%22%5D%7D";
+        http::lines(&self.socket, path, TIMEOUT).await.map(Events).map_err(|error| error.to_string())
+    }
+
+    /// The containers that run in a network.
+    ///
+    /// # Errors
+    /// As [`Self::events`].
+    pub(super) async fn containers(&self, network: &str) -> Result<Vec<String>, String> {
+        let listed = get::<Listed>(&self.socket, &format!("/networks/{network}")).await?;
+        Ok(listed.and_then(|listed| listed.containers).unwrap_or_default().into_keys().collect())
+    }
+
+    /// What a container is called; none if there is no such container.
+    ///
+    /// # Errors
+    /// As [`Self::events`].
+    pub(super) async fn called(&self, container: &str) -> Result<Option<Called>, String> {
+        let inspected = get::<Inspected>(&self.socket, &format!("/containers/{container}/json")).await?;
+        Ok(inspected.map(Called::from))
+    }
+
     /// Asks for all of it.
     ///
     /// # Errors
@@ -147,6 +269,31 @@ pub(super) fn mac(text: &str) -> Option<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_is_called_what_somebody_chose() {
+        let text = r#"{"Id":"0123456789abcdef","Name":"/web","Config":{"Hostname":"0123456789ab"},
+            "NetworkSettings":{"Networks":{"mesh":{"EndpointID":"e1","Aliases":["www","0123456789ab"]},
+            "other":{"EndpointID":"e2","Aliases":null}}}}"#;
+        let called = Called::from(serde_json::from_str::<Inspected>(text).expect("understood"));
+        let endpoints = [("e1".to_owned(), vec!["www".to_owned()]), ("e2".to_owned(), Vec::new())];
+        assert_eq!(called, Called { names: vec!["web".to_owned()], endpoints: endpoints.into() });
+        let stopped = r#"{"Id":"01","Name":"/web","Config":{"Hostname":"box"},"NetworkSettings":{"Networks":null}}"#;
+        let called = Called::from(serde_json::from_str::<Inspected>(stopped).expect("understood"));
+        assert_eq!(called.names, ["web", "box"]);
+    }
+
+    #[test]
+    fn events_name_their_container() {
+        for (text, container) in [
+            (r#"{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"c"}}}"#, Some("c")),
+            (r#"{"Type":"container","Action":"rename","Actor":{"ID":"c","Attributes":{"name":"new"}}}"#, Some("c")),
+            (r#"{"Type":"network","Action":"connect","Actor":{"ID":"n"}}"#, None),
+        ] {
+            let event: Event = serde_json::from_str(text).expect("understood");
+            assert_eq!(event.container().as_deref(), container, "{text}");
+        }
+    }
 
     #[test]
     fn hardware_addresses_are_read_whole_or_not_at_all() {

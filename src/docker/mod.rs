@@ -4,7 +4,8 @@
 //!   dockerd ─ POST ─► server.rs ─┬─ addresses.rs  IpamDriver     ─► router (ring allocator)
 //!                     wire.rs    ├─ network.rs    NetworkDriver  ─► book.rs ─► store
 //!                                └─ endpoint.rs   NetworkDriver  ─► port.rs ─► kernel
-//!   dockerd ◄─ GET ── engine.rs ─── audit.rs: what it does not have any more is cleaned up
+//!   dockerd ◄─ GET ── engine.rs ─┬─ audit.rs: what it does not have any more is cleaned up
+//!                                └─ names.rs: what its containers are called      ─► control/guests.rs
 //! ```
 //!
 //! A call is answered when what it says is durable. What the engine was given is kept by the names that the
@@ -15,6 +16,7 @@ mod audit;
 mod book;
 mod endpoint;
 mod engine;
+mod names;
 mod network;
 mod pool;
 mod port;
@@ -34,6 +36,7 @@ pub use port::{KernelPorts, Place, Ports};
 pub use refusal::Refusal;
 pub use server::serve;
 
+use crate::control::guests::Guests;
 use crate::control::ledger::Ledger;
 use crate::control::locks::Locks;
 use crate::control::store::Store;
@@ -57,6 +60,7 @@ struct Inner<P> {
     router: Handle,
     book: Book,
     ledger: Ledger,
+    guests: Guests,
     ports: P,
     /// One for each thing that a call is about.
     locks: Locks,
@@ -76,6 +80,8 @@ pub struct DockerConfig<P> {
     pub stored: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Where the rest of the router learns which addresses are held.
     pub ledger: Ledger,
+    /// Where the rest of the router learns what containers are called.
+    pub guests: Guests,
     /// The kernel.
     pub ports: P,
     /// The engine, if it can be asked.
@@ -98,6 +104,7 @@ impl<P: Ports> Docker<P> {
             router: config.router,
             book,
             ledger: config.ledger,
+            guests: config.guests,
             ports: config.ports,
             locks: Locks::default(),
             engine: config.engine,

@@ -34,6 +34,7 @@ use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::dns::{self, DnsConfig};
 use crate::control::events::Events;
 use crate::control::firewall::Firewall;
+use crate::control::guests::Guests;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
 use crate::control::names::{Book, Teller};
@@ -44,7 +45,6 @@ use crate::data::{DataConfig, DataHandle};
 use crate::docker::{self, Docker, DockerConfig, Engine, KernelPorts};
 use crate::logging::rfc3339;
 use crate::metrics;
-use crate::netlink::Netlink;
 
 /// Most learned MAC addresses: 40 bytes each, far above any host's containers and its peers'.
 const MACS_MAX: usize = 65_536;
@@ -102,7 +102,7 @@ async fn operate(
     let stored_names = std::mem::take(&mut ground.state.names);
     let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
     let Ground { settings, netlink, sizes, listener, metrics, dns, .. } = ground;
-    let others = Ledger::default();
+    let (others, guests) = (Ledger::default(), Guests::default());
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -117,6 +117,7 @@ async fn operate(
         store: core.store.clone(),
         stored: stored_docker,
         ledger: others,
+        guests: guests.clone(),
         ports: KernelPorts { netlink: netlink.clone(), bridge: settings.bridge.clone(), mtu: sizes.overlay },
         engine: engine(),
         mtu: sizes.overlay,
@@ -150,8 +151,9 @@ async fn operate(
     let teller = Teller {
         router: core.handle.clone(),
         attachments: attachments.clone(),
+        guests,
         book: api.book.clone(),
-        netlink: Netlink::open()?,
+        netlink: netlink.clone(),
         bridge: settings.bridge.clone(),
     };
     tasks.spawn(teller.run());
@@ -175,6 +177,7 @@ async fn operate(
     tasks.spawn(look_after(attachments, core.handle.clone()));
     tasks.spawn(docker.clone().look_after());
     if let Some(path) = &settings.docker_socket {
+        tasks.spawn(docker.clone().learn_names());
         tasks.spawn(docker::serve(docker, path.clone()));
     }
     let server = tokio::spawn(api::serve(listener, api.clone(), stopped.clone()));

@@ -174,7 +174,7 @@ impl Engine {
         let busybox = PATH.split(':').map(|folder| Path::new(folder).join("busybox")).find(|path| path.exists());
         let busybox = busybox.ok_or_else(|| io::Error::other("busybox is not installed"))?;
         fs::copy(busybox, root.join("bin/busybox"))?;
-        for applet in ["sh", "httpd", "wget", "ping", "ip", "sha256sum", "cat"] {
+        for applet in ["sh", "httpd", "wget", "ping", "ip", "sha256sum", "cat", "sleep"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
         }
         fs::write(root.join("srv/data"), super::data())?;

@@ -87,7 +87,7 @@ fn act(mut world: World) {
     let id = world.docker(0, &["network", "ls", "-q", "-f", "name=mesh"]);
     assert!(said.contains(&id) && said.contains("docker network rm"), "{said}");
 
-    let fixed = ["--network", "mesh", "--ip", "10.32.77.7", "--ip6", "fd00:32::7777"];
+    let fixed = ["--network", "mesh", "--network-alias", "pinned", "--ip", "10.32.77.7", "--ip6", "fd00:32::7777"];
     world.engines[0].run("one", &["--network", "mesh", "-p", "8080:80"]).must("run");
     world.engines[0].run("fixed", &fixed).must("run");
     world.engines[1].run("two", &["--network", "mesh", "--restart", "always"]).must("run");
@@ -95,6 +95,7 @@ fn act(mut world: World) {
     assert_eq!(world.inspect(0, "fixed"), ["10.32.77.7/12", "fd00:32::7777/64"].map(|text| text.parse().must(text)));
     world.reaches((0, "one"), &two);
     world.reaches((1, "two"), &world.inspect(0, "fixed"));
+    names(&world, &one, &two);
     shape(&world, &one);
     bad_addresses(&world, &fixed);
     connect(&world, &one);
@@ -125,6 +126,26 @@ fn bad_networks(world: &World) {
         let said = create(more);
         assert!(said.contains(word), "{more:?}: {said}");
     }
+}
+
+/// Containers are known by their names on all hosts, also to each other.
+fn names(world: &World, one: &[IpNet], two: &[IpNet]) {
+    world.named("one", one);
+    world.named("two.weft.local", two);
+    world.named("pinned", &world.inspect(0, "fixed"));
+    world.docker(0, &["rename", "fixed", "riveted"]);
+    world.named("riveted", &world.inspect(0, "riveted"));
+    world.named("fixed", &[]);
+    world.docker(0, &["rename", "riveted", "fixed"]);
+    let resolver = crate::RESOLVERS[0];
+    world.routers[0].command(["expose", resolver]).must("expose");
+    let dns = ["--network", "mesh", "--dns", resolver, "--dns-search", "weft.local"];
+    world.engines[0].run("asks", &dns).must("run");
+    let found = || world.engines[0].exec("asks", &["ping", "-c", "1", "-W", "1", "two"]);
+    assert!(wait_until(PATIENCE, || found().is_ok()), "{:?}", found());
+    world.docker(0, &["rm", "-f", "asks"]);
+    world.named("asks", &[]);
+    world.routers[0].command(["hide"]).must("hide");
 }
 
 /// What a container has, and what Docker says of the network.
@@ -228,10 +249,58 @@ fn removed_meanwhile(world: &mut World, one: &[IpNet]) {
 fn removal(world: &World) {
     for (host, name) in [(0, "one"), (1, "two")] {
         world.docker(host, &["rm", "-f", name]);
+        world.named(name, &[]);
         world.docker(host, &["network", "rm", "mesh"]);
         assert!(world.empty(host), "{:?} {}", world.ports(host), world.json(host, "ipam"));
         world.clean(host);
     }
+}
+
+/// Fifty containers that start at the same moment: each has an address of its own and reaches one far away.
+pub(crate) fn fifty_containers_start_at_once() {
+    let world = World::start();
+    let dir = world.lab.dir().to_owned();
+    world.wait_until_established();
+    for host in [0, 1] {
+        world.docker(host, &[&CREATE[..], &V6[..]].concat());
+        world.engines[host].run("first", &["--network", "mesh"]).must("run");
+    }
+    let first = [world.inspect(0, "first"), world.inspect(1, "first")];
+    thread::scope(|scope| {
+        for number in 0..50 {
+            let (world, far) = (&world, &first[1 - number % 2]);
+            scope.spawn(move || {
+                let (host, name) = (number % 2, format!("box{number}"));
+                let more = ["run", "-d", "--name", &name, "--network", "mesh", engine::IMAGE, "sleep", "600"];
+                world.engines[host].patient(&more).must("run");
+                let ping = |to: &IpNet| {
+                    world.engines[host].exec(&name, &["ping", "-c", "1", "-W", "1", &to.addr().to_string()])
+                };
+                for to in far {
+                    assert!(wait_until(PATIENCE, || ping(to).is_ok()), "{name} to {to}: {:?}", ping(to));
+                }
+            });
+        }
+    });
+    let mut given: Vec<IpNet> = first.concat();
+    given.extend((0..50).flat_map(|number| world.inspect(number % 2, &format!("box{number}"))));
+    given.sort_unstable();
+    given.dedup();
+    assert_eq!(given.len(), 2 * 52, "each has its own: {given:?}");
+    for host in [0, 1] {
+        world.clean(host);
+        let all = world.docker(host, &["ps", "-q"]);
+        world.engines[host]
+            .patient(&[&["rm", "-f"], &all.split_whitespace().collect::<Vec<_>>()[..]].concat())
+            .must("rm");
+        world.docker(host, &["network", "rm", "mesh"]);
+        assert!(world.empty(host), "{:?} {}", world.ports(host), world.json(host, "ipam"));
+        world.clean(host);
+    }
+    world.named("box7", &[]);
+    drop(world);
+    let left = leftovers(&dir);
+    assert!(left.is_empty(), "left behind: {left:#?}");
 }
 
 /// Of an internal network there is no way out; without a subnet it is the whole range.

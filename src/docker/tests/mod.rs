@@ -4,6 +4,7 @@
 mod calls;
 mod faults;
 mod left;
+mod names;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::port::near;
 use super::{Docker, DockerConfig, Engine, Place, Ports};
+use crate::control::guests::Guests;
 use crate::control::store::{self, Store};
 use crate::netlink::{Mac, NetlinkError};
 use crate::router::rig::{Options, Rig, ranges};
@@ -191,6 +193,7 @@ fn make(rig: &Rig, dir: &Path, ports: &Played, engine: Option<Engine>) -> Docker
         store,
         stored,
         ledger: rig.ledger.clone(),
+        guests: Guests::default(),
         ports: ports.clone(),
         engine,
         mtu: 1402,
