@@ -17,9 +17,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
-use crate::control::api::types::{Peer, Status};
-use crate::control::api::{Api, ApiError, status};
-use crate::router::AddressSpace;
+use crate::control::api::types::{Ipam, Peer, Status};
+use crate::control::api::{Api, ApiError, ipam, status};
 
 /// What a scraper is told the text is.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -48,37 +47,59 @@ async fn scrape(State(api): State<Api>) -> Result<Response, ApiError> {
     let snapshot = api.router.snapshot().await?;
     let report = api.data.report().await;
     let status = status(&api.info, &snapshot, report.as_ref());
-    let text = render(&status, snapshot.addresses, snapshot.address_space)
-        .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let ipam = ipam(&api.info, &snapshot, &api.router.ipam().await?);
+    let text =
+        render(&status, &ipam).map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
-/// The text of a status; `addresses` are owned, free, used.
+/// The text of a status and of the address space.
 ///
 /// # Errors
 /// None that is known: the text is written to memory.
-pub fn render(status: &Status, addresses: [u64; 3], space: AddressSpace) -> Result<String, std::fmt::Error> {
+pub fn render(status: &Status, ipam: &Ipam) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("weft");
     about(&mut registry, status);
     peers(&mut registry, &status.peers);
     counters(&mut registry, status);
+    addresses(&mut registry, ipam);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn addresses(registry: &mut Registry, ipam: &Ipam) {
     let family = Family::<Labels, Gauge>::default();
-    let states = ["owned", "free", "used"].into_iter().zip(addresses);
-    for (state, count) in states.chain([("cooling", space.cooling), ("contested", space.contested)]) {
+    for (state, count) in [
+        ("owned", ipam.owned),
+        ("free", ipam.free),
+        ("used", ipam.used),
+        ("cooling", ipam.cooling),
+        ("contested", ipam.contested.len() as u64),
+    ] {
         family.get_or_create(&vec![("state", state.to_owned())]).set(saturate(count));
     }
     let help = "Addresses of the network that this router owns, can give, gave, must not give yet, and gave though another peer claims them";
     registry.register("ipam_addresses", help, family);
-    for (name, help, value) in [
-        ("ipam_owners", "Peers that own addresses, this one among them", space.owners),
-        ("ipam_owners_away", "Peers that own addresses and cannot be reached", space.owners_away),
-        ("ipam_addresses_away", "Addresses of owners that cannot be reached", space.owned_away),
-    ] {
-        registry.register(name, help, ConstGauge::new(saturate(value)));
+    let owned = Family::<Labels, Gauge>::default();
+    let silent = Family::<Labels, Gauge>::default();
+    let removal = Family::<Labels, Gauge>::default();
+    for peer in &ipam.peers {
+        let labels =
+            vec![("peer", peer.id.clone()), ("name", peer.name.clone()), ("reachable", peer.reachable.to_string())];
+        owned.get_or_create(&labels).set(saturate(peer.owned));
+        let labels = vec![("peer", peer.id.clone()), ("name", peer.name.clone())];
+        for (family, seconds) in [(&silent, peer.silent_s), (&removal, peer.removal_s)] {
+            if let Some(seconds) = seconds {
+                family.get_or_create(&labels).set(saturate(seconds));
+            }
+        }
     }
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
+    registry.register("ipam_owner_addresses", "Addresses that each peer owns", owned);
+    let help = "Time since an owner out of reach was heard of";
+    registry.register_with_unit("ipam_owner_silent", help, Unit::Seconds, silent);
+    let help = "Time until an owner out of reach is removed and its addresses go to others";
+    registry.register_with_unit("ipam_owner_removal", help, Unit::Seconds, removal);
 }
 
 fn about(registry: &mut Registry, status: &Status) {
@@ -173,7 +194,7 @@ fn saturate(count: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::types::{Counters, Me};
+    use crate::control::api::types::{Counters, IpamPeer, Me};
     use crate::router::rig::{Options, Rig};
 
     fn sample() -> Status {
@@ -223,6 +244,33 @@ mod tests {
         }
     }
 
+    fn space() -> Ipam {
+        let owner = |id: &str, name: &str, owned| IpamPeer {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            owned,
+            free: None,
+            reachable: true,
+            silent_s: None,
+            removal_s: None,
+            removed: false,
+        };
+        let away = IpamPeer { reachable: false, silent_s: Some(70), removal_s: Some(530), ..owner("b", "host2", 4) };
+        Ipam {
+            range: Vec::new(),
+            ready: true,
+            waiting_for: None,
+            owned: 10,
+            free: 7,
+            used: u64::MAX,
+            cooling: 0,
+            peers: vec![owner("a", "host1", 10), away],
+            allocations: Vec::new(),
+            contested: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_scraper_gets_the_text_of_a_running_router() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -248,16 +296,17 @@ mod tests {
 
     #[test]
     fn the_text_has_every_family_with_its_unit_and_ends_as_it_must() {
-        let space = AddressSpace { owners: 3, owners_away: 1, contested: 2, ..AddressSpace::default() };
-        let text = render(&sample(), [10, 7, u64::MAX], space).expect("written");
+        let text = render(&sample(), &space()).expect("written");
         for line in [
             "weft_frames_total{direction=\"in\"} 7",
             "weft_replayed_datagrams_total 5",
             "weft_dropped_total{reason=\"no_route\"} 2",
             "weft_ipam_addresses{state=\"owned\"} 10",
             "weft_ipam_addresses{state=\"used\"} 9223372036854775807",
-            "weft_ipam_addresses{state=\"contested\"} 2",
-            "weft_ipam_owners_away 1",
+            "weft_ipam_addresses{state=\"contested\"} 0",
+            "weft_ipam_owner_addresses{peer=\"b\",name=\"host2\",reachable=\"false\"} 4",
+            "weft_ipam_owner_silent_seconds{peer=\"b\",name=\"host2\"} 70",
+            "weft_ipam_owner_removal_seconds{peer=\"b\",name=\"host2\"} 530",
             "weft_peers{state=\"established\",carrier=\"sleeve\"} 1",
             "weft_peers{state=\"retrying\",carrier=\"none\"} 0",
             "weft_mtu_bytes 1410",

@@ -18,7 +18,7 @@ use super::addresses::Addresses;
 use super::fastpath::{self, Fast};
 use super::names::MeshNames;
 use super::refusals::Refusals;
-use super::{AddressSpace, MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
+use super::{MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
 use crate::clock::Clock;
 use crate::control::events::Events;
 use crate::control::identity::Identity;
@@ -499,7 +499,6 @@ impl Core {
             targets,
             peers: infos,
             readiness: self.ipam.readiness(),
-            addresses: [summary.owned, summary.free, summary.used],
             ranges: self.ranges.clone(),
             endpoints: self.endpoints.clone(),
             problems: self
@@ -510,7 +509,6 @@ impl Core {
                 .cloned()
                 .chain(summary.contests.iter().map(contest_text))
                 .collect(),
-            address_space: AddressSpace::of(&summary),
             messages: self.messages,
             fast: self.fast.as_ref().map(Fast::snapshot),
         }

@@ -46,7 +46,7 @@ pub use fastpath::FastSnapshot;
 pub use names::MeshNames;
 pub use reload::{ReloadError, Reloads};
 pub use revoke::{RevokeRefused, Whom};
-pub use snapshot::{AddressSpace, MessageCounters, Snapshot, TargetView};
+pub use snapshot::{MessageCounters, Snapshot, TargetView};
 pub use start::{Finished, run};
 
 /// Most requests that wait for the loop.

@@ -2,15 +2,13 @@
 
 use std::net::SocketAddr;
 
-use ipam::allocator::Summary;
 use ipnet::IpNet;
 use mesh_proto::control::node::PeerInfo;
 use mesh_proto::id::PeerId;
 
-use super::Peer;
 use super::fastpath::FastSnapshot;
 
-/// Everything that `status`, `peers` and metrics need of the loop.
+/// What `status`, `peers` and metrics need of the loop; of addresses, [`ipam`](super::Handle::ipam) says more.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// Every peer that is known, this one first.
@@ -19,10 +17,6 @@ pub struct Snapshot {
     pub targets: Vec<TargetView>,
     /// Whether addresses can be given; otherwise what is waited for.
     pub readiness: Result<(), String>,
-    /// Addresses owned, free, used.
-    pub addresses: [u64; 3],
-    /// More about the address space.
-    pub address_space: AddressSpace,
     /// Ranges of the network.
     pub ranges: Vec<IpNet>,
     /// Where this peer says it can be dialled.
@@ -48,35 +42,6 @@ pub struct TargetView {
     pub connected: bool,
     /// The last thing that went wrong.
     pub reason: String,
-}
-
-/// The address space, in numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AddressSpace {
-    /// Addresses given here lately and given back, not to be given yet.
-    pub cooling: u64,
-    /// Peers that own addresses, this one among them.
-    pub owners: u64,
-    /// Of these, those that cannot be reached.
-    pub owners_away: u64,
-    /// Addresses that those own.
-    pub owned_away: u64,
-    /// Addresses given here that another peer gave too, or owns.
-    pub contested: u64,
-}
-
-impl AddressSpace {
-    pub(super) fn of(summary: &Summary<Peer>) -> Self {
-        let away = |peer: &Peer| summary.away.iter().any(|away| away.peer == *peer);
-        let owned = summary.peers.iter().filter(|(peer, _)| away(peer)).map(|&(_, owned)| owned);
-        Self {
-            cooling: summary.cooling,
-            owners: summary.peers.iter().filter(|&&(_, owned)| owned > 0).count() as u64,
-            owners_away: summary.away.len() as u64,
-            owned_away: owned.fold(0, u64::saturating_add),
-            contested: summary.contests.len() as u64,
-        }
-    }
 }
 
 /// Messages and bytes of the control plane.
