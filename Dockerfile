@@ -13,6 +13,7 @@ COPY . .
 RUN arch="$(uname -m)-unknown-linux-gnu" \
  && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$arch" --bin weft \
  && install -D "target/$arch/release/weft" /out/usr/bin/weft \
+ && ln -s weft /out/usr/bin/weft-cni \
  && mkdir -p /out/var/lib/weft /out/run/weft
 
 FROM scratch

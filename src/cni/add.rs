@@ -48,6 +48,7 @@ pub(super) async fn add(environment: &Environment, conf: &Conf) -> Result<Value,
         subnets: conf.subnets.iter().map(ToString::to_string).collect(),
         routes: routes.iter().map(text).collect(),
         mtu: conf.mtu,
+        mac: if conf.mac.is_empty() { environment.mac.clone() } else { conf.mac.clone() },
         hairpin: conf.hairpin,
     };
     let held: Held = router.post("/v1/hold", &request).await.map_err(|refusal| blame(refusal, environment))?;

@@ -1,7 +1,6 @@
 //! The network configuration on standard input.
 //!
-//! Keys of others are none of our business; a key of ours with a value that it cannot have is
-//! refused by name.
+//! A key that is not known, or has a value that it cannot have, is refused by name.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,17 +11,38 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::environment::{address, is_name, shown};
+use super::environment::{Command, address, is_name, shown};
 use super::error::{CniError, Kind};
 use super::result::{CniResult, Dns};
 use super::version::Version;
 use crate::config::DEFAULT_SOCKET;
+use crate::control::attach::parse_mac;
 
 /// How long is waited for a router that starts, unless `waitSeconds` says otherwise.
 const WAIT: u64 = 60;
 /// Longest wait: runtimes give up after a few minutes, and then nobody is told why.
 const WAIT_MAX: u64 = 240;
-/// Keys of other plugins that would be missed if they were passed over in silence (kubernetes K10).
+/// What a configuration may have: our own keys, and those that runtimes put in.
+const KEYS: [&str; 17] = [
+    "type",
+    "socket",
+    "waitSeconds",
+    "subnet",
+    "mtu",
+    "isGateway",
+    "isDefaultGateway",
+    "routes",
+    "hairpinMode",
+    "dns",
+    "cniVersion",
+    "name",
+    "capabilities",
+    "args",
+    "runtimeConfig",
+    "prevResult",
+    "disableCheck",
+];
+/// Keys of other plugins, which somebody may expect to work here too (kubernetes K10).
 const UNSUPPORTED: [(&str, &str); 3] = [
     ("ipam", "Weft gives addresses itself: leave it out, and choose where from with `subnet`"),
     ("ipMasq", "Weft lays no rules for masquerading: leave it out, and lay them on the host"),
@@ -43,6 +63,8 @@ pub(super) struct Conf {
     pub(super) subnets: Vec<IpNet>,
     /// Addresses that are asked for.
     pub(super) ips: Vec<IpAddr>,
+    /// The hardware address that is asked for, or nothing.
+    pub(super) mac: String,
     /// MTU; 0: that of the overlay.
     pub(super) mtu: u16,
     pub(super) hairpin: bool,
@@ -97,14 +119,14 @@ pub(super) fn decode(input: &[u8]) -> Result<Value, CniError> {
 }
 
 impl Conf {
-    /// Reads a configuration.
-    pub(super) fn parse(input: &[u8]) -> Result<Self, CniError> {
+    /// Reads a configuration. What takes away does not stumble over a key that it does not know.
+    pub(super) fn parse(input: &[u8], command: Command) -> Result<Self, CniError> {
         let value = decode(input)?;
         let version = Version::of(&value)?;
         let none = Map::new();
         let map = value.as_object().unwrap_or(&none);
-        for (key, advice) in UNSUPPORTED {
-            refuse(map, key, advice)?;
+        if !matches!(command, Command::Del | Command::Gc) {
+            refuse_unknown(map)?;
         }
         let name: String = field(map, "name")?.unwrap_or_default();
         if !is_name(&name) {
@@ -127,6 +149,7 @@ impl Conf {
             wait: Duration::from_secs(wait),
             subnets: subnets(map)?,
             ips: ips(map)?,
+            mac: mac(map)?,
             mtu: field(map, "mtu")?.unwrap_or(0),
             hairpin: field(map, "hairpinMode")?.unwrap_or(false),
             gateway: default_gateway || field(map, "isGateway")?.unwrap_or(false),
@@ -147,6 +170,17 @@ fn field<T: DeserializeOwned>(map: &Map<String, Value>, key: &str) -> Result<Opt
     }
 }
 
+/// Refuses keys that nobody here reads (kubernetes K10). One with a `/` is of whoever is named before it.
+fn refuse_unknown(map: &Map<String, Value>) -> Result<(), CniError> {
+    for (key, advice) in UNSUPPORTED {
+        refuse(map, key, advice)?;
+    }
+    let ours =
+        |key: &str| KEYS.contains(&key) || key.contains('/') || UNSUPPORTED.iter().any(|(known, _)| *known == key);
+    let advice = format!("this plugin has no such key: leave it out, or write one of {}", KEYS.join(", "));
+    map.keys().filter(|key| !ours(key)).try_for_each(|key| refuse(map, key, &advice))
+}
+
 /// Refuses a key that asks for something; one that is off or empty asks for nothing.
 fn refuse(map: &Map<String, Value>, key: &str, advice: &str) -> Result<(), CniError> {
     let nothing = match map.get(key) {
@@ -159,7 +193,7 @@ fn refuse(map: &Map<String, Value>, key: &str, advice: &str) -> Result<(), CniEr
         return Ok(());
     }
     let value = shown(&map.get(key).map(ToString::to_string).unwrap_or_default());
-    Err(CniError::new(Kind::Unsupported, format!("`{key}` is {value}: {advice}")))
+    Err(CniError::new(Kind::Unsupported, format!("`{}` is {value}: {advice}", shown(key))))
 }
 
 fn subnets(map: &Map<String, Value>) -> Result<Vec<IpNet>, CniError> {
@@ -183,16 +217,28 @@ fn subnets(map: &Map<String, Value>) -> Result<Vec<IpNet>, CniError> {
     Ok(subnets)
 }
 
-/// The addresses of `runtimeConfig.ips` and `args.cni.ips`.
-fn ips(map: &Map<String, Value>) -> Result<Vec<IpAddr>, CniError> {
-    let none = Map::new();
-    let object = |key: &str, value: Option<&Value>| match value {
-        None | Some(Value::Null) => Ok(none.clone()),
+fn object(key: &str, value: Option<&Value>) -> Result<Map<String, Value>, CniError> {
+    match value {
+        None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(inner)) => Ok(inner.clone()),
         Some(_) => Err(CniError::key(key, "expected an object")),
-    };
+    }
+}
+
+/// The hardware address of `runtimeConfig.mac`.
+fn mac(map: &Map<String, Value>) -> Result<String, CniError> {
     let runtime = object("runtimeConfig", map.get("runtimeConfig"))?;
-    refuse(&runtime, "mac", "hardware addresses follow from IP addresses: leave the capability `mac` out")?;
+    let wrong = |why: String| CniError::key("runtimeConfig.mac", why);
+    let text: String = field(&runtime, "mac").map_err(|error| wrong(error.text))?.unwrap_or_default();
+    if text.is_empty() || parse_mac(&text).is_some() {
+        return Ok(text);
+    }
+    Err(wrong(format!("`{}` is no hardware address of an interface", shown(&text))))
+}
+
+/// The addresses of `runtimeConfig.ips` and `args.cni.ips`.
+fn ips(map: &Map<String, Value>) -> Result<Vec<IpAddr>, CniError> {
+    let runtime = object("runtimeConfig", map.get("runtimeConfig"))?;
     let args = object("args", map.get("args"))?;
     let cni = object("args.cni", args.get("cni"))?;
     let mut ips = Vec::new();

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::error::{CniError, Kind};
 use super::version::Version;
+use crate::control::attach::parse_mac;
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(super) struct Environment {
     pub(super) interface: String,
     /// Addresses that `CNI_ARGS` asks for.
     pub(super) ips: Vec<IpAddr>,
+    /// The hardware address that it asks for, or nothing.
+    pub(super) mac: String,
 }
 
 impl Environment {
@@ -98,12 +101,12 @@ impl Environment {
                 shown(&interface)
             )));
         }
-        let ips = match command {
+        let (ips, mac) = match command {
             Command::Add => arguments(&read("CNI_ARGS")?)?,
             // What a container was made with does not matter when it goes.
-            _ => Vec::new(),
+            _ => Default::default(),
         };
-        Ok(Self { container, netns, interface, ips })
+        Ok(Self { container, netns, interface, ips, mac })
     }
 
     /// Whose the addresses are, at the router.
@@ -130,10 +133,10 @@ fn fine(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_.-".contains(c)
 }
 
-/// The addresses in `CNI_ARGS`: `KEY=VALUE;…`. What a runtime adds for others is marked by itself
-/// (`IgnoreUnknown=1`).
-fn arguments(text: &str) -> Result<Vec<IpAddr>, CniError> {
-    let (mut ips, mut unknown, mut lenient) = (Vec::new(), Vec::new(), false);
+/// The IP addresses and the hardware address in `CNI_ARGS`: `KEY=VALUE;…`. What a runtime adds for
+/// others is marked by itself (`IgnoreUnknown=1`).
+fn arguments(text: &str) -> Result<(Vec<IpAddr>, String), CniError> {
+    let (mut ips, mut mac, mut unknown, mut lenient) = (Vec::new(), String::new(), Vec::new(), false);
     for pair in text.split(';').filter(|pair| !pair.trim().is_empty()) {
         let Some((key, value)) = pair.split_once('=') else {
             return Err(wrong(format!("CNI_ARGS has `{}`: expected KEY=VALUE;…", shown(pair))));
@@ -147,16 +150,24 @@ fn arguments(text: &str) -> Result<Vec<IpAddr>, CniError> {
                     ips.push(ip);
                 }
             }
+            "MAC" => {
+                let wrong =
+                    || wrong(format!("CNI_ARGS has MAC={}: expected a hardware address of an interface", shown(value)));
+                value.trim().clone_into(&mut mac);
+                if !mac.is_empty() {
+                    parse_mac(&mac).ok_or_else(wrong)?;
+                }
+            }
             other => unknown.push(shown(other)),
         }
     }
     if !lenient && !unknown.is_empty() {
         return Err(wrong(format!(
-            "CNI_ARGS has {}: only IP is known here; set IgnoreUnknown=1 if others are meant",
+            "CNI_ARGS has {}: only IP and MAC are known here; set IgnoreUnknown=1 if others are meant",
             unknown.join(", ")
         )));
     }
-    Ok(ips)
+    Ok((ips, mac))
 }
 
 /// An address, whose prefix length (that of the network here, whatever it says) may be there.

@@ -24,6 +24,8 @@ pub(super) async fn gc(conf: &Conf) -> Result<(), CniError> {
     let mut failures = Vec::new();
     for holder in stale(&conf.name, valid, owners) {
         let request = UnholdRequest { holder: holder.clone() };
+        // Each with the whole patience: one that is slow does not take it from the others.
+        let router = Router::new(conf.socket.clone(), conf.wait);
         if let Err(refusal) = router.post::<Released>("/v1/unhold", &request).await {
             failures.push(refusal.error());
         }

@@ -75,7 +75,7 @@ fn run(variable: &dyn Fn(&str) -> Option<OsString>, input: &[u8]) -> Result<Opti
     if command == Command::Version {
         return version(input).map(Some);
     }
-    let conf = Conf::parse(input)?;
+    let conf = Conf::parse(input, command)?;
     if conf.version < command.since() {
         return Err(CniError::new(
             Kind::Version,

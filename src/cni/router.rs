@@ -19,8 +19,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(super) struct Router {
     socket: PathBuf,
-    /// How long a request may take, waiting included.
-    wait: Duration,
+    /// Until when all that is asked may take, waiting included.
+    deadline: Instant,
 }
 
 /// Why there is no answer.
@@ -66,7 +66,7 @@ fn kind_of(status: StatusCode) -> Kind {
 
 impl Router {
     pub(super) fn new(socket: PathBuf, wait: Duration) -> Self {
-        Self { socket, wait }
+        Self { socket, deadline: Instant::now() + wait }
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Refusal> {
@@ -81,16 +81,15 @@ impl Router {
     /// Asks until there is an answer or the time is over. What the plugin asks for may be asked twice:
     /// a router that was killed may have done it without saying so.
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T, Refusal> {
-        let deadline = Instant::now() + self.wait;
         let mut pause = PAUSE;
         loop {
             // At the end one answer is still waited for: without any patience, too.
-            let left = deadline.saturating_duration_since(Instant::now()).max(PAUSE_MAX);
+            let left = self.deadline.saturating_duration_since(Instant::now()).max(PAUSE_MAX);
             let refusal = match self.once(method.clone(), path, body.clone(), left).await {
                 Ok(answer) => return Ok(answer),
                 Err(refusal) => refusal,
             };
-            if !refusal.is_passing() || Instant::now() + pause >= deadline {
+            if !refusal.is_passing() || Instant::now() + pause >= self.deadline {
                 return Err(refusal);
             }
             tokio::time::sleep(pause).await;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::conf::{Attachment, Conf};
+use super::environment::Command;
 use super::gc::stale;
 use super::result::{CniResult, Dns, Interface, Ip, Route};
 use super::serve;
@@ -98,7 +99,8 @@ fn a_result_has_the_form_of_the_version_that_was_asked_for() {
         assert_eq!(json["interfaces"][0].get("mtu").is_some(), version == Version::V1_1_0, "{json}");
         assert_eq!(json["dns"]["nameservers"][0], "10.32.0.2");
         // Every form is read back as the same.
-        let conf = Conf::parse(&conf(version.name(), json!({"prevResult": json}))).expect("a configuration");
+        let conf =
+            Conf::parse(&conf(version.name(), json!({"prevResult": json})), Command::Check).expect("a configuration");
         let back = conf.previous.expect("a result");
         assert_eq!(back.to_json(Version::LATEST)["ips"], result().to_json(Version::LATEST)["ips"]);
         assert_eq!(back.routes, result().routes);
@@ -199,7 +201,12 @@ fn what_cannot_be_is_refused_by_its_code_and_its_name() {
         (add.clone(), key(json!({"prevResult": {"ips": [{"address": "x"}]}})), 7, "`prevResult`"),
         (add.clone(), key(json!({"ipam": {"type": "host-local"}})), 2, "host-local"),
         (add.clone(), key(json!({"ipMasq": true})), 2, "`ipMasq` is true"),
-        (add.clone(), key(json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}})), 2, "02:00:00:00:00:01"),
+        (add.clone(), key(json!({"runtimeConfig": {"mac": "03:00:00:00:00:01"}})), 7, "03:00:00:00:00:01"),
+        (add.clone(), key(json!({"runtimeConfig": {"mac": 7}})), 7, "runtimeConfig.mac"),
+        (with("CNI_ARGS", "MAC=02:00:00:00:00"), good.clone(), 4, "MAC=02:00:00:00:00"),
+        (add.clone(), key(json!({"isDefaultGatway": true})), 2, "`isDefaultGatway` is true"),
+        (container("CHECK", here), key(json!({"bridge": "cni0"})), 2, "`bridge` is \"cni0\""),
+        (container("STATUS", ""), key(json!({"mtU": 1400})), 2, "`mtU` is 1400"),
         (container("CHECK", here), conf("0.3.1", json!({})), 1, "0.4.0"),
         (container("STATUS", ""), conf("1.0.0", json!({})), 1, "1.1.0"),
         (container("GC", ""), conf("1.0.0", json!({})), 1, "1.1.0"),
@@ -241,18 +248,18 @@ fn what_real_runtimes_send_is_understood() {
     let kubelet = json!({
         "capabilities": {"portMappings": true, "bandwidth": true},
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
-        "hairpinMode": true, "isDefaultGateway": true, "somebodys": {"key": [1]},
+        "hairpinMode": true, "isDefaultGateway": true, "example.org/key": [1], "promiscMode": false,
         "dns": {}, "ipam": {}, "ipMasq": false,
         "prevResult": result().to_json(Version::V1_0_0),
     });
-    let parsed = Conf::parse(&conf("1.0.0", kubelet)).expect("kubelet's");
+    let parsed = Conf::parse(&conf("1.0.0", kubelet), Command::Add).expect("kubelet's");
     assert!(parsed.gateway && parsed.default_gateway && parsed.hairpin);
     let podman = json!({
         "capabilities": {"ips": true},
         "runtimeConfig": {"ips": ["10.32.0.7/16", "fd00::7"]},
         "args": {"podman_labels": {"a": "b"}, "cni": {"ips": ["10.32.0.7"]}},
     });
-    let parsed = Conf::parse(&conf("0.4.0", podman)).expect("podman's");
+    let parsed = Conf::parse(&conf("0.4.0", podman), Command::Add).expect("podman's");
     assert_eq!(parsed.ips, [net::<std::net::IpAddr>("10.32.0.7"), net("fd00::7")]);
     let read = |args: &str| {
         let variables = [
@@ -263,7 +270,7 @@ fn what_real_runtimes_send_is_understood() {
         ];
         let get =
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(*value));
-        super::Environment::read(super::Command::Add, &get).expect(args)
+        super::Environment::read(Command::Add, &get).expect(args)
     };
     for args in [
         "",
@@ -277,6 +284,7 @@ fn what_real_runtimes_send_is_understood() {
     assert_eq!(read("IgnoreUnknown=1;K8S_POD_NAME=box;IP=10.32.0.9").ips, [net::<std::net::IpAddr>("10.32.0.9")]);
     assert_eq!(read("IP=10.32.0.9/12,fd00::9").ips, [net::<std::net::IpAddr>("10.32.0.9"), net("fd00::9")]);
     assert_eq!(read("").holder("k8s"), "cni:k8s/3f2a/eth0");
+    assert_eq!(read("IgnoreUnknown=1;MAC=02:42:0a:20:00:05").mac, "02:42:0a:20:00:05");
 }
 
 #[test]
@@ -304,7 +312,11 @@ fn a_pod_can_end_without_the_router_and_its_namespace() {
             assert!(fine && answer.is_none(), "{answer:?}");
         }
     }
-    let (answer, fine) = plugin(&container("DEL", "/nonexistent/ns"), &conf("1.0.0", json!({})));
+    // Nor because its configuration has become one that makes no pod.
+    let conf = |more| conf("1.0.0", more);
+    let (answer, fine) = plugin(&container("DEL", ""), &conf(json!({"colour": "red", "ipam": {"type": "dhcp"}})));
+    assert!(fine && answer.is_none(), "{answer:?}");
+    let (answer, fine) = plugin(&container("DEL", "/nonexistent/ns"), &conf(json!({})));
     assert!(fine && answer.is_none(), "{answer:?}");
 }
 

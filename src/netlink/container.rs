@@ -44,6 +44,10 @@ pub struct Plug<'a> {
     pub routes: &'a [Route],
     /// Whether the bridge gives back to it what it sends to itself.
     pub hairpin: bool,
+    /// Whose it is, if somebody looks for it by that: the alias of the host end.
+    pub alias: Option<&'a str>,
+    /// What is there is completed; if nothing is, nothing is made.
+    pub only_complete: bool,
 }
 
 /// A container's interface as it stands.
@@ -127,6 +131,13 @@ pub async fn plug(host: &Netlink, plug: &Plug<'_>) -> Result<Plugged> {
     let host_name = host_interface(plug.namespace, plug.interface);
     let adopted = adopt(host, &inside, plug, &host_name).await?;
     if !adopted {
+        if plug.only_complete {
+            return Err(NetlinkError::other(
+                plug.interface,
+                "attach again",
+                "it has gone, and comes back only by whoever asked for it",
+            ));
+        }
         let peer = VethPeer { name: plug.interface, mac: plug.mac, namespace: Some(plug.namespace) };
         host.add_veth(&host_name, plug.mtu, &peer).await?;
     }
@@ -174,6 +185,9 @@ async fn complete(
     let port = host.enslave(host_name, bridge, plug.mtu).await?;
     if plug.hairpin {
         host.set_hairpin(&port, true).await?;
+    }
+    if let Some(alias) = plug.alias.filter(|alias| port.alias.as_deref() != Some(alias)) {
+        host.set_alias(&port, alias).await?;
     }
     let link = inside.need_link(plug.interface).await?;
     prepare_inside(inside, plug, &link).await?;

@@ -16,6 +16,9 @@ use super::{
     error::{Context as _, NetlinkError, Result, tolerate},
 };
 
+/// Longest alias of an interface, in bytes (the kernel's IFALIASZ, less the zero at its end).
+pub const ALIAS_MAX: usize = 255;
+
 /// A hardware address.
 pub type Mac = [u8; 6];
 
@@ -42,6 +45,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Of a veth: index of the other end, in the other end's namespace.
     pub peer: Option<u32>,
+    /// What whoever made it says about it.
+    pub alias: Option<String>,
 }
 
 /// The far end of a veth pair, as it shall be born.
@@ -72,6 +77,7 @@ fn parse(message: LinkMessage) -> Link {
         loopback: flags.contains(LinkFlags::Loopback),
         master: None,
         peer: None,
+        alias: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -80,6 +86,7 @@ fn parse(message: LinkMessage) -> Link {
             LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
             LinkAttribute::Controller(index) => link.master = Some(index).filter(|&i| i != 0),
             LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::IfAlias(text) => link.alias = Some(text),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.into_iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -281,6 +288,15 @@ impl Netlink {
     /// If the kernel refuses.
     pub async fn set_down(&self, link: &Link) -> Result<()> {
         self.change(link, unspec(link.index).down(), "take the interface down").await
+    }
+
+    /// Says about the interface whose it is, for whoever looks: at most [`ALIAS_MAX`] bytes.
+    ///
+    /// # Errors
+    /// If it is too long or the kernel refuses.
+    pub async fn set_alias(&self, link: &Link, alias: &str) -> Result<()> {
+        let message = unspec(link.index).append_extra_attribute(LinkAttribute::IfAlias(alias.to_owned()));
+        self.change(link, message, "set the alias of").await
     }
 
     /// Renames the interface.

@@ -43,7 +43,7 @@ use self::error::Context as _;
 pub use self::{
     address::{Route, RouteTo},
     error::{NetlinkError, Result},
-    link::{Link, Mac, VethPeer},
+    link::{ALIAS_MAX, Link, Mac, VethPeer},
     monitor::{FdbChange, Monitor, Notice, Topic},
     netns::{NetNs, NetNsId},
     vxlan::Vxlan,

@@ -12,18 +12,18 @@ use crate::{
 };
 
 /// The configuration that `examples/cni/10-weft.conflist` shows, but for names of this test.
-fn example() -> Value {
+pub(crate) fn example() -> Value {
     let text = include_str!("../../../examples/cni/10-weft.conflist");
     serde_json::from_str(text).must("the example is JSON")
 }
 
 /// Keys of our plugin in the example.
-fn keys() -> Value {
+pub(crate) fn keys() -> Value {
     example()["plugins"][0].clone()
 }
 
 #[track_caller]
-fn code<T: std::fmt::Debug>(result: Result<T, crate::driver::Refusal>, code: u64, word: &str) {
+pub(crate) fn code<T: std::fmt::Debug>(result: Result<T, crate::driver::Refusal>, code: u64, word: &str) {
     let refusal = result.expect_err("a refusal");
     assert_eq!(refusal.code, code, "{refusal}");
     assert!(refusal.text.contains(word), "{word:?} is not in {refusal}");
@@ -110,7 +110,10 @@ pub(crate) fn wishes() {
     let made = |driver: &Driver<'_>| {
         let result = driver.add(&pod.pod).must("ADD");
         driver.check(&pod.pod, Some(&result)).must("CHECK");
-        let mtu = pod.container.link("eth0").must("look inside").must("eth0").mtu;
+        let link = pod.container.link("eth0").must("look inside").must("eth0");
+        let mac = link.mac.map(weft::control::attach::mac_text);
+        assert_eq!(mac.as_deref(), result["interfaces"][1]["mac"].as_str());
+        let mtu = link.mtu;
         driver.del(&pod.pod, Some(&result)).must("DEL");
         let texts: Vec<String> = addresses(&result).iter().map(ToString::to_string).collect();
         (texts, mtu, result)
@@ -132,6 +135,17 @@ pub(crate) fn wishes() {
     assert_eq!((texts, mtu), (vec!["10.33.8.11/12".to_owned()], 1300));
     assert_eq!(result["dns"], dns);
     assert_eq!(result["routes"], routes);
+
+    // By what hardware address; as the runtime says it, and as podman does.
+    let capable = || driver(json!({"capabilities": {"mac": true}}));
+    for (driver, mac) in [
+        (capable().capable(json!({"mac": "02:42:C0:00:02:07"})), "02:42:c0:00:02:07"),
+        (capable().args("IgnoreUnknown=1;MAC=02:42:c0:00:02:08"), "02:42:c0:00:02:08"),
+    ] {
+        let (.., result) = made(&driver);
+        assert_eq!(result["interfaces"][1]["mac"], mac, "{result}");
+    }
+    code(capable().capable(json!({"mac": "03:42:c0:00:02:07"})).add(&pod.pod), 7, "03:42:c0:00:02:07");
 
     // What cannot be is refused, and nothing of it stays.
     code(driver(json!({})).args("IP=192.0.2.1").add(&pod.pod), 4, "192.0.2.1");

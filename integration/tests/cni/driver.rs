@@ -4,7 +4,9 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -104,6 +106,26 @@ impl<'a> Driver<'a> {
         self.run("GC", &self.plugins[0], None, None, Some(&valid)).map(drop)
     }
 
+    /// ADD by our plugin, which is killed meanwhile, as a runtime does when it has waited for long enough.
+    pub(crate) fn add_killed_after(&self, pod: &Pod, delay: Duration) {
+        let plugin = &self.plugins[0];
+        let mut child = self.start("ADD", plugin, Some(pod), self.conf(plugin, None, None).to_string().as_bytes());
+        thread::sleep(delay);
+        child.kill().must("kill the plugin");
+        child.wait().must("wait for the plugin");
+    }
+
+    /// What our plugin reads for ADD.
+    pub(crate) fn input(&self) -> Vec<u8> {
+        self.conf(&self.plugins[0], None, None).to_string().into_bytes()
+    }
+
+    /// A command with whatever bytes as the configuration.
+    pub(crate) fn with_input(&self, command: &str, pod: &Pod, input: &[u8]) -> Result<Value, Refusal> {
+        let child = self.start(command, &self.plugins[0], Some(pod), input);
+        answer(child, &format!("{} {command}", weft::cni::NAME))
+    }
+
     fn run(
         &self,
         command: &str,
@@ -112,6 +134,13 @@ impl<'a> Driver<'a> {
         previous: Option<&Value>,
         more: Option<&Value>,
     ) -> Result<Value, Refusal> {
+        let conf = self.conf(plugin, previous, more);
+        let child = self.start(command, plugin, pod, conf.to_string().as_bytes());
+        answer(child, &format!("{} {command}", plugin["type"]))
+    }
+
+    /// A plugin's part of the configuration.
+    fn conf(&self, plugin: &Value, previous: Option<&Value>, more: Option<&Value>) -> Value {
         let mut conf = plugin.clone();
         conf["cniVersion"] = json!(self.version);
         conf["name"] = json!(self.name);
@@ -127,6 +156,10 @@ impl<'a> Driver<'a> {
         if let (Some(conf), Some(more)) = (conf.as_object_mut(), more.and_then(Value::as_object)) {
             conf.extend(more.clone());
         }
+        conf
+    }
+
+    fn start(&self, command: &str, plugin: &Value, pod: Option<&Pod>, input: &[u8]) -> Child {
         let name = plugin["type"].as_str().must("a type");
         let program = [self.bin.as_path(), Path::new(PLUGINS)].map(|folder| folder.join(name));
         let program = program.into_iter().find(|path| path.exists()).must(name);
@@ -147,19 +180,20 @@ impl<'a> Driver<'a> {
         let mut child = self.host.namespace().run(|| process.spawn()).must("enter the host").must("run the plugin");
         let mut stdin = child.stdin.take().must("its input");
         // One that refuses at once does not read.
-        let _ = stdin.write_all(conf.to_string().as_bytes());
-        drop(stdin);
-        let output = child.wait_with_output().must("wait for the plugin");
-        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        if output.status.success() {
-            return Ok(answer);
-        }
-        let said = || String::from_utf8_lossy(&output.stderr).into_owned();
-        let text = answer["msg"].as_str().map_or_else(said, str::to_owned);
-        let details = answer["details"].as_str().unwrap_or_default();
-        Err(Refusal {
-            code: answer["code"].as_u64().unwrap_or(999),
-            text: format!("{name} {command}: {text} {details}"),
-        })
+        let _ = stdin.write_all(input);
+        child
     }
+}
+
+/// What a plugin says in the end.
+fn answer(child: Child, what: &str) -> Result<Value, Refusal> {
+    let output = child.wait_with_output().must("wait for the plugin");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if output.status.success() {
+        return Ok(answer);
+    }
+    let said = || String::from_utf8_lossy(&output.stderr).into_owned();
+    let text = answer["msg"].as_str().map_or_else(said, str::to_owned);
+    let details = answer["details"].as_str().unwrap_or_default();
+    Err(Refusal { code: answer["code"].as_u64().unwrap_or(999), text: format!("{what}: {text} {details}") })
 }

@@ -12,6 +12,7 @@
 
 mod driven;
 mod driver;
+mod hard;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod runtimes;
@@ -65,11 +66,13 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the runtimes will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 7] = [
+    let cases: [(&str, fn()); 9] = [
         ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
         ("wishes_are_met_or_refused_by_their_code", driven::wishes),
         ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
         ("a_hundred_pods_at_once_outlive_a_killed_router", driven::hundred_at_once),
+        ("a_pod_ends_in_time_and_whole_whatever_happens_to_the_router", hard::ends),
+        ("bad_input_is_refused_by_its_code_and_nothing_half_made_stays", hard::bad_input),
         ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
         ("containers_of_two_containerds_share_a_network", runtimes::containerds),
         ("containers_of_two_podmans_share_a_network", runtimes::podmans),

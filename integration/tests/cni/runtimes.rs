@@ -293,7 +293,7 @@ pub(crate) fn podmans() {
     let world = World::start();
     let hosts = [0, 1].map(|host| Podman::new(&world, world.lab.host(host)).must("set podman up"));
     let names = ["one", "two"];
-    let wishes: [&[&str]; 2] = [&["--ip", "10.33.1.7"], &["-p", "8080:80"]];
+    let wishes: [&[&str]; 2] = [&["--ip", "10.33.1.7", "--mac-address", "02:42:c0:00:02:07"], &["-p", "8080:80"]];
     for ((podman, name), more) in hosts.iter().zip(names).zip(wishes) {
         let root = root(&podman.dir).must("make a root");
         podman.run(&root, name, more).must("run a container");
@@ -302,6 +302,8 @@ pub(crate) fn podmans() {
     let exec = |host: usize, command: &[&str]| hosts[host].podman(&[&["exec", names[host]], command].concat());
     pods_reach(&world, [&ids[0], &ids[1]], &exec);
     assert_eq!(pod_addresses(&world, 0, &ids[0])[0].to_string(), "10.33.1.7/12");
+    let inside = exec(0, &["ip", "link", "show", "dev", "eth0"]).must("look inside");
+    assert!(inside.contains("02:42:c0:00:02:07"), "{inside}");
     // One host fetches from the other host's port.
     let there = format!("http://{}:8080/page", world.lab.host(1).v4());
     let fetch = || Command::new("busybox").args(["wget", "-q", "-O", "-", &there]).env("PATH", PATH).output();

@@ -78,11 +78,23 @@ impl World {
             let router = Router::start(&world.lab, world.lab.host(index), world.router_config(index));
             world.routers.push(router.must("start a router"));
         }
-        for router in &world.routers {
-            let fine = || router.status().is_ok_and(|s| s["ready"] == true && s["peers"][0]["state"] == "established");
-            assert!(wait_until(PATIENCE, fine), "{}", router.status().must("status"));
-        }
+        (0..2).for_each(|host| world.ready(host));
         world
+    }
+
+    /// Waits until a router answers.
+    #[track_caller]
+    pub(crate) fn answers(&self, host: usize) {
+        let router = &self.routers[host];
+        assert!(wait_until(PATIENCE, || router.status().is_ok()), "{:?}", router.status());
+    }
+
+    /// Waits until a router gives addresses and knows the other.
+    #[track_caller]
+    pub(crate) fn ready(&self, host: usize) {
+        let router = &self.routers[host];
+        let fine = || router.status().is_ok_and(|s| s["ready"] == true && s["peers"][0]["state"] == "established");
+        assert!(wait_until(PATIENCE, fine), "{:?}", router.status());
     }
 
     fn router_config(&self, index: usize) -> RouterConfig {
@@ -125,11 +137,12 @@ impl World {
         owners.filter(|owner| owner != "weft:expose").collect()
     }
 
-    /// Names of the host ends of veth pairs.
+    /// The host ends of veth pairs, and what `bandwidth` makes beside them.
     pub(crate) fn host_ends(&self, host: usize) -> Vec<String> {
-        let run = || Command::new("ip").args(["-o", "link", "show", "type", "veth"]).env("PATH", PATH).output();
-        let output = self.lab.host(host).namespace().run(run).must("enter the host").must("run ip");
-        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+        let list = |kind| Command::new("ip").args(["-o", "link", "show", "type", kind]).env("PATH", PATH).output();
+        let run = || ["veth", "ifb"].map(|kind| list(kind).must("run ip").stdout).concat();
+        let output = self.lab.host(host).namespace().run(run).must("enter the host");
+        String::from_utf8_lossy(&output).lines().map(str::to_owned).collect()
     }
 
     /// Rules of the host's packet filter, of all tables that plugins write into.
@@ -139,13 +152,16 @@ impl World {
         String::from_utf8_lossy(&self.lab.host(host).namespace().run(all).must("enter the host")).into_owned()
     }
 
-    /// Nothing of any pod is left: no address, no interface, and nothing that the audit finds.
+    /// Nothing of any pod is left: no address, no interface, no rule, and nothing that the audit finds.
     #[track_caller]
     pub(crate) fn nothing_is_left(&self) {
         for host in 0..2 {
             assert!(wait_until(PATIENCE, || self.attached(host).is_empty()), "{:?}", self.attached(host));
-            assert_eq!(self.owners(host), BTreeSet::new());
+            assert!(wait_until(PATIENCE, || self.owners(host).is_empty()), "{:?}", self.owners(host));
             assert_eq!(self.host_ends(host), Vec::<String>::new());
+            // The chains of `portmap` stay, but for those of each pod.
+            let rules = self.rules(host);
+            assert!(!rules.contains("CNI-DN-") && !rules.contains("10.3"), "{rules}");
             let audit = self.json(host, &["ipam", "check"]);
             for found in ["leaked", "missing", "contested"] {
                 assert_eq!(audit[found], json!([]), "{audit}");

@@ -44,6 +44,8 @@ fn lay_out(root: &Path) -> io::Result<()> {
     }
     let exe = std::env::current_exe()?;
     fs::copy(&exe, root.join("usr/bin/weft"))?;
+    assert!(DOCKERFILE.contains(&format!("ln -s weft /out/usr/bin/{}", weft::cni::NAME)));
+    std::os::unix::fs::symlink("weft", root.join("usr/bin").join(weft::cni::NAME))?;
     let listed = Command::new("ldd").arg(&exe).output()?;
     for library in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(library.trim_start_matches('/'));
@@ -110,6 +112,10 @@ pub(crate) fn the_image_runs_with_the_capabilities_it_names() {
     // The rule for the host's filter needs no program, for there is none in the image.
     let rules = crate::forward_rules(&lab, 0);
     assert!(rules.contains("-P FORWARD DROP") && rules.contains("-A FORWARD -i weft -o weft -j ACCEPT"), "{rules}");
+    // The same binary is the plugin for CNI.
+    let plugin = ["exec", "-e", "CNI_COMMAND=VERSION", "weft", "/usr/bin/weft-cni"];
+    let versions = engines[0].docker(&plugin).must("ask the plugin");
+    assert!(versions.contains(r#""supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]"#), "{versions}");
     // It has what is named, and not more: the three bits of NET_ADMIN, SYS_PTRACE and SYS_ADMIN.
     let pid = engines[0].docker(&["inspect", "-f", "{{.State.Pid}}", "weft"]).must("inspect");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).must("read the process' status");

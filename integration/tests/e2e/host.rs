@@ -1,19 +1,27 @@
 //! A host that changes under its router: addresses come and go, and interfaces are tampered with.
 
 use std::{
+    collections::BTreeSet,
+    net::IpAddr,
     thread,
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
-use serde_json::Value;
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use weft::{
-    lab::{traffic::udp_echo, wait_until},
+    lab::{Container, traffic::udp_echo, wait_until},
     netlink::{Netlink, Result},
 };
 
 use crate::{
     Case,
+    ledger::{Refusal, post},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, no_gaps},
 };
 
@@ -21,6 +29,7 @@ pub(crate) const CASES: &[Case] = &[
     ("the_mesh_knows_a_hosts_new_address_within_a_second", 60, addresses_are_followed),
     ("bridge_and_tap_are_put_back_within_a_second", 90, interfaces_are_put_back),
     ("what_cannot_be_put_back_is_said_and_nothing_else_stops", 60, what_cannot_be_put_back),
+    ("a_hundred_attached_at_once_are_all_answered_and_all_work", 60, hundred_at_once),
 ];
 
 /// How soon a change must have been acted on.
@@ -145,4 +154,74 @@ fn what_cannot_be_put_back() {
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
     thread::sleep(Duration::from_millis(200));
     no_gaps(streams);
+}
+
+/// Starts a mesh whose routers have one processor among them, as on busy hosts: there, what many requests
+/// ask of the kernel piles up.
+fn on_one_processor(config: &MeshConfig) -> Mesh {
+    let all = sched_getaffinity(None).must("ask for the processors");
+    let first = (0..CpuSet::MAX_CPU).find(|&cpu| all.is_set(cpu)).must("a processor");
+    let mut one = CpuSet::new();
+    one.set(first);
+    sched_setaffinity(None, &one).must("keep to one processor");
+    let mesh = Mesh::start(config);
+    sched_setaffinity(None, &all).must("use all processors");
+    mesh
+}
+
+/// Sends a request for each container to a router that stands still, and lets it go on: the answers, in
+/// the order of the containers.
+fn all_at_once(mesh: &Mesh, containers: &[Container], path: &'static str) -> Vec<std::result::Result<Value, Refusal>> {
+    let router = mesh.routers[0].pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).must("a router");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().must("a runtime");
+    runtime.block_on(async {
+        kill_process(router, Signal::STOP).must("stop the router");
+        let mut requests = JoinSet::new();
+        for (number, container) in containers.iter().enumerate() {
+            let (socket, body) = (mesh.routers[0].socket(), json!({"target": container.target()}));
+            requests.spawn(async move { (number, post(&socket, path, &body).await) });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        kill_process(router, Signal::CONT).must("let it go on");
+        let mut answers = requests.join_all().await;
+        answers.sort_by_key(|(number, _)| *number);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    })
+}
+
+fn hundred_at_once() {
+    const MANY: usize = 100;
+    let mesh = on_one_processor(&MeshConfig::star(2));
+    mesh.wait_established(PATIENCE);
+    let containers: Vec<Container> = (0..MANY).map(|n| Container::new(&format!("c{n}")).must("a container")).collect();
+    let attach = || -> Vec<Vec<IpNet>> {
+        let answers = all_at_once(&mesh, &containers, "/v1/attach").into_iter();
+        answers
+            .map(|answer| serde_json::from_value(answer.must("attach")["addresses"].clone()).must("a list"))
+            .collect()
+    };
+    let attached = attach();
+    let distinct: BTreeSet<IpAddr> = attached.iter().flatten().map(IpNet::addr).collect();
+    assert_eq!(distinct.len(), 2 * MANY, "an IPv4 and an IPv6 address each");
+    // What is there already is looked at without a wait for the mesh or the disk: all at the same moment.
+    for _ in 0..20 {
+        assert_eq!(attach(), attached);
+    }
+    for (container, addresses) in containers.iter().zip(&attached) {
+        let link = container.link("weft0").must("look inside").must("weft0");
+        let look = async |netlink: Netlink| netlink.addresses(&link).await;
+        let there = Netlink::block_on_in(container.namespace(), look).must("look inside");
+        assert!(addresses.iter().all(|net| there.contains(net)), "{addresses:?} {there:?}");
+        for ip in mesh.ips(1) {
+            udp_echo(container, ip, b"one of a hundred", PATIENCE).must(&format!("{} to {ip}", container.label()));
+        }
+    }
+    for answer in all_at_once(&mesh, &containers, "/v1/detach") {
+        answer.must("detach");
+    }
+    assert!(containers.iter().all(|one| matches!(one.link("weft0"), Ok(None))));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().must("a runtime");
+    let check = runtime.block_on(post(&mesh.routers[0].socket(), "/v1/ipam/check", &json!({}))).must("check");
+    assert_eq!((&check["leaked"], &check["missing"]), (&json!([]), &json!([])));
+    mesh.all_reach(&[0, 1], Duration::from_secs(2));
 }

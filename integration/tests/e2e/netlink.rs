@@ -73,6 +73,8 @@ fn plugging_is_idempotent() {
             addresses: &addresses,
             routes: &[Route::MULTICAST_V4],
             hairpin: false,
+            alias: None,
+            only_complete: false,
         };
         let first = container::plug(&netlink, &plug).await?;
         let second = container::plug(&netlink, &plug).await?;
@@ -80,7 +82,14 @@ fn plugging_is_idempotent() {
         assert_eq!((first.link, &first.host_interface), (second.link, &second.host_interface));
         assert_eq!(second.addresses, addresses);
         assert!(first.host_interface.len() <= 15);
+        // Whose it is can be said later, and what has gone is not made by who only completes.
+        let held = container::Plug { alias: Some("cni:net/id/eth0"), only_complete: true, ..plug };
+        assert!(container::plug(&netlink, &held).await?.adopted);
+        let end = netlink.need_link(&first.host_interface).await?;
+        assert_eq!(end.alias.as_deref(), Some("cni:net/id/eth0"));
         assert!(container::unplug(&netlink, &second.host_interface).await?);
+        assert!(container::plug(&netlink, &held).await.is_err());
+        assert!(netlink.link(&first.host_interface).await?.is_none());
         assert!(!container::unplug(&netlink, &second.host_interface).await?);
         let inside = Netlink::open_in(box_.namespace())?;
         assert!(inside.link(container::INTERFACE).await?.is_none(), "both ends are gone");
@@ -102,6 +111,8 @@ fn leftovers_are_replaced() {
             addresses: &addresses,
             routes: &[],
             hairpin: false,
+            alias: None,
+            only_complete: false,
         };
         let first = container::plug(&netlink, &plug).await?;
         let inside = Netlink::open_in(box_.namespace())?;
@@ -138,6 +149,8 @@ fn ipv6_is_switched_on() {
             addresses: &addresses,
             routes: &[],
             hairpin: false,
+            alias: None,
+            only_complete: false,
         };
         assert_eq!(container::plug(&netlink, &plug).await?.addresses, addresses);
         Ok(())

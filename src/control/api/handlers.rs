@@ -158,9 +158,9 @@ pub(super) async fn detach(State(api): State<Api>, Body(request): Body<TargetReq
 
 /// Attaches a namespace for a holder.
 pub(super) async fn hold(State(api): State<Api>, Body(request): Body<HoldRequest>) -> Answer<Held> {
-    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, hairpin } = request;
+    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, mac, hairpin } = request;
     let attachments = api.attachments;
-    let hold = Hold { holder, target, interface, addresses, subnets, routes: routes.clone(), mtu, hairpin };
+    let hold = Hold { holder, target, interface, addresses, subnets, routes: routes.clone(), mtu, mac, hairpin };
     let work = async move {
         let record = attachments.hold(&hold).await?;
         let end = attachments.host_end(&record).await?;

@@ -354,6 +354,9 @@ pub struct HoldRequest {
     /// MTU of the interface; 0: that of the overlay.
     #[serde(default)]
     pub mtu: u16,
+    /// Hardware address of the interface inside; empty: one that follows from its address.
+    #[serde(default)]
+    pub mac: String,
     /// Whether the bridge gives back to it what it sends to itself.
     #[serde(default)]
     pub hairpin: bool,

@@ -8,12 +8,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Ask, AttachError, Attachments, Record, Target, Terms, Wanted, first, parse_address};
+use super::{Ask, AttachError, Attachments, Make, Record, Target, Terms, Wanted, first, parse_address, parse_mac};
 use crate::netlink::container::{self, container_mac};
-use crate::netlink::{Link, Route};
+use crate::netlink::{ALIAS_MAX, Link, Mac, Route};
 
-/// Longest name of a holder, in bytes: the address protocol takes 1,024.
-const HOLDER_MAX: usize = 512;
+/// Longest name of a holder, in bytes: the kernel keeps it with the interface.
+const HOLDER_MAX: usize = ALIAS_MAX;
 /// Most subnets, and most routes, of one request.
 const LIST_MAX: usize = 64;
 /// The smallest MTU with which IPv4 works (RFC 791).
@@ -39,6 +39,8 @@ pub struct Hold {
     pub routes: Vec<String>,
     /// MTU of both ends; 0: that of the overlay.
     pub mtu: u16,
+    /// Hardware address of the interface inside; empty: one that follows from its address.
+    pub mac: String,
     /// Whether the bridge gives back to it what it sends to itself.
     pub hairpin: bool,
 }
@@ -53,7 +55,7 @@ impl Attachments {
         let target = namespace_target(&hold.target)?;
         container::check_interface(&hold.interface).map_err(|error| AttachError::Invalid(error.to_string()))?;
         let (asked, mtu) = (self.asked(hold)?, self.mtu_of(hold.mtu)?);
-        let routes = routes(&hold.routes)?;
+        let (routes, mac) = (routes(&hold.routes)?, wanted_mac(&hold.mac)?);
         let found = target.find(self.inner.host).await?;
         let owner = hold.holder.clone();
         let lock = self.lock(&owner);
@@ -75,14 +77,14 @@ impl Attachments {
         let record = Record {
             target: target.to_string(),
             interface: hold.interface.clone(),
-            mac: before.as_ref().map_or_else(|| container_mac(first(&all)), |old| old.mac),
+            mac: mac.or(before.as_ref().map(|old| old.mac)).unwrap_or_else(|| container_mac(first(&all))),
             addresses: all,
             host_interface,
             owner: owner.clone(),
             names: Vec::new(),
             held: Some(Terms { namespace: found.owner, mtu, routes, hairpin: hold.hairpin }),
         };
-        if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await {
+        if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await {
             self.give_back(&owner, &fresh).await;
             return Err(error);
         }
@@ -189,6 +191,19 @@ fn namespace_target(text: &str) -> Result<Target, AttachError> {
     }
 }
 
+/// A hardware address that an interface can have.
+fn wanted_mac(text: &str) -> Result<Option<Mac>, AttachError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    parse_mac(text).map(Some).ok_or_else(|| {
+        let shown: String = text.chars().filter(|c| !c.is_control()).take(60).collect();
+        AttachError::Invalid(format!(
+            "`{shown}` is no hardware address of an interface: give one such as 02:42:0a:20:00:05, whose first byte is even, or none"
+        ))
+    })
+}
+
 /// A part of a range, or all of it.
 fn subnet(text: &str, ranges: &[IpNet]) -> Result<IpNet, AttachError> {
     let known = || ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -249,6 +264,23 @@ mod tests {
         for holder in ["", "cni", "cni:", ":x", "netns:1@2", "docker:web", "weft:expose", "CNI:x", "cni:a b", &long] {
             let error = check_holder(holder).expect_err(holder).to_string();
             assert!(error.contains("KIND:NAME"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_hardware_address_is_six_bytes_and_of_one_interface() {
+        assert_eq!(wanted_mac("").expect("none"), None);
+        assert_eq!(wanted_mac("02:42:0A:20:00:05").expect("one"), Some([2, 0x42, 10, 0x20, 0, 5]));
+        for text in [
+            "02:42:0a:20:00",
+            "02:42:0a:20:00:05:06",
+            "03:42:0a:20:00:05",
+            "00:00:00:00:00:00",
+            "2:42:a:20:0:5",
+            "+2:42:0a:20:00:05",
+        ] {
+            let error = wanted_mac(text).expect_err(text).to_string();
+            assert!(error.contains(text) && error.contains("02:42:0a"), "{error}");
         }
     }
 

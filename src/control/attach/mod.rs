@@ -26,7 +26,7 @@ use mesh_proto::wire::names::Name;
 use tokio::sync::{Mutex, Notify};
 
 pub use held::Hold;
-pub use record::{Record, Terms, mac_text};
+pub use record::{Record, Terms, mac_text, parse_mac};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
@@ -134,6 +134,15 @@ impl From<FindError> for AttachError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wanted(IpAddr);
 
+/// What is made of an interface that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Make {
+    /// It is made.
+    IfMissing,
+    /// Nothing: whoever asked for it has taken it away.
+    Nothing,
+}
+
 /// What is asked of the address protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ask {
@@ -224,7 +233,7 @@ impl Attachments {
             held: before.as_ref().and_then(|old| old.held.clone()),
             names,
         };
-        let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref()).await;
+        let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await;
         if let Err(error) = attached {
             self.give_back(&owner, &fresh).await;
             return Err(error);
@@ -401,8 +410,9 @@ impl Attachments {
         namespace: &NetNs,
         record: &Record,
         before: Option<&Record>,
+        make: Make,
     ) -> Result<(), AttachError> {
-        let plugged = self.plug(namespace, record).await?;
+        let plugged = self.plug(namespace, record, make).await?;
         if before == Some(record) {
             return Ok(());
         }
@@ -417,7 +427,7 @@ impl Attachments {
     }
 
     /// Connects a namespace as its record says; true if it was there already.
-    async fn plug(&self, namespace: &NetNs, record: &Record) -> Result<bool, AttachError> {
+    async fn plug(&self, namespace: &NetNs, record: &Record, make: Make) -> Result<bool, AttachError> {
         let v4 = record.addresses.iter().any(|address| address.addr().is_ipv4());
         let mut routes = if v4 { vec![Route::MULTICAST_V4] } else { Vec::new() };
         let held = record.held.as_ref();
@@ -431,6 +441,8 @@ impl Attachments {
             addresses: &record.addresses,
             routes: &routes,
             hairpin: held.is_some_and(|terms| terms.hairpin),
+            alias: held.map(|_| record.owner.as_str()),
+            only_complete: make == Make::Nothing,
         };
         Ok(container::plug(&self.inner.netlink, &plug).await?.adopted)
     }

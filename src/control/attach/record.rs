@@ -57,6 +57,19 @@ impl Record {
     }
 }
 
+/// Reads a hardware address as people write it, if one interface can have it: of no group, and not
+/// all zeros.
+#[must_use]
+pub fn parse_mac(text: &str) -> Option<Mac> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let byte = |part: &&str| {
+        let hex = part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        hex.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+    };
+    let mac: Mac = parts.iter().map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()?;
+    (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
 /// A hardware address as people write it.
 #[must_use]
 pub fn mac_text(mac: Mac) -> String {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{AttachError, Attachments, EXPOSE, FindError, Record, Target};
+use super::{AttachError, Attachments, EXPOSE, FindError, Make, Record, Target};
 use crate::netlink::{NetlinkError, container};
 
 /// How long requests may take that are under way when everything is taken away.
@@ -208,8 +208,14 @@ impl Attachments {
             Ok(found) if found.owner == *record.held.as_ref().map_or(&record.owner, |terms| &terms.namespace) => {
                 let host_interface = container::host_interface(&found.namespace, &record.interface);
                 let now = Record { host_interface, ..record.clone() };
-                match self.plug_and_keep(&found.namespace, &now, Some(record)).await {
+                // A runtime may be taking it away at this moment: made again, it would stay for good.
+                let make = if record.held.is_some() { Make::Nothing } else { Make::IfMissing };
+                match self.plug_and_keep(&found.namespace, &now, Some(record), make).await {
                     Ok(()) => Fate::Restored,
+                    Err(_) if record.held.is_some() && self.has_gone(&record.host_interface).await => {
+                        self.release(record).await;
+                        Fate::Released
+                    }
                     Err(error) => {
                         tracing::error!(%error, target = %record.target, "cannot be attached again");
                         Fate::Kept
@@ -228,6 +234,10 @@ impl Attachments {
                 Fate::Kept
             }
         }
+    }
+
+    async fn has_gone(&self, host_interface: &str) -> bool {
+        matches!(self.inner.netlink.link(host_interface).await, Ok(None))
     }
 
     async fn release(&self, record: &Record) {
