@@ -16,6 +16,7 @@ impl Machine {
     /// of use only once the voters have settled that they are this life's (ipam I9).
     pub(crate) fn restore(&mut self, state: Vec<(Vec<u8>, Vec<u8>)>) -> Result<bool, StateError> {
         let fresh = state.is_empty();
+        self.keeping.look_again = true;
         let state: BTreeMap<Vec<u8>, Vec<u8>> = state.into_iter().collect();
         if let Some(old) = store::read_network(&state)?.filter(|network| network.has_other_ranges(&self.universe)) {
             self.change_ranges(&old, &state)?;
@@ -31,6 +32,7 @@ impl Machine {
                     self.gone = gone.into_iter().map(|removed| (removed.owner, removed.cleared)).collect();
                 }
                 Entry::Silent(found) => self.silence.found = found.into_iter().collect(),
+                Entry::Kept(list) => self.keeping.restore(list),
                 Entry::Votes { range, runs } => {
                     self.restore_votes(usize::from(range), &runs).map_err(corrupt)?;
                 }
