@@ -404,7 +404,7 @@ pub struct Contest<P> {
     pub peer: P,
     /// Whom that one gave it; `None`: nobody, or it has not said.
     pub there: Option<String>,
-    /// Whether the block is the other peer's: then frames from here are refused by others.
+    /// Whether others refuse frames from here with it: its block is not this peer's, which was removed.
     pub theirs: bool,
 }
 

@@ -116,7 +116,7 @@ impl Machine {
     /// What is searched for, with the number of blocks that requests wait for.
     fn needs(&self) -> BTreeMap<Wanted, u32> {
         let mut needs: BTreeMap<Wanted, u32> = BTreeMap::new();
-        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.has_lease() {
+        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.may_give() {
             return needs;
         }
         for pending in self.pending.values() {

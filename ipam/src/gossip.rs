@@ -40,10 +40,11 @@ impl Machine {
     pub(crate) fn here(&self) -> Body {
         Body::Here {
             root: self.root(),
-            untouched: self.is_untouched(),
+            untouched: self.is_untouched() || self.is_orphan(),
             ranges: self.universe.hash(),
             removed: self.removed_hash(),
             dead_after: self.silence.own_after(),
+            kept: self.kept_hash(),
         }
     }
 
@@ -62,6 +63,7 @@ impl Machine {
             return;
         }
         self.tell_strays();
+        self.give_back();
         self.clear_own_lives();
         let count = self.peers.len() as u64;
         let at = usize::try_from(self.rng.next_u64() % count).unwrap_or(0);
@@ -69,18 +71,24 @@ impl Machine {
             let here = self.here();
             self.send_durably(peer, here);
         }
+        self.remind_foreign();
     }
 
-    /// A member's registers in one hash, and the removed lives that it knows in another.
-    pub(crate) fn on_here(&mut self, from: Sender, root: u64, removed: u64) {
+    /// A member's registers in one hash, and the removed lives and the kept addresses that it knows in
+    /// others.
+    pub(crate) fn on_here(&mut self, from: Sender, root: u64, removed: u64, kept: Option<u64>) {
         if self.network.is_none() {
             return self.fetch(from);
         }
         let (registers, lives) = (root != self.root(), removed != self.removed_hash());
-        if self.now < self.next_digest || !(registers || lives) {
+        let lists = kept != self.kept_hash();
+        if self.now < self.next_digest || !(registers || lives || lists) {
             return;
         }
         self.next_digest = self.now + DIGEST_PAUSE;
+        if lists {
+            self.compare_lists(from.peer, true);
+        }
         if lives {
             let lives = self.removed().collect();
             self.send_durably(from.peer, Body::Gone { lives, want: true });
@@ -135,13 +143,14 @@ impl Machine {
         }
     }
 
-    /// Sends all registers.
+    /// Sends all registers, and first what is kept from whoever gets blocks.
     pub(crate) fn send_everything(&mut self, to: Id) {
         let mut runs = Vec::new();
         for (index, area) in self.areas.iter().enumerate() {
             let all = area.ring.regs(0, area.ring.blocks());
             runs.extend(all.map(|run| WireRun::new(index, run)));
         }
+        self.compare_lists(to, false);
         for delta in deltas(&runs, Vec::new()) {
             self.send_durably(to, delta);
         }
@@ -181,6 +190,8 @@ impl Machine {
             self.wake = true;
         }
         for &(lo, hi) in &merged.changed {
+            let area = &self.areas[index];
+            self.keeping.look_again |= area.space.is_busy(area.range.first_of(lo), area.range.first_of(hi) - 1);
             self.record_lazily(index, lo, hi);
         }
         let range = &self.areas[index].range;

@@ -105,7 +105,7 @@ impl Machine {
             return;
         }
         match self.pick(&request) {
-            Ok(runs) => self.give_away(to, &request, &runs),
+            Ok(runs) => self.give_away(to, usize::from(wanted.range), &runs),
             // What is not settled yet may be to spare in a moment: silence makes the asker ask again.
             Err(Refusal::Nothing) if self.is_more_coming(&wanted) => {}
             Err(why) => {
@@ -146,8 +146,7 @@ impl Machine {
     }
 
     /// Writes the loss, then sends.
-    fn give_away(&mut self, to: Owner, request: &Request, blocks: &[(u32, u32)]) {
-        let index = usize::from(request.wanted.range);
+    pub(crate) fn give_away(&mut self, to: Owner, index: usize, blocks: &[(u32, u32)]) {
         let mut runs = Vec::new();
         for &(lo, hi) in blocks {
             let ring = &mut self.areas[index].ring;
@@ -400,6 +399,7 @@ impl Machine {
             self.record_lazily(index, run.lo, run.hi);
             gained.insert(index);
         }
+        self.keeping.look_again |= self.keeping.has_any(self.me.peer);
         self.send_durably(witnessing.giver, Body::Confirm { id });
         self.announce(&runs);
         for index in gained {

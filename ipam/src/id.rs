@@ -24,7 +24,7 @@ impl fmt::Debug for Id {
 
 /// An address network: drawn at random by whoever founds it.
 ///
-/// Two address networks never merge, so their ids must differ even if their ranges do not.
+/// Registers of one say nothing about another, so their ids must differ even if their ranges do not.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]
 pub(crate) struct NetworkId(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 16]);

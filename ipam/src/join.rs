@@ -208,7 +208,7 @@ impl Machine {
     }
 
     /// Makes a network this peer's own, for good.
-    fn adopt(&mut self, network: Network, panel: Panel) {
+    pub(crate) fn adopt(&mut self, network: Network, panel: Panel) {
         if core::mem::take(&mut self.join.lost) {
             self.journal.put(store::delete(Key::Lost));
         }
@@ -242,6 +242,7 @@ impl Machine {
         self.join.proposal = None;
         self.join.seekers.clear();
         self.problems.clear();
+        self.keeping.look_again = true;
         self.wake = true;
     }
 
@@ -291,6 +292,8 @@ impl Machine {
             None => self.seeking(),
         };
         self.send_durably(peer, body);
+        // Before it gives anything more: what is in use here may be in blocks that are its own.
+        self.compare_lists(peer, false);
         let lives: Vec<Removed> = self.removed().filter(|removed| removed.owner.peer == peer).collect();
         if !lives.is_empty() {
             self.send_durably(peer, Body::Gone { lives, want: false });

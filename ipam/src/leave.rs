@@ -2,22 +2,36 @@
 //!
 //! ```text
 //!   ours untouched?  theirs untouched?
-//!        no               no             both stay apart, and say so (ipam I4)
+//!        no               no             to the one with the lower id (ipam I4)
 //!        no               yes            they come over to us
 //!        yes              no             we go over to them
 //!        yes              yes            to the one with the lower id
+//!
+//!   loser                                    winner
+//!    ◄─ Here ──────────────────────────────────
+//!    ── Kept(all that is in use), Fetch ──────►  nobody gives what is kept
+//!    ◄─ Founded(network, voters), registers ───
+//!    durable in one write: their network instead of ours, addresses as they were
 //! ```
 //!
-//! Networks never merge. But a network that one peer founded alone, and of which nobody ever got
-//! an address or a block, is nothing that anybody could miss: that peer forgets it and joins the
-//! other one. So hosts that were started apart and connected later find together by themselves.
-//! It first listens for two seconds, so that all of them choose the same one.
+//! A network that one peer founded alone, and of which nobody ever got an address or a block, is
+//! nothing that anybody could miss: that peer forgets it and seeks the other one. It first listens for
+//! two seconds, so that all that were started apart choose the same one.
+//!
+//! Of two networks in use, the peers of the one go over, each by itself and in one step, so that none is
+//! ever without a network. Nobody goes to a higher id from a network in use, so none comes back to one
+//! whose voters have forgotten it.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
+use rand_core::RngCore;
+
+use crate::founding::Network;
 use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::machine::{MAX_NOTED, Machine};
+use crate::panel::Panel;
 use crate::ring::BUCKETS;
 use crate::space::Space;
 use crate::store::{self, Key};
@@ -27,18 +41,40 @@ use crate::wire::Body;
 /// How long all networks around are listened to before one is chosen.
 const LISTEN: Duration = Duration::from_secs(2);
 
+/// For how long nothing new is given while the other network's answer is waited for, and for how long
+/// things go on as before if there is none.
+const MOVE: Duration = Duration::from_secs(3);
+/// A peer of another network is not told of ours more often.
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two questions for the other network.
+const MOVE_TRY: Duration = Duration::from_millis(500);
+
 /// The networks that this peer could go over to.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Others {
     /// By preference: those in use first, then by id; with a member of each.
     heard: BTreeMap<(bool, NetworkId), Sender>,
     choose_at: Option<Duration>,
+    moving: Option<Moving>,
+    /// When whom was told of our network last.
+    told: BTreeMap<Id, Duration>,
+}
+
+/// The way from one network in use to another.
+#[derive(Debug, Clone)]
+struct Moving {
+    to: NetworkId,
+    member: Sender,
+    /// Until when an answer is waited for; then a pause follows.
+    until: Duration,
+    next: Duration,
 }
 
 impl Others {
-    /// When to choose.
+    /// When to choose, or to ask again.
     pub(crate) fn next(&self) -> Option<Duration> {
-        self.choose_at
+        let ask = self.moving.as_ref().map(|moving| moving.next);
+        [self.choose_at, ask].into_iter().flatten().min()
     }
 }
 
@@ -56,10 +92,20 @@ impl Machine {
             })
     }
 
+    /// Who founded this peer's network alone.
+    fn founder(&self) -> Option<Id> {
+        self.network.as_ref().and_then(|network| sole_founder(&network.shares))
+    }
+
+    /// Whether this peer has nothing of its network, and nobody but its founder ever had.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.founder().is_some_and(|founder| self.is_orphan_of(founder))
+    }
+
     /// Whether this peer has nothing of its network, and the only one that ever had is `other`.
     fn is_orphan_of(&self, other: Id) -> bool {
-        let founder = self.network.as_ref().and_then(|network| sole_founder(&network.shares));
-        founder == Some(other)
+        self.founder() == Some(other)
+            && other != self.me.peer
             && self.gave_nothing()
             && self.is_all_of(other)
             && self.areas.iter().all(|area| area.ring.held(0, area.ring.blocks()).next().is_none())
@@ -86,28 +132,124 @@ impl Machine {
         match body {
             Body::Here { untouched, ranges, .. } => {
                 let ours_is_nothing = self.is_untouched();
+                let founder_is_away = || self.founder().is_some_and(|founder| !self.is_here(&founder));
                 if ranges != self.universe.hash() {
                     self.note_other_ranges(from.peer);
-                } else if self.is_orphan_of(from.peer) {
+                } else if self.is_orphan_of(from.peer) || (!untouched && self.is_orphan() && founder_is_away()) {
                     self.leave_for(from);
                 } else if ours_is_nothing && (!untouched || theirs < ours) {
                     self.consider(from, theirs, untouched);
-                } else if untouched {
-                    // It comes over once it knows of us.
-                    let here = self.here();
-                    self.send_durably(from.peer, here);
+                } else if !untouched && theirs < ours && !self.is_orphan() {
+                    self.begin_to_move(from, theirs);
                 } else {
-                    self.note_foreign(ours, theirs, from.peer);
+                    // It comes over once it knows of us.
+                    self.answer_foreign(from.peer);
+                    if !untouched {
+                        self.note_foreign(ours, theirs, from.peer);
+                    }
                 }
             }
+            Body::Founded(network, panel) if network.id == theirs => self.on_founded_elsewhere(network, panel),
+            Body::Kept { lists, .. } => self.on_kept(from, &lists, false),
             // A peer that is about to come over, or that does not know yet that we did.
             Body::Fetch => self.on_fetch(from),
-            Body::Request(_) | Body::Digest(_) => {
-                let here = self.here();
-                self.send_durably(from.peer, here);
-            }
+            Body::Request(_) | Body::Digest(_) => self.answer_foreign(from.peer),
             _ => {}
         }
+    }
+
+    /// Tells a peer of another network of ours; not so often that two would only tell each other.
+    fn answer_foreign(&mut self, peer: Id) {
+        let now = self.now;
+        self.others.told.retain(|_, at| now < *at + ANSWER_PAUSE);
+        if let Entry::Vacant(place) = self.others.told.entry(peer) {
+            place.insert(now);
+            let here = self.here();
+            self.send_durably(peer, here);
+        }
+    }
+
+    /// Tells a peer of another network of ours, in case that what either said was lost.
+    pub(crate) fn remind_foreign(&mut self) {
+        if self.elsewhere.is_empty() {
+            return;
+        }
+        let at = usize::try_from(self.rng.next_u64() % self.elsewhere.len() as u64).unwrap_or(0);
+        if let Some(&peer) = self.elsewhere.iter().nth(at) {
+            let here = self.here();
+            self.send_durably(peer, here);
+        }
+    }
+
+    /// Of two networks in use, ours gives way: says first what is in use here.
+    fn begin_to_move(&mut self, member: Sender, to: NetworkId) {
+        if self.others.moving.as_ref().is_some_and(|moving| moving.to <= to && self.now < moving.until + MOVE) {
+            return;
+        }
+        self.others.moving = Some(Moving { to, member, until: self.now + MOVE, next: self.now });
+        self.keeping.look_again = true;
+        self.look_at_kept();
+        self.tick_moving();
+    }
+
+    /// Whether this peer is about to go over to another network, and gives nothing new of this one.
+    fn is_waiting_to_move(&self) -> bool {
+        self.others.moving.as_ref().is_some_and(|moving| self.now < moving.until)
+    }
+
+    /// Whether this peer has met a network that it is to go over to.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.others.moving.is_some()
+    }
+
+    /// Whether new addresses may be given.
+    pub(crate) fn may_give(&self) -> bool {
+        self.has_lease() && !self.is_waiting_to_move()
+    }
+
+    fn tick_moving(&mut self) {
+        let now = self.now;
+        let Some(moving) = self.others.moving.as_mut().filter(|moving| moving.next <= now) else {
+            return;
+        };
+        let (member, reach) = (moving.member, self.peers.get(&moving.member.peer));
+        if now < moving.until && reach == Some(&member.incarnation) {
+            moving.next = (now + MOVE_TRY).min(moving.until);
+            return self.send_durably(member.peer, Body::Fetch);
+        }
+        self.wake = true;
+        if reach == Some(&member.incarnation) && now < moving.until + MOVE {
+            moving.next = moving.until + MOVE;
+            return;
+        }
+        // Whoever of them is met next says so.
+        self.others.moving = None;
+        self.keeping.look_again = true;
+        if reach.is_some() {
+            let here = self.here();
+            self.send_durably(member.peer, here);
+        }
+    }
+
+    /// The network that this peer is to go over to.
+    fn on_founded_elsewhere(&mut self, network: Network, panel: Panel) {
+        if self.others.moving.as_ref().is_none_or(|moving| moving.to != network.id) || !panel.is_sound() {
+            return;
+        }
+        if let Err(why) = network.check(&self.universe) {
+            return self.problem(format!("this peer cannot join: {why}"));
+        }
+        let Some(old) = self.network_id() else {
+            return;
+        };
+        self.notice(format!(
+            "this peer goes over from the address network {old} to {}, which has the lower id; addresses that were \
+             given stay, and those that are in use in both are in dispute: weft ipam check names them",
+            network.id
+        ));
+        self.withdraw_new();
+        self.forget_network();
+        self.adopt(network, panel);
     }
 
     fn consider(&mut self, from: Sender, theirs: NetworkId, untouched: bool) {
@@ -119,6 +261,7 @@ impl Machine {
 
     /// Goes over to the best of the networks that were heard.
     pub(crate) fn tick_others(&mut self) {
+        self.tick_moving();
         if self.others.choose_at.is_none_or(|at| self.now < at) {
             return;
         }
@@ -132,14 +275,28 @@ impl Machine {
         }
     }
 
-    /// Forgets this peer's network, of which it has nothing to lose, and asks for the other's.
+    /// Leaves this peer's network, of which it has nothing to lose, and asks for the other's.
     fn leave_for(&mut self, other: Sender) {
-        let Some(network) = self.network.take() else {
+        let Some(old) = self.network_id() else {
             return;
         };
+        self.forget_network();
+        self.journal.put(store::put(Key::Left, &true));
+        self.join.left(self.now);
+        self.notice(format!(
+            "this peer leaves the address network {old}, of which nobody has anything, for that of peer {}",
+            other.peer
+        ));
+        self.fetch(other);
+    }
+
+    /// Forgets all that is known of this peer's network, but not what it gave. Whatever is heard of that
+    /// network later is about another life.
+    fn forget_network(&mut self) {
+        self.network = None;
+        self.me.life = self.draw();
         self.touched.clear();
         self.journal.put(store::delete(Key::Network));
-        self.journal.put(store::put(Key::Left, &true));
         for (range, area) in (0u16..).zip(&mut self.areas) {
             area.ring.forget();
             area.counted = None;
@@ -151,23 +308,27 @@ impl Machine {
         for key in [Key::Panel, Key::Seat, Key::Gone, Key::Silent] {
             self.journal.put(store::delete(key));
         }
+        for &grant in self.grants.keys() {
+            self.journal.put(store::delete(Key::Grant(grant)));
+        }
         let blocks: Vec<u32> = self.areas.iter().map(|area| area.ring.blocks()).collect();
         self.voter = Voter::new(&blocks, self.now);
         self.panel = None;
         self.gone.clear();
-        self.silence.found.clear();
+        self.removing.clear();
+        self.next_gone = None;
+        self.fencing.look_again = true;
+        self.silence.forget(self.now);
         self.grants.clear();
         self.witnessing.clear();
         self.restart_takes();
         self.takes.look_again();
         self.asks.clear();
-        self.join.left(self.now);
-        self.notice(format!(
-            "this peer leaves the address network {}, of which nobody has anything, for that of \
-             peer {}",
-            network.id, other.peer
-        ));
-        self.fetch(other);
+        self.others = Others::default();
+        self.foreign.clear();
+        self.elsewhere.clear();
+        self.keeping.look_again = true;
+        self.wake = true;
     }
 
     fn note_other_ranges(&mut self, peer: Id) {
@@ -182,10 +343,9 @@ impl Machine {
     fn note_foreign(&mut self, ours: NetworkId, theirs: NetworkId, peer: Id) {
         if self.foreign.len() < MAX_NOTED && self.foreign.insert(theirs, peer).is_none() {
             self.notice(format!(
-                "peer {peer} belongs to another address network ({theirs}; ours is {ours}): they \
-                 were founded apart and are not merged, so an address may be in use in both; to \
-                 end this, remove the address state of the peers of one side and start them with \
-                 --peer naming the other"
+                "peer {peer} belongs to another address network ({theirs}; ours is {ours}), founded apart: its peers \
+                 come over to ours; an address that is in use in both stays so until one of the two goes, and weft \
+                 ipam check names both"
             ));
         }
     }

@@ -13,6 +13,7 @@ mod grant;
 mod id;
 mod join;
 mod journal;
+mod keep;
 mod leave;
 mod machine;
 mod panel;

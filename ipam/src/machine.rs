@@ -23,6 +23,7 @@ use crate::grant::{Outstanding, Witnessing};
 use crate::id::{Id, NetworkId, Owner, Sender};
 use crate::join::Join;
 use crate::journal::{Effect, Finished, Journal};
+use crate::keep::Keeping;
 use crate::leave::Others;
 use crate::panel::Panel;
 use crate::range::{Range, Universe};
@@ -112,6 +113,8 @@ pub struct Ablation {
     pub late_accept: bool,
     /// A voter goes on for the old panel after it accepted the next (against ipam I19).
     pub no_seal: bool,
+    /// Addresses that others keep are given all the same (against ipam I24).
+    pub no_keep: bool,
 }
 
 /// The address protocol of one peer.
@@ -141,6 +144,7 @@ pub(crate) struct Machine {
     pub(crate) fencing: Fencing,
     pub(crate) silence: Silence,
     pub(crate) told: Told,
+    pub(crate) keeping: Keeping,
     /// Peers that an operator has removed here, and until when lives of theirs that this peer did
     /// not know of are removed too, as long as they are out of reach.
     pub(crate) removing: BTreeMap<Id, Duration>,
@@ -217,6 +221,7 @@ impl Machine {
             fencing: Fencing::default(),
             silence: Silence::new(setup.dead_after, now),
             told: Told::default(),
+            keeping: Keeping::default(),
             removing: BTreeMap::new(),
             inherited: false,
             surveyed: false,
@@ -266,6 +271,7 @@ impl Machine {
         let peers = &self.peers;
         self.voter.members.retain(|peer, _| peers.contains_key(peer));
         self.elsewhere.retain(|peer| peers.contains_key(peer));
+        self.foreign.retain(|_, peer| peers.contains_key(peer));
         self.welcome_back();
         self.look_for_dead();
         for &peer in &new {
@@ -360,6 +366,7 @@ impl Machine {
     /// What every input ends with.
     pub(crate) fn settle(&mut self) {
         loop {
+            self.look_at_kept();
             self.areas.iter_mut().for_each(Area::count);
             self.look_for_takes();
             self.tick_gone();

@@ -71,6 +71,7 @@ impl Machine {
                 }
             }
         }
+        lives.extend(self.keeping.owners().filter(|owner| owner.peer == peer));
         if !self.can_remember(&lives) {
             return refused(format!(
                 "{MAX_GONE} removed lives that own blocks are remembered already; try again later"
@@ -157,6 +158,7 @@ impl Machine {
         if news {
             self.takes.look_again();
             self.fencing.look_again = true;
+            self.keeping.look_again = true;
             self.record_gone();
             self.next_gone = Some(self.now + TELL_PAUSE);
         }
@@ -285,6 +287,7 @@ impl Machine {
                 Holder::One(owner) if dead.contains(&owner.peer) => Some(owner),
                 _ => None,
             }));
+            more.extend(self.keeping.owners().filter(|owner| dead.contains(&owner.peer)));
         }
         more.retain(|owner| !self.gone.contains_key(owner));
         more

@@ -9,13 +9,15 @@ use crate::grant::Outstanding;
 use crate::machine::Machine;
 use crate::ring::RegRun;
 use crate::space::{Given, REUSE_DELAY};
-use crate::store::{self, Entry, StoredAddress, StoredRun, StoredVote};
+use crate::store::{self, Entry, Key, StoredAddress, StoredRun, StoredVote};
+use crate::wire::Net;
 
 impl Machine {
     /// Takes over the state of earlier lives; returns whether there was none. Blocks of those are
     /// of use only once the voters have settled that they are this life's (ipam I9).
     pub(crate) fn restore(&mut self, state: Vec<(Vec<u8>, Vec<u8>)>) -> Result<bool, StateError> {
         let fresh = state.is_empty();
+        self.keeping.look_again = true;
         let state: BTreeMap<Vec<u8>, Vec<u8>> = state.into_iter().collect();
         if let Some(old) = store::read_network(&state)?.filter(|network| network.has_other_ranges(&self.universe)) {
             self.change_ranges(&old, &state)?;
@@ -31,6 +33,7 @@ impl Machine {
                     self.gone = gone.into_iter().map(|removed| (removed.owner, removed.cleared)).collect();
                 }
                 Entry::Silent(found) => self.silence.found = found.into_iter().collect(),
+                Entry::Kept(list) => self.keeping.restore(list),
                 Entry::Votes { range, runs } => {
                     self.restore_votes(usize::from(range), &runs).map_err(corrupt)?;
                 }
@@ -66,14 +69,21 @@ impl Machine {
         Ok(fresh)
     }
 
-    /// Other ranges are another network: this peer leaves the old one if nobody here has an
-    /// address of it (ipam I23).
+    /// Other ranges are another network: this peer leaves the old one, with what it gave, if all of that
+    /// is in the new ranges (ipam I23).
     fn change_ranges(&mut self, old: &Network, state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StateError> {
         const NAMED: usize = 3;
-        let mut stranded = Vec::new();
+        let (mut stranded, mut carried) = (Vec::new(), Vec::new());
         for (key, value) in state {
-            if let Entry::Address(address, StoredAddress::Given { owner, .. }) = store::read(key, value)? {
-                stranded.push(format!("{address} of {owner}"));
+            match store::read(key, value)? {
+                Entry::Address(address, stored) => match (self.universe.find(address), stored) {
+                    (Some((index, offset)), stored) => carried.push((address, index, offset, stored)),
+                    (None, StoredAddress::Given { owner, .. }) => stranded.push(format!("{address} of {owner}")),
+                    (None, StoredAddress::Freed) => {}
+                },
+                // What others keep, they keep in whatever network.
+                Entry::Kept(list) => self.keeping.restore(list),
+                _ => {}
             }
         }
         let (before, now) = (old.ranges_text(), self.universe.text());
@@ -87,15 +97,36 @@ impl Machine {
                 stranded.join(", ")
             )));
         }
-        for key in state.keys() {
+        let kept = |key: &[u8], value: &[u8]| store::read(key, value).is_ok_and(|entry| matches!(entry, Entry::Kept(_)));
+        for (key, _) in state.iter().filter(|(key, value)| !kept(key, value)) {
             self.journal.put(Change { key: key.clone(), value: None });
         }
+        let count = carried.len();
+        for (address, index, offset, stored) in carried {
+            let stored = self.in_new_range(old, index, stored);
+            self.journal.put(store::put(Key::Address(address), &stored));
+            self.restore_address(index, offset, stored);
+        }
+        let carried = if count > 0 { "; the addresses that it gave stay, for all are in the new ranges" } else { "" };
         self.notice(format!(
-            "the ranges were {before} and are {now} now: this peer left the address network {}; configure the same \
-             ranges on every peer",
+            "the ranges were {before} and are {now} now: this peer left the address network {}{carried}; configure \
+             the same ranges on every peer",
             old.id
         ));
         Ok(())
+    }
+
+    /// What was asked of a whole range is of the whole new one, for whoever asks for that again.
+    fn in_new_range(&self, old: &Network, index: usize, stored: StoredAddress) -> StoredAddress {
+        match stored {
+            StoredAddress::Given { owner, net } => {
+                let was_whole = old.ranges.contains(&net);
+                let fits = !was_whole && self.universe.containing(net.0) == Some(index);
+                let net = if fits { net } else { Net(self.areas[index].range.net()) };
+                StoredAddress::Given { owner, net }
+            }
+            StoredAddress::Freed => StoredAddress::Freed,
+        }
     }
 
     fn restore_network(&mut self, network: Network) -> Result<(), StateError> {

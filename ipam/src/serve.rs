@@ -129,7 +129,7 @@ impl Machine {
             self.answer(request, index, offset);
             return true;
         }
-        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.has_lease() {
+        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.may_give() {
             return false;
         }
         let area = &mut self.areas[index];
@@ -163,9 +163,13 @@ impl Machine {
             }
             return true;
         }
+        if let Some(owner) = self.kept_by(index, offset) {
+            self.reply(request, Err(AllocError::InUse { address, owner }));
+            return true;
+        }
         // The reuse delay is for addresses that come up by chance; this one is meant.
         let held = area.ring.holds(area.range.block_of(offset));
-        if self.network.is_none() || !held || !self.has_lease() {
+        if self.network.is_none() || !held || !self.may_give() {
             return false;
         }
         let net = area.range.net();
@@ -200,6 +204,7 @@ impl Machine {
             }
         }
         self.surveyed = true;
+        self.keeping.look_again = true;
         self.wake = true;
     }
 
@@ -242,6 +247,7 @@ impl Machine {
         if let Some(given) = area.space.release(offset, self.now + REUSE_DELAY) {
             let key = Key::Address(area.range.address(offset));
             self.journal.put(store::put(key, &StoredAddress::Freed));
+            self.keeping.look_again |= self.keeping.has_any(self.me.peer);
             self.disown(&given.owner, index, offset);
         }
     }
@@ -251,6 +257,7 @@ impl Machine {
         if let Some(given) = area.space.forget(offset) {
             let key = Key::Address(area.range.address(offset));
             self.journal.put(store::delete(key));
+            self.keeping.look_again |= self.keeping.has_any(self.me.peer);
             self.disown(&given.owner, index, offset);
         }
     }
@@ -348,6 +355,7 @@ impl Machine {
                 let key = Key::Address(self.areas[index].range.address(offset));
                 self.journal.put_lazily(store::delete(key), self.now);
                 self.wake = true;
+                self.keeping.look_again |= self.keeping.has_any(self.me.peer);
             }
         }
     }

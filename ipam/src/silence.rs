@@ -131,6 +131,11 @@ impl Silence {
         self.shortest().map(|after| (after / of).max(SHORTEST))
     }
 
+    /// Another network begins, with other voters.
+    pub(crate) fn forget(&mut self, now: Duration) {
+        *self = Self::new(self.after, now);
+    }
+
     /// Other voters grant leases, and find silent, from now on.
     pub(crate) fn begin(&mut self, now: Duration) {
         self.since = now;
@@ -336,7 +341,8 @@ impl Machine {
         });
         let voters = self.panel.iter().flat_map(|panel| panel.voters.iter());
         let voters = voters.map(|&peer| Owner { peer, life: ANY_LIFE });
-        let left = owners.chain(voters).filter(|owner| !self.gone.contains_key(owner));
+        // Not of those that only keep something: they may be well in another network.
+        let left = owners.chain(voters).chain(self.keeping.owners()).filter(|owner| !self.gone.contains_key(owner));
         left.filter(|owner| away(&owner.peer)).take(MAX_LIVES).collect()
     }
 

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ipnet::IpNet;
 
+use crate::id::Id;
+use crate::keep::Keeper;
 use crate::range::{Range, is_reserved_in};
 use crate::ring::Ring;
 
@@ -39,6 +41,8 @@ pub(crate) struct Space {
     /// The cooling addresses in the order in which they will be free; entries whose address was
     /// freed again later are skipped.
     queue: VecDeque<(Duration, u128)>,
+    /// Runs of addresses that other peers keep, by the first: the last, and who.
+    kept: BTreeMap<u128, (u128, Keeper)>,
     /// No address below it is free.
     hint: u128,
 }
@@ -54,9 +58,54 @@ impl Space {
         self.given.iter().map(|(&offset, given)| (offset, given))
     }
 
+    /// The given addresses of `first..=last`, in order.
+    pub(crate) fn given_in(&self, first: u128, last: u128) -> impl Iterator<Item = (u128, &Given)> {
+        self.given.range(first..=last).map(|(&offset, given)| (offset, given))
+    }
+
+    /// All addresses that are given or cooling, in order.
+    pub(crate) fn busy(&self) -> impl Iterator<Item = u128> {
+        let mut all: Vec<u128> = self.given.keys().chain(self.cooling.keys()).copied().collect();
+        all.sort_unstable();
+        all.into_iter()
+    }
+
+    /// Whether one of the addresses `first..=last` is given or cooling.
+    pub(crate) fn is_busy(&self, first: u128, last: u128) -> bool {
+        self.given.range(first..=last).next().is_some() || self.cooling.range(first..=last).next().is_some()
+    }
+
     /// Whether an address is neither given nor cooling.
-    pub(crate) fn is_free(&self, offset: u128) -> bool {
+    fn is_free(&self, offset: u128) -> bool {
         !self.given.contains_key(&offset) && !self.cooling.contains_key(&offset)
+    }
+
+    /// What others keep from now on; whether that is something else than before.
+    pub(crate) fn keep(&mut self, kept: BTreeMap<u128, (u128, Keeper)>) -> bool {
+        let before = self.kept.first_key_value().map(|(&first, _)| first);
+        let other = kept != self.kept;
+        self.kept = kept;
+        self.hint = before.filter(|_| other).map_or(self.hint, |first| self.hint.min(first));
+        other
+    }
+
+    /// What others keep: first, last, who.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (u128, u128, Keeper)> {
+        self.kept.iter().map(|(&first, &(last, keeper))| (first, last, keeper))
+    }
+
+    /// The end of the kept run that an address is in, and who keeps it.
+    pub(crate) fn kept_at(&self, offset: u128) -> Option<(u128, Keeper)> {
+        let (_, &(last, keeper)) = self.kept.range(..=offset).next_back()?;
+        (offset <= last).then_some((last, keeper))
+    }
+
+    /// Whether all that is in use of a block is kept by one other peer.
+    pub(crate) fn is_only_kept_by(&self, range: &Range, block: u32, peer: Id) -> bool {
+        let (first, last) = (range.first_of(block), range.first_of(block + 1) - 1);
+        let before = self.kept_at(first).map(|(_, keeper)| keeper);
+        let mut keepers = before.into_iter().chain(self.kept.range(first..=last).map(|(_, &(_, keeper))| keeper));
+        keepers.all(|keeper| keeper == Some(peer)) && !self.is_busy(first, last)
     }
 
     /// Number of given addresses.
@@ -141,6 +190,10 @@ impl Space {
             let mut at = from.max(range.first_of(lo));
             let end = last.min(range.first_of(hi) - 1);
             while at <= end {
+                if let Some((kept, _)) = self.kept_at(at) {
+                    at = kept + 1;
+                    continue;
+                }
                 let reserved = range.is_reserved(at) || is_reserved_in(net, at, first, last);
                 if !reserved && self.is_free(at) {
                     return Some(at);
@@ -171,10 +224,9 @@ impl Space {
         let from = range.first_of(block);
         let given = self.given.range(from..).next().map(|(&offset, _)| offset);
         let cooling = self.cooling.range(from..).next().map(|(&offset, _)| offset);
-        let first = match (given, cooling) {
-            (Some(one), Some(other)) => one.min(other),
-            (one, other) => one.or(other)?,
-        };
+        // Whoever gets the block may not have heard of them yet.
+        let kept = self.kept_at(from).map(|_| from).or_else(|| self.kept.range(from..).next().map(|(&first, _)| first));
+        let first = [given, cooling, kept].into_iter().flatten().min()?;
         Some(range.block_of(first))
     }
 }

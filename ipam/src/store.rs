@@ -10,6 +10,7 @@
 //!  seat                               this voter's promises about the next panel
 //!  gone                               lives that were removed, and whether anything is left of them
 //!  silent                             lives that this voter found silent
+//!  kept  | peer (16)                  what a peer has in use outside of its own blocks
 //!  votes | range (2) | bucket (1)     what this voter promised and accepted, one part of a ring
 //!  ring  | range (2) | bucket (1)     registers of one part of a ring
 //!  addr  | 4 or 6    | address (16)   an address: given, or freed lately
@@ -24,11 +25,11 @@ use minicbor::{Decode, Encode};
 use crate::Change;
 use crate::allocator::StateError;
 use crate::founding::{Acceptor, Network};
-use crate::id::Owner;
+use crate::id::{Id, Owner};
 use crate::panel::{Panel, Seat};
 use crate::ring::Reg;
 use crate::voter::Vote;
-use crate::wire::{Net, Removed, WireRun, append_cbor, from_cbor};
+use crate::wire::{KeptList, Net, Removed, WireRun, append_cbor, from_cbor};
 
 const VERSION: u8 = 2;
 const HEAD: usize = 5;
@@ -46,6 +47,8 @@ pub(crate) enum Key {
     Gone,
     /// Lives that this voter found silent.
     Silent,
+    /// What a peer keeps.
+    Kept(Id),
     /// A part of what a voter knows.
     Votes {
         /// Number of the range.
@@ -146,6 +149,8 @@ pub(crate) enum Entry {
     Gone(Vec<Removed>),
     /// See [`Key::Silent`].
     Silent(Vec<Owner>),
+    /// See [`Key::Kept`].
+    Kept(KeptList),
     /// See [`Key::Votes`].
     Votes {
         /// Number of the range.
@@ -180,6 +185,7 @@ impl Key {
             Self::Seat => b"seat".to_vec(),
             Self::Gone => b"gone".to_vec(),
             Self::Silent => b"silent".to_vec(),
+            Self::Kept(peer) => [&b"kept"[..], &peer.0].concat(),
             Self::Left => b"left".to_vec(),
             Self::Lost => b"lost".to_vec(),
             Self::Vote => b"vote".to_vec(),
@@ -235,6 +241,9 @@ impl Key {
                 6 => Some(Self::Address(Ipv6Addr::from_bits(bits).into())),
                 _ => None,
             };
+        }
+        if let Some(peer) = key.strip_prefix(b"kept") {
+            return Some(Self::Kept(Id(peer.try_into().ok()?)));
         }
         let id = key.strip_prefix(b"grant")?;
         Some(Self::Grant(u64::from_be_bytes(id.try_into().ok()?)))
@@ -353,6 +362,7 @@ fn parse(name: Key, body: &[u8]) -> Result<Entry, String> {
         Key::Seat => Entry::Seat(from_cbor(body)?),
         Key::Gone => Entry::Gone(from_cbor(body)?),
         Key::Silent => Entry::Silent(from_cbor(body)?),
+        Key::Kept(_) => Entry::Kept(from_cbor(body)?),
         Key::Votes { range, .. } => Entry::Votes { range, runs: from_cbor(body)? },
         Key::Left => from_cbor::<bool>(body).map(|_| Entry::Left)?,
         Key::Lost => from_cbor::<bool>(body).map(|_| Entry::Lost)?,
@@ -422,7 +432,7 @@ mod tests {
             range in any::<u16>(), bucket in any::<u8>(),
         ) {
             let keys = [
-                Key::Network, Key::Panel, Key::Seat, Key::Gone, Key::Silent, Key::Left, Key::Lost, Key::Vote, Key::Grant(id),
+                Key::Network, Key::Panel, Key::Seat, Key::Gone, Key::Silent, Key::Left, Key::Lost, Key::Vote, Key::Grant(id), Key::Kept(Id(v6.to_be_bytes())),
                 Key::Ring { range, bucket }, Key::Votes { range, bucket },
                 Key::Address(v4.to_be_bytes().into()), Key::Address(Ipv6Addr::from_bits(v6).into()),
             ];
@@ -434,7 +444,7 @@ mod tests {
         #[test]
         fn arbitrary_state_is_read_or_refused(
             prefix in prop_oneof![Just("panel"), Just("seat"), Just("gone"), Just("votes"), Just("network"), Just("vote"), Just("ring"),
-                Just("addr"), Just("grant"), Just("")],
+                Just("addr"), Just("grant"), Just("kept"), Just("")],
             rest in proptest::collection::vec(any::<u8>(), 0..20),
             body in proptest::collection::vec(any::<u8>(), 0..60),
         ) {

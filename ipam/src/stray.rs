@@ -1,5 +1,5 @@
 //! Addresses that were given here and are in blocks of others: of a peer that was removed while it
-//! was alive (ipam I21).
+//! was alive, or came from another network (ipam I21, I24).
 //!
 //! ```text
 //!  here                                     owner of the block
@@ -40,7 +40,7 @@ pub(crate) struct Contest {
     pub(crate) peer: Id,
     /// Whom that one gave it; `None`: to nobody, or it has not said.
     pub(crate) there: Option<String>,
-    /// Whether the block is the other peer's.
+    /// Whether others drop what comes from here with it: its block is not this peer's, which was removed.
     pub(crate) theirs: bool,
 }
 
@@ -58,12 +58,20 @@ impl Told {
 }
 
 impl Machine {
-    /// Tells the owners of other blocks which of their addresses are in use here.
+    /// Tells the owners of other blocks which of their addresses are in use here, and whoever else has
+    /// any of them.
     pub(crate) fn tell_strays(&mut self) {
         let mut strays: BTreeMap<Id, Vec<Claim>> = BTreeMap::new();
         for (owner, address, peer) in self.strays() {
             if self.peers.contains_key(&peer) {
                 strays.entry(peer).or_default().push(Claim { address: Net(IpNet::from(address)), owner });
+            }
+        }
+        for (address, owner, peer) in self.kept_elsewhere() {
+            let claims = strays.entry(peer).or_default();
+            let claim = Claim { address: Net(IpNet::from(address)), owner };
+            if !claims.contains(&claim) {
+                claims.push(claim);
             }
         }
         for (peer, claims) in strays {
@@ -105,6 +113,7 @@ impl Machine {
                     self.note_told(address, from.peer, claim.owner.clone());
                 }
                 // Not recorded: it is told again after a restart.
+                None if area.space.kept_at(offset).is_some() => {}
                 None if area.ring.holds(area.range.block_of(offset)) => area.space.cool(offset, until),
                 None => {}
             }
@@ -139,15 +148,20 @@ impl Machine {
         }
     }
 
-    /// Every address given here that is another peer's, or that another peer gave too.
+    /// Every address given here that another peer gave too, and those that others drop because their
+    /// blocks are another peer's since this one was removed.
     pub(crate) fn contests(&self) -> Vec<Contest> {
         let told = |address: &IpAddr| self.told.by.get(address).filter(|(.., until)| self.now < *until);
+        let fenced = self.removed().any(|it| it.owner.peer == self.me.peer && !it.cleared);
         let mut all: Vec<Contest> = self
             .strays()
             .into_iter()
-            .map(|(here, address, peer)| {
-                let there = told(&address).filter(|(by, ..)| *by == peer).map(|(_, owner, _)| owner.clone());
-                Contest { address, here, peer, there, theirs: true }
+            .filter_map(|(here, address, holder)| match told(&address) {
+                // It may be in use at a third one, whose block it is not either.
+                Some((peer, owner, _)) => {
+                    Some(Contest { address, here, peer: *peer, there: Some(owner.clone()), theirs: fenced })
+                }
+                None => fenced.then_some(Contest { address, here, peer: holder, there: None, theirs: true }),
             })
             .collect();
         let strays: BTreeSet<IpAddr> = all.iter().map(|contest| contest.address).collect();

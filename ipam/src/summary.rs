@@ -62,15 +62,16 @@ impl Machine {
 
     /// How many addresses there are here.
     pub(crate) fn counts(&self) -> Counts {
-        let (mut owned, mut used, mut cooling) = (0u128, 0, 0);
+        let (mut owned, mut used, mut cooling, mut kept) = (0u128, 0, 0, 0);
         for area in &self.areas {
             owned = owned.saturating_add(area.owned());
             used += area.space.used();
             cooling += area.space.cooling();
+            kept += area.kept();
         }
         Counts {
             owned: saturate(owned),
-            free: saturate(owned.saturating_sub(used + cooling)),
+            free: saturate(owned.saturating_sub(used + cooling + kept)),
             used: saturate(used),
             cooling: saturate(cooling),
         }

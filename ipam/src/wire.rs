@@ -21,7 +21,7 @@ use crate::id::{Id, NetworkId, Owner};
 use crate::panel::{NextPanel, Panel};
 
 pub(crate) use parts::{
-    Accepted, BlockRuns, Claim, Grant, Net, Part, Prepare, RangeDigest, Refusal, Removed, Request, SeatState, Term,
+    Accepted, BlockRuns, Claim, Grant, KeptList, KeptRun, Net, Part, Prepare, RangeDigest, Refusal, Removed, Request, SeatState, Term,
     Wanted, WireRun,
 };
 
@@ -70,6 +70,9 @@ pub(crate) enum Body {
         /// After how many seconds of silence I take a peer for dead; none: never.
         #[n(4)]
         dead_after: Option<u64>,
+        /// A hash of what peers keep in blocks of others; none: nothing.
+        #[n(5)]
+        kept: Option<u64>,
     },
     /// Send me your network.
     #[n(2)]
@@ -364,6 +367,16 @@ pub(crate) enum Body {
         /// Of the lease.
         #[n(1)]
         nonce: u64,
+    },
+    /// Peers have these in use, outside of their own blocks.
+    #[n(38)]
+    Kept {
+        /// The lists that I know.
+        #[n(0)]
+        lists: Vec<KeptList>,
+        /// Tell me what you know beyond these.
+        #[n(1)]
+        want: bool,
     },
 }
 

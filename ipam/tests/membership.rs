@@ -479,26 +479,66 @@ fn begin(state: &sim::Disk, config: Config<Peer>) -> Result<Allocator<Peer>, Sta
 }
 
 #[test]
-fn other_ranges_are_refused_by_the_address_that_they_would_strand_and_taken_once_there_is_none() {
+fn other_ranges_are_refused_by_the_address_that_they_would_strand_and_taken_with_those_that_they_have() {
     let mut world = World::new(12, &[0], &["10.32.0.0/12"]);
     world.start(0);
     let request = world.allocate(0, "web", net("10.32.0.0/12"));
     let address = world.answer(request).expect("there is room").addr();
-    let other = Config::new(Peer(1), 2, vec![net("10.0.0.0/8")], 0);
-    let refused = begin(&world.nodes[0].disk, other.clone()).expect_err("it would strand one").to_string();
+    let part = world.allocate(0, "part", net("10.40.1.0/24"));
+    let part = world.answer(part).expect("there is room");
+    let with = |range| Config::new(Peer(1), 2, vec![net(range)], 0);
+    let refused = begin(&world.nodes[0].disk, with("10.40.0.0/16")).expect_err("it would strand one").to_string();
     assert!(refused.contains(&format!("{address} of web")) && refused.contains("10.32.0.0/12"), "{refused}");
-    world.free(0, "web", None);
-    world.run_for(seconds(1));
-    let mut allocator = begin(&world.nodes[0].disk, other).expect("nobody has one");
-    let mut deleted = 0;
-    while let Some(output) = allocator.poll_output() {
-        if let Output::Store { ticket, changes } = output {
-            deleted += changes.iter().filter(|change| change.value.is_none()).count();
-            allocator.handle_stored(ticket, Ok(()), Duration::ZERO);
+    assert!(!refused.contains("of part"), "{refused}");
+    // A wider range, and a narrower one that has all that is in use, and again after a restart.
+    for range in ["10.0.0.0/8", "10.32.0.0/12"] {
+        let mut disk = world.nodes[0].disk.clone();
+        for starts in 0..2 {
+            let mut allocator = begin(&disk, with(range)).expect("nothing is stranded");
+            write(&mut allocator, &mut disk, Duration::ZERO);
+            allocator.survey(&[("web".to_owned(), address), ("part".to_owned(), part.addr())], Duration::ZERO);
+            write(&mut allocator, &mut disk, Duration::ZERO);
+            // The second start has its blocks settled first.
+            assert!(starts > 0 || allocator.readiness().is_ok(), "{:?}", allocator.readiness());
+            let whole = net(range).prefix_len();
+            assert_eq!(allocator.lookup("web"), [IpNet::new(address, whole).expect("a prefix")]);
+            assert_eq!(allocator.lookup("part"), [part]);
         }
+        let mut allocator = begin(&disk, with(range)).expect("its own disk");
+        write(&mut allocator, &mut disk, Duration::ZERO);
+        allocator.free("web", None, Duration::ZERO);
+        allocator.free("part", None, Duration::ZERO);
+        write(&mut allocator, &mut disk, Duration::ZERO);
+        // With nothing in use, any range will do.
+        let mut allocator = begin(&disk, with("172.16.0.0/16")).expect("nobody has one");
+        write(&mut allocator, &mut disk, Duration::ZERO);
+        assert_eq!(allocator.readiness(), Ok(()));
+        assert_eq!(allocator.summary().owned, (1 << 16) - 2);
     }
-    assert!(deleted > 0 && allocator.readiness().is_ok());
-    assert_eq!(allocator.summary().owned, (1 << 24) - 2);
+}
+
+#[test]
+fn peers_that_change_their_ranges_one_by_one_keep_what_they_gave_and_give_nothing_twice() {
+    let mut world = World::new(13, &[2, 2, 2], &["10.32.0.0/12"]);
+    world.start_all();
+    world.run_for(seconds(6));
+    let given: Vec<_> = (0..3).map(|node| world.allocate(node, "web", net("10.32.0.0/12"))).collect();
+    let given: Vec<_> = given.into_iter().map(|request| world.answer(request).expect("room").addr()).collect();
+    world.ranges = vec![net("10.0.0.0/8")];
+    for node in 0..3 {
+        world.crash(node, seconds(1));
+        world.run_for(seconds(10));
+    }
+    world.run_for(seconds(30));
+    assert!(world.is_one_network(), "{:?}", world.networks());
+    for (node, address) in given.into_iter().enumerate() {
+        assert_eq!(world.up(node).lookup("web").first().map(IpNet::addr), Some(address));
+        let more = world.allocate(node, "more", net("10.0.0.0/8"));
+        world.answer(more).expect("room");
+        let other = world.claim((node + 1) % 3, "robber", address);
+        world.answer(other).expect_err("it is in use");
+    }
+    fine(&world);
 }
 
 /// Performs the writes of an allocator.

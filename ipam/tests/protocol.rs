@@ -112,28 +112,130 @@ fn problems(world: &World, node: usize) -> Vec<String> {
     allocator.map_or_else(Vec::new, |allocator| allocator.summary().problems)
 }
 
-#[test]
-fn networks_that_were_founded_apart_stay_apart_and_say_so_once() {
-    let mut world = World::new(6, &[0, 0], &["10.0.0.0/24"]);
-    world.groups = vec![0, 1];
+/// Two networks, of two nodes each that have given addresses; 10.0.0.1 is given in both.
+fn two_networks(range: &str) -> World {
+    let mut world = World::new(6, &[0, 1, 0, 1], &[range]);
+    world.partition(vec![0, 0, 1, 1]);
     world.start_all();
-    for node in 0..2 {
-        let request = world.allocate(node, "c1", net("10.0.0.0/24"));
+    world.run_for(secs(3));
+    for node in 0..4 {
+        let request = world.allocate(node, &format!("c{node}"), net(range));
         world.answer(request).unwrap();
     }
-    // Both gave 10.0.0.1: that is what being apart means.
-    world.check.violations.clear();
-    world.partition(vec![0, 0]);
-    world.run_for(secs(120));
     assert_eq!(world.networks().len(), 2);
-    for node in 0..2 {
-        assert_eq!(readiness(&world, node), Ok(()));
-        let told = world.nodes[node].notices.iter();
-        assert_eq!(told.filter(|text| text.contains("another address network")).count(), 1);
-        assert!(problems(&world, node)[0].contains("another address network"));
-        let more = world.allocate(node, "c2", net("10.0.0.0/24"));
-        world.answer(more).unwrap();
+    world
+}
+
+fn owners_of(world: &World, node: usize, address: &str) -> Vec<String> {
+    let summary = world.nodes[node].allocator.as_ref().unwrap().summary();
+    let here = summary.allocations.into_iter().filter(|(_, net, _)| net.addr().to_string() == address);
+    here.map(|(owner, ..)| owner).collect()
+}
+
+#[test]
+fn networks_that_grew_apart_become_one_in_which_everybody_keeps_what_was_given() {
+    for range in ["10.0.0.0/24", "10.32.0.0/12"] {
+        let mut world = two_networks(range);
+        let given: Vec<_> = (0..4).map(|node| world.up(node).lookup(&format!("c{node}"))).collect();
+        assert_eq!((&given[0], &given[1]), (&given[2], &given[3]), "given in both");
+        let lower = world.networks().into_iter().next().unwrap();
+        world.partition(vec![0; 4]);
+        world.run_for(secs(30));
+        assert_eq!(world.networks().into_iter().collect::<Vec<_>>(), [lower], "the lower id remains");
+        for node in 0..4 {
+            assert_eq!(readiness(&world, node), Ok(()));
+            assert_eq!(world.up(node).lookup(&format!("c{node}")), given[node], "kept");
+            assert_eq!(problems(&world, node), Vec::<String>::new());
+            let (first, other) = (given[node][0].addr(), (node + 2) % 4);
+            let contests = world.up(node).summary().contests;
+            let named = |it: &ipam::allocator::Contest<_>| {
+                let there = it.there.as_ref() == Some(&format!("c{other}"));
+                (it.address, &it.here, there) == (first, &format!("c{node}"), true)
+            };
+            assert!(contests.iter().any(named), "node {node}: {contests:?}");
+        }
+        // Nothing that anybody has is given to a third one.
+        world.check.met = true;
+        for node in 0..4 {
+            let request = world.allocate(node, "more", net(range));
+            world.answer(request).unwrap();
+            let taken = world.claim(node, "robber", given[(node + 1) % 4][0].addr());
+            let refused = world.answer(taken).unwrap_err();
+            assert!(matches!(refused, AllocError::InUse { .. } | AllocError::HeldElsewhere { .. }), "{refused}");
+        }
+        world.check_blocks();
+        // One of each two goes, and all is as if there had been one network.
+        for node in 0..2 {
+            world.free(node, &format!("c{node}"), None);
+        }
+        world.run_for(secs(80));
+        for node in 0..4 {
+            let contests = world.up(node).summary().contests;
+            assert!(contests.is_empty(), "{contests:?}");
+            // Blocks of one address have come to whom uses it.
+            for &net in given[node].iter().filter(|_| node > 1 && range == "10.0.0.0/24") {
+                let owner = world.up(0).owner_of(net.addr()).map(|(peer, ..)| peer);
+                assert_eq!(owner, Some(sim::Peer(node as u8 + 1)), "{net}");
+            }
+        }
+        assert_eq!(owners_of(&world, 2, &given[2][0].addr().to_string()), ["c2"]);
+        settle(&world);
     }
+}
+
+#[test]
+fn who_is_away_when_networks_become_one_comes_over_later_and_keeps_what_it_gave() {
+    let mut world = two_networks("10.0.0.0/24");
+    let lower = world.networks().into_iter().next().unwrap();
+    let loser = (0..4).find(|&node| world.up(node).network() != lower).unwrap();
+    let kept = world.up(loser).lookup(&format!("c{loser}"));
+    // One of the network that gives way is down meanwhile, another is cut off.
+    world.crash(loser, secs(100));
+    let mut groups = vec![0; 4];
+    groups[loser + 1] = 1;
+    world.partition(groups);
+    world.run_for(secs(60));
+    assert_eq!(world.networks().len(), 2);
+    world.partition(vec![0; 4]);
+    world.run_for(secs(60));
+    assert_eq!(world.networks().into_iter().collect::<Vec<_>>(), [lower]);
+    assert_eq!(world.up(loser).lookup(&format!("c{loser}")), kept);
+    world.check.met = true;
+    for node in 0..4 {
+        let request = world.allocate(node, "more", net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+    }
+    world.check_blocks();
+    settle(&world);
+}
+
+#[test]
+fn three_networks_that_meet_at_once_become_one_and_what_is_freed_is_free_for_all() {
+    let mut world = World::new(3, &[0; 3], &["10.0.0.0/28"]);
+    world.groups = vec![0, 1, 2];
+    world.start_all();
+    for node in 0..3 {
+        for count in 0..5 {
+            let request = world.allocate(node, &format!("c{count}"), net("10.0.0.0/28"));
+            world.answer(request).unwrap();
+        }
+    }
+    world.partition(vec![0; 3]);
+    world.run_for(secs(30));
+    assert_eq!(world.networks().len(), 1);
+    world.check.met = true;
+    for node in 0..3 {
+        for count in 0..5 {
+            world.free(node, &format!("c{count}"), None);
+        }
+    }
+    world.run_for(secs(60));
+    for count in 0..14 {
+        let request = world.allocate(count % 3, &format!("d{count}"), net("10.0.0.0/28"));
+        world.answer(request).unwrap();
+    }
+    world.check_blocks();
+    settle(&world);
 }
 
 #[test]

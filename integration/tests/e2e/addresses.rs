@@ -16,7 +16,7 @@ use weft::{
 
 use crate::{
     Case,
-    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, retry},
+    mesh::{Mesh, MeshConfig, Must as _, PATIENCE, no_gaps, retry},
 };
 
 pub(crate) const CASES: &[Case] = &[
@@ -26,6 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     ("an_unreadable_address_state_is_kept_aside_and_its_containers_keep_their_addresses", 90, unreadable),
     ("a_founder_whose_whole_state_is_unreadable_comes_back_to_its_network_and_founds_no_other", 120, founder),
     ("other_ranges_are_refused_while_addresses_are_in_use_and_taken_afterwards", 90, other_ranges),
+    ("two_halves_that_grew_apart_become_one_and_both_containers_of_an_address_go_on", 150, halves),
     ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 480, many_operations),
 ];
 
@@ -227,6 +228,67 @@ fn other_ranges() {
     mesh.routers[0].restart().must("start with the new ranges");
     let got = retry(PATIENCE, || mesh.routers[0].attach(&mesh.containers[0])).must("attach");
     assert!(got.iter().any(|net| net.addr().to_string().starts_with("10.200.")), "{got:?}");
+}
+
+/// The addresses of which a router says that two have them, each with the container here and the one there.
+fn contested_at(mesh: &Mesh, router: usize) -> BTreeSet<(String, bool)> {
+    let found = check(mesh, router)["contested"].as_array().cloned().unwrap_or_default();
+    let text = |it: &Value| it["address"].as_str().must("an address").to_owned();
+    found.iter().map(|it| (text(it), it["owner"].is_string() && it["peer_owner"].is_string())).collect()
+}
+
+fn halves() {
+    let args = vec!["--no-discovery".into()];
+    let config = MeshConfig { args, told: vec![(1, 0), (3, 2)], ..MeshConfig::star(4) };
+    let mut mesh = Mesh::start_routers(crate::mesh::new_lab(&config), &config);
+    for host in 0..3 {
+        mesh.add_container(host);
+    }
+    // The last one has other addresses than its like in the other half.
+    let spacer = Container::new("spacer").must("make");
+    retry(PATIENCE, || mesh.routers[3].attach(&spacer)).must("attach");
+    mesh.add_container(3);
+    mesh.routers[3].command([OsStr::new("detach"), spacer.target().as_os_str()]).must("detach");
+    assert_eq!(mesh.ips(0), mesh.ips(2), "both halves began alike");
+    assert_ne!(mesh.ips(1), mesh.ips(3));
+    mesh.reaches(1, 0, PATIENCE);
+    mesh.reaches(3, 2, PATIENCE);
+    let streams = mesh.streams(&[(1, 0), (3, 2)]);
+    let first = mesh.lab.host(0).v4().to_string();
+    mesh.routers[2].command(["connect", &first]).must("connect");
+    mesh.wait_for_peer(2, 0, PATIENCE, |peer| peer["state"] == "established");
+    let both: BTreeSet<(String, bool)> = mesh.ips(0).iter().map(|ip| (ip.to_string(), true)).collect();
+    for router in [0, 2] {
+        let named = || contested_at(&mesh, router) == both;
+        assert!(wait_until(SETTLED, named), "{}", check(&mesh, router));
+        assert_eq!(mesh.routers[router].cli(["ipam", "check"]).must("check").status.code(), Some(1));
+    }
+    let of_one = || {
+        let owners = |router| ipam(&mesh, router)["peers"].as_array().must("peers").len();
+        (0..4).all(|router| owners(router) == 4)
+    };
+    assert!(wait_until(SETTLED, of_one), "{}", ipam(&mesh, 3));
+    // Nothing was cut, and those that meet only now reach each other too.
+    no_gaps(streams);
+    mesh.reaches(3, 1, PATIENCE);
+    // What is in use in either half is given to nobody else.
+    let used: BTreeSet<IpAddr> = (0..4).flat_map(|container| mesh.ips(container)).collect();
+    for router in 0..4 {
+        let newcomer = Container::new(&format!("newcomer{router}")).must("make");
+        let got = retry(SETTLED, || mesh.routers[router].attach(&newcomer)).must("attach");
+        assert!(got.iter().all(|net| !used.contains(&net.addr())), "{got:?}");
+    }
+    // One of the two goes, and all is well.
+    let target = mesh.containers[2].target();
+    mesh.routers[2].command([OsStr::new("detach"), target.as_os_str()]).must("detach");
+    for router in 0..4 {
+        let well = || check(&mesh, router)["contested"].as_array().is_some_and(Vec::is_empty);
+        assert!(wait_until(Duration::from_secs(60), well), "{}", check(&mesh, router));
+    }
+    let again = retry(SETTLED, || mesh.routers[2].attach(&mesh.containers[2])).must("attach");
+    assert!(again.iter().all(|net| !used.contains(&net.addr())), "{again:?}");
+    mesh.addresses[2] = again;
+    mesh.reaches(2, 0, PATIENCE);
 }
 
 /// The addresses of a range of 254, of which each is claimed by several hosts sooner or later.

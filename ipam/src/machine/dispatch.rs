@@ -11,6 +11,10 @@ impl Machine {
         if let (Some(ours), Some(theirs)) = (self.network_id(), message.network)
             && ours != theirs
         {
+            if from.peer == self.me.peer {
+                // Said to itself before it went over.
+                return;
+            }
             self.note_elsewhere(from.peer);
             self.on_foreign(from, theirs, message.body);
             return;
@@ -30,11 +34,11 @@ impl Machine {
                 self.note_elsewhere(from.peer);
                 self.on_seeking(from, named, &ranges, life, observer.unwrap_or(false));
             }
-            Body::Here { root, removed, dead_after, .. } => {
+            Body::Here { root, removed, dead_after, kept, .. } => {
                 if same {
                     self.note_dead_after(from.peer, dead_after);
                 }
-                self.on_here(from, root, removed);
+                self.on_here(from, root, removed, kept);
             }
             Body::Fetch => self.on_fetch(from),
             Body::Founded(network, panel) => self.on_founded(network, panel),
@@ -45,6 +49,7 @@ impl Machine {
             Body::Promised(newer) => self.on_promised(newer),
             Body::Accept(accepted) => self.on_accept(from, accepted),
             Body::AcceptedBallot(ballot) => self.on_accepted(from, ballot),
+            Body::Kept { lists, want } => self.on_kept(from, &lists, want),
             // What follows is about the blocks of one network.
             _ if !same => {}
             Body::Digest(digest) => self.on_digest(from, &digest),

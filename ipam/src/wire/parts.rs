@@ -270,6 +270,33 @@ pub(crate) struct Claim {
     pub(crate) owner: String,
 }
 
+/// Addresses from one on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct KeptRun {
+    /// The first one, as a network of one.
+    #[n(0)]
+    pub(crate) first: Net,
+    /// How many follow it.
+    #[n(1)]
+    pub(crate) more: u64,
+}
+
+/// What a peer has given, or freed lately, outside of its own blocks (ipam I24).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct KeptList {
+    /// Who says so, in which life.
+    #[n(0)]
+    pub(crate) owner: Owner,
+    /// Raised with every change.
+    #[n(1)]
+    pub(crate) version: u64,
+    /// The addresses.
+    #[n(2)]
+    pub(crate) runs: Vec<KeptRun>,
+}
+
 /// A life that was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]

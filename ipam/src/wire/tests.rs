@@ -160,7 +160,14 @@ fn about_voters() -> impl Strategy<Value = Body> {
         claims().prop_map(Body::Strays),
         claims().prop_map(Body::Theirs),
         Just(Body::PanelAsk),
+        (proptest::collection::vec(kept(), 0..4), any::<bool>()).prop_map(|(lists, want)| Body::Kept { lists, want }),
     ]
+}
+
+fn kept() -> impl Strategy<Value = KeptList> {
+    let run = (net(), number()).prop_map(|(first, more)| KeptRun { first, more });
+    (owner(), number(), proptest::collection::vec(run, 0..4))
+        .prop_map(|(owner, version, runs)| KeptList { owner, version, runs })
 }
 
 fn claims() -> impl Strategy<Value = Vec<Claim>> {
@@ -182,13 +189,14 @@ pub(crate) fn body() -> impl Strategy<Value = Body> {
         about_voters(),
         (any::<u32>(), proptest::collection::vec(net(), 0..4), number(), proptest::option::of(any::<bool>()))
             .prop_map(|(named, ranges, life, observer)| Body::Seeking { named, ranges, life, observer }),
-        (number(), any::<bool>(), number(), number(), proptest::option::of(number())).prop_map(
-            |(root, untouched, ranges, removed, dead_after)| Body::Here {
+        (number(), any::<bool>(), number(), number(), proptest::option::of(number()), proptest::option::of(number())).prop_map(
+            |(root, untouched, ranges, removed, dead_after, kept)| Body::Here {
                 root,
                 untouched,
                 ranges,
                 removed,
-                dead_after
+                dead_after,
+                kept
             }
         ),
         Just(Body::Fetch),
@@ -240,7 +248,7 @@ fn version_2_stays_as_it_is() {
     let wanted = Wanted { range: 0, lo: 0, hi: 16, address: None };
     let request = Request { life: 3, seq: 8, wanted, need: 1, has: 0 };
     assert_eq!(hex(Body::Fetch), "028250<network>820280");
-    let here = Body::Here { root: 1, untouched: true, ranges: 2, removed: 3, dead_after: Some(4) };
+    let here = Body::Here { root: 1, untouched: true, ranges: 2, removed: 3, dead_after: Some(4), kept: None };
     assert_eq!(hex(here), "028250<network>82018501f5020304");
     assert_eq!(
         hex(Body::Grant(Grant { id: 1, runs: vec![run] })),

@@ -23,7 +23,8 @@ pub(crate) enum Birth {
     Alone,
     /// All name all; faults from the first moment.
     Together,
-    /// All found alone and are connected later, before anybody asks for an address.
+    /// All found alone, some together with others that they reach; what they give then may be given by
+    /// others too. All are connected later, perhaps by and by.
     Apart,
     /// Some are told that they are the founders; faults from the first moment.
     Seeded,
@@ -51,9 +52,6 @@ pub(crate) struct Schedule {
     pub(crate) sleeps: bool,
     pub(crate) slept: u64,
     pub(crate) removed: u64,
-    /// Founded apart, two pairs can find together before they meet the others: then addresses of
-    /// one may be given by the other too.
-    pub(crate) joined: bool,
     /// Whether a step that draws a fault which is off is over at once. Otherwise it is a pause of up
     /// to 35 s, as 2 of 109 steps always are; most time of such schedules is spent in pauses.
     pub(crate) brisk: bool,
@@ -116,18 +114,17 @@ impl Schedule {
             sleeps: seed % 8 >= 4,
             slept: 0,
             removed: 0,
-            joined: true,
             brisk: !seed.is_multiple_of(4),
             disturbed_writes: 0,
         }
     }
 
     pub(crate) fn begin(&mut self) {
-        if matches!(self.birth, Birth::Alone | Birth::Apart) {
+        if self.birth == Birth::Apart {
+            self.begin_apart();
+        } else if self.birth == Birth::Alone {
             let faults = self.world.faults.clone();
-            if self.birth == Birth::Alone {
-                self.world.faults.write_crash = 0;
-            }
+            self.world.faults.write_crash = 0;
             self.world.faults.loss = faults.loss.min(100);
             self.world.start_all();
             for _ in 0..60 {
@@ -136,8 +133,7 @@ impl Schedule {
                     break;
                 }
             }
-            self.joined = self.world.is_one_network();
-            if self.birth == Birth::Alone && !self.joined {
+            if !self.world.is_one_network() {
                 let text = format!("APART after a minute: {:?}", self.world.networks());
                 self.world.check.violation(text);
             }
@@ -149,6 +145,34 @@ impl Schedule {
                 self.world.run_for(Duration::from_millis(pause));
             }
         }
+    }
+
+    /// Several networks, each with addresses that others may give too.
+    fn begin_apart(&mut self) {
+        let count = self.world.nodes.len();
+        let parts = 1 + self.world.below(count as u64);
+        self.world.groups = {
+            let world = &mut self.world;
+            (0..count).map(|_| world.below(parts) as u8).collect()
+        };
+        self.world.start_all();
+        for _ in 0..self.world.below(60) {
+            let node = self.world.below(count as u64) as usize;
+            let (owner, range) = (format!("c{}", self.world.below(40)), self.range());
+            match self.world.below(4) {
+                0 => self.world.free(node, &owner, None),
+                1 => {
+                    let address = self.address_of(range);
+                    self.world.claim(node, &owner, address);
+                }
+                _ => {
+                    self.world.allocate(node, &owner, range);
+                }
+            }
+            let pause = self.world.below(400);
+            self.world.run_for(Duration::from_millis(pause));
+        }
+        self.world.partition(vec![0; count]);
     }
 
     pub(crate) fn disturb(&mut self, steps: u64) {
@@ -260,6 +284,9 @@ impl Schedule {
     /// Whether the network bears that the state of one more peer is lost: at most one voter may
     /// be without its state at a time, and before there are three, none.
     fn bears_loss_of(&mut self, node: usize) -> bool {
+        if !self.world.were_in_one_network() {
+            return false;
+        }
         self.note_voters();
         let (newest, voters) = self.voters();
         let before = newest.saturating_sub(1);

@@ -7,6 +7,7 @@ use ipam::{AllocError, RequestId};
 use ipnet::IpNet;
 
 use super::World;
+use super::subject::Subject;
 
 impl World {
     /// Asks for an address; `None` if the node is down, or its host asleep.
@@ -66,6 +67,20 @@ impl World {
             self.check.cancelled(request);
             self.drain(node);
         }
+    }
+
+    /// Addresses that a node and another one gave, and whose they are there, once it has asked the others.
+    pub(crate) fn contests(&mut self, node: usize) -> Vec<(IpAddr, String)> {
+        let now = self.clock(node);
+        let Some(Subject::Allocator(allocator)) = &mut self.nodes[node].allocator else {
+            return Vec::new();
+        };
+        allocator.ask_about_strays(now);
+        self.drain(node);
+        self.run_for(Duration::from_millis(100));
+        let summary = self.nodes[node].allocator.as_ref().map(Subject::summary);
+        let contests = summary.into_iter().flat_map(|summary| summary.contests);
+        contests.filter(|it| it.there.is_some()).map(|it| (it.address, it.here)).collect()
     }
 
     /// Waits for the answer to a request.

@@ -32,6 +32,17 @@ pub(crate) struct Checker {
     silenced: BTreeSet<Peer>,
     /// Addresses of nodes that were removed: somebody else may get them.
     in_dispute: BTreeMap<IpAddr, Peer>,
+    /// In which network each was given.
+    given_in: BTreeMap<(IpAddr, Peer, String), String>,
+    /// Addresses that were given once more in another network, before the two were one.
+    twice: BTreeSet<(IpAddr, Peer, String)>,
+    /// In which network each node is.
+    pub(crate) networks: BTreeMap<Peer, String>,
+    /// Of those given twice, the ones given when both were in one network: the news was on its way.
+    pub(crate) given_late: u64,
+    /// All faults have ended, and all have met: nothing is given twice any more, wherever.
+    pub(crate) met: bool,
+    pub(crate) given_twice: u64,
     /// What a removed node gave before it knew, though somebody else has it by right.
     orphans: BTreeSet<(IpAddr, Peer, String)>,
     pub(crate) given: u64,
@@ -69,7 +80,13 @@ impl Checker {
         self.asked.retain(|_, asked| asked.peer != peer);
     }
 
-    pub(crate) fn answered(&mut self, request: RequestId, result: &Result<IpNet, AllocError>, now: Duration) {
+    pub(crate) fn answered(
+        &mut self,
+        request: RequestId,
+        result: &Result<IpNet, AllocError>,
+        network: Option<String>,
+        now: Duration,
+    ) {
         let Some(asked) = self.asked.remove(&request) else {
             self.violation(format!("{request:?} was answered twice, or was not asked"));
             return;
@@ -78,17 +95,31 @@ impl Checker {
             self.violation(format!("{request:?} was answered after {:?}", now - asked.at));
         }
         match result {
-            Ok(net) => self.gave(asked, *net),
+            Ok(net) => self.gave(asked, *net, network.unwrap_or_default()),
             Err(error) => *self.refused.entry(kind(error)).or_default() += 1,
         }
     }
 
-    fn gave(&mut self, asked: Asked, net: IpNet) {
+    fn gave(&mut self, asked: Asked, net: IpNet, network: String) {
         self.given += 1;
         let holder = (asked.peer, asked.owner);
-        if self.orphans.contains(&(net.addr(), holder.0, holder.1.clone())) {
+        let given = (net.addr(), holder.0, holder.1.clone());
+        if self.orphans.contains(&given) || self.twice.contains(&given) {
             return;
         }
+        if let Some(other) = self.holders.get(&net.addr()).filter(|other| **other != holder)
+            && !self.met
+            && self.others_of(net.addr(), other).all(|other| self.given_in.get(&other).is_some_and(|it| *it != network))
+        {
+            self.given_twice += 1;
+            let here = self.networks.get(&holder.0);
+            let late = self.others_of(net.addr(), other).any(|(_, peer, _)| self.networks.get(&peer) == here);
+            self.given_late += u64::from(late);
+            self.given_in.insert(given.clone(), network);
+            self.twice.insert(given);
+            return;
+        }
+        self.given_in.entry(given).or_insert(network);
         if self.silenced.contains(&holder.0) && self.holders.get(&net.addr()) != Some(&holder) {
             let text = format!("WITHOUT LEASE {} to {holder:?}, who is removed for its silence", net.addr());
             self.violation(text);
@@ -118,12 +149,43 @@ impl Checker {
         }
     }
 
+    /// All that have an address.
+    fn others_of(&self, address: IpAddr, first: &(Peer, String)) -> impl Iterator<Item = (IpAddr, Peer, String)> {
+        let more = self.twice.iter().filter(move |(at, ..)| *at == address).cloned();
+        core::iter::once((address, first.0, first.1.clone())).chain(more)
+    }
+
+    /// Of those that have an address, one has it no more: if another one is left, it is that one's.
+    fn gone(&mut self, address: IpAddr, peer: Peer, owner: &str) {
+        let one = (address, peer, owner.to_owned());
+        self.given_in.remove(&one);
+        if self.twice.remove(&one) || self.holders.get(&address) != Some(&(one.1, one.2)) {
+            return;
+        }
+        self.holders.remove(&address);
+        let next = self.twice.iter().find(|(at, ..)| *at == address).cloned();
+        if let Some((_, peer, owner)) = next.as_ref().filter(|next| self.twice.remove(*next)) {
+            self.holders.insert(address, (*peer, owner.clone()));
+        }
+    }
+
+    /// Whether a node that was removed has an address that another one has by right.
+    pub(crate) fn is_orphaned(&self, address: IpAddr) -> bool {
+        self.orphans.iter().any(|(at, ..)| *at == address)
+    }
+
+    /// Who has addresses that others have too.
+    pub(crate) fn twice(&self) -> Vec<(IpAddr, Peer, String)> {
+        self.twice.iter().cloned().collect()
+    }
+
     pub(crate) fn freed(&mut self, peer: Peer, owner: &str, freed: &[IpNet]) {
         for net in freed {
             self.orphans.remove(&(net.addr(), peer, owner.to_owned()));
             let holder = (peer, owner.to_owned());
-            if self.holders.get(&net.addr()) == Some(&holder) {
-                self.holders.remove(&net.addr());
+            let had = self.holders.get(&net.addr()) == Some(&holder);
+            self.gone(net.addr(), peer, owner);
+            if had {
                 // What it may get there again is no remainder of its removed life.
                 self.in_dispute.remove(&net.addr());
             }
@@ -132,13 +194,15 @@ impl Checker {
 
     /// A node's state is gone or old; its containers, which run on, keep their addresses.
     pub(crate) fn lost_state(&mut self, peer: Peer) {
-        self.unrecorded
-            .extend(self.holders.iter().filter(|(_, (holder, _))| *holder == peer).map(|(at, _)| (peer, *at)));
+        let held: Vec<IpAddr> = self.held_by(peer).into_iter().map(|(at, _)| at).collect();
+        self.unrecorded.extend(held.into_iter().map(|at| (peer, at)));
     }
 
     /// A host is gone with its containers.
     pub(crate) fn died(&mut self, peer: Peer) {
-        self.holders.retain(|_, (holder, _)| *holder != peer);
+        for (address, owner) in self.held_by(peer) {
+            self.gone(address, peer, &owner);
+        }
         self.in_dispute.retain(|_, holder| *holder != peer);
     }
 
@@ -168,19 +232,17 @@ impl Checker {
     /// recorded but never answered, or freed shortly before the crash.
     pub(crate) fn after_start(&mut self, peer: Peer, listed: &[(String, IpNet)]) -> Vec<(String, IpNet)> {
         let mut lost = Vec::new();
-        for (address, (holder, owner)) in &self.holders {
-            let there = listed.iter().any(|(name, net)| name == owner && net.addr() == *address);
-            if *holder != peer {
-                continue;
-            }
+        for (address, owner) in self.held_by(peer) {
+            let there = listed.iter().any(|(name, net)| *name == owner && net.addr() == address);
             if there {
-                self.unrecorded.remove(&(peer, *address));
-            } else if !self.unrecorded.contains(&(peer, *address)) {
+                self.unrecorded.remove(&(peer, address));
+            } else if !self.unrecorded.contains(&(peer, address)) {
                 lost.push(format!("LOST {address} of {owner} at {peer:?}"));
             }
         }
         self.violations.extend(lost);
-        let ghosts = listed.iter().filter(|(owner, net)| self.holders.get(&net.addr()) != Some(&(peer, owner.clone())));
+        let held = self.held_by(peer);
+        let ghosts = listed.iter().filter(|(owner, net)| !held.contains(&(net.addr(), owner.clone())));
         ghosts.cloned().collect()
     }
 
@@ -201,6 +263,7 @@ impl Checker {
             .iter()
             .filter(|(_, (holder, _))| *holder == peer)
             .map(|(address, (_, owner))| (*address, owner.clone()))
+            .chain(self.twice.iter().filter(|(_, holder, _)| *holder == peer).map(|(at, _, owner)| (*at, owner.clone())))
             .collect()
     }
 

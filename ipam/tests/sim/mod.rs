@@ -95,6 +95,8 @@ pub(crate) struct Node {
     /// When its allocator wants to be called, in the time of the world.
     pub(crate) timer: Option<Duration>,
     pub(crate) notices: Vec<String>,
+    /// The network that it was in when it was up last.
+    pub(crate) network: Option<String>,
     /// What it was told of the last time.
     pub(crate) fences: Vec<(Peer, Vec<(IpAddr, IpAddr)>)>,
     /// When its last write ends.
@@ -186,6 +188,7 @@ impl World {
                 allocator: None,
                 timer: None,
                 notices: Vec::new(),
+                network: None,
                 fences: Vec::new(),
                 last_write: Duration::ZERO,
                 messages_sent: 0,
@@ -440,6 +443,12 @@ impl World {
         let up = self.nodes.iter().all(|node| node.allocator.as_ref().is_some_and(durable));
         let networks = self.networks();
         up && networks.len() == 1 && !networks.contains(&None)
+    }
+
+    /// Whether all nodes, when they were up last, were in one network or in none.
+    pub(crate) fn were_in_one_network(&self) -> bool {
+        let networks: BTreeSet<&String> = self.nodes.iter().filter_map(|node| node.network.as_ref()).collect();
+        networks.len() < 2
     }
 
     /// The allocator of a node that is up.

@@ -31,6 +31,10 @@ impl World {
             return;
         };
         it.last_life = allocator.life();
+        if let Some(network) = allocator.network() {
+            self.check.networks.insert(it.peer, network.clone());
+            it.network = Some(network);
+        }
         if it.removed_life.is_some_and(|life| life != it.last_life) {
             it.removed_life = None;
             self.check.unfence(it.peer);
@@ -78,7 +82,8 @@ impl World {
             Output::Reply { request, result } => {
                 self.note(format!("{:?} {request:?} {result:?}", self.now).as_bytes());
                 self.tell(|| format!("{node} answers {} {result:?}", self.check.asker(request)));
-                self.check.answered(request, &result, self.now);
+                let network = self.nodes[node].allocator.as_ref().and_then(Subject::network);
+                self.check.answered(request, &result, network, self.now);
                 self.replies.insert(request, result);
             }
             Output::Fences(fences) => self.nodes[node].fences = fences,
