@@ -118,7 +118,9 @@ pub(crate) fn ends() {
     driver.del(&pod, None).must("DEL");
     drop(driver);
     world.routers[0].kill().must("kill");
-    world.driver(0, "1.0.0", keys()).del(&pod, None).must("DEL without a router");
+    let mut hasty = keys();
+    hasty["waitSeconds"] = json!(1);
+    world.driver(0, "1.0.0", hasty).del(&pod, None).must("DEL without a router");
     assert!(other.link("eth0").must("look inside").is_some());
     world.routers[0].restart().must("start again");
 
