@@ -12,14 +12,13 @@ use serde_json::{Value, json};
 
 use super::addresses::only_dockers;
 use super::book::{Endpoint, Network};
-use super::engine::mac;
 use super::network::check_id;
 use super::pool::{Pool, inside};
 use super::port::{far, near};
 use super::refusal::{Refusal, short};
 use super::wire::{CreateEndpoint, EndpointOnly, Interface, InterfaceName, JoinAnswer, StaticRoute};
 use super::{Docker, Place, Ports};
-use crate::control::attach::mac_text;
+use crate::control::attach::{mac_text, parse_mac};
 use crate::netlink::{Mac, container};
 
 /// How interfaces are called in containers: as Docker's own are.
@@ -176,10 +175,10 @@ fn wanted_mac(text: &str) -> Result<Option<Mac>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = |why| Refusal::Malformed(format!("MAC address `{}` {why}", super::pool::shown(text)));
-    match mac(text) {
-        None => Err(wrong("is not six bytes such as 02:42:0a:20:00:05")),
-        Some([first, ..]) if first & 1 == 1 => Err(wrong("is one of a group, no interface can have it")),
-        Some(mac) => Ok(Some(mac)),
-    }
+    parse_mac(text).map(Some).ok_or_else(|| {
+        let shown = super::pool::shown(text);
+        Refusal::Malformed(format!(
+            "MAC address `{shown}` is none that an interface can have: six bytes such as 02:42:0a:20:00:05, the first one even"
+        ))
+    })
 }

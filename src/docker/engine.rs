@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::book::{Endpoint, Network};
+use crate::control::attach::parse_mac;
 use crate::control::http;
-use crate::netlink::Mac;
 
 /// How long the engine may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -235,7 +235,7 @@ impl Claims {
                 id: resource.endpoint_id.clone(),
                 network: network.id.clone(),
                 addresses,
-                mac: mac(&resource.mac_address).unwrap_or_default(),
+                mac: parse_mac(&resource.mac_address).unwrap_or_default(),
             };
             self.endpoints.insert(resource.endpoint_id, endpoint);
         }
@@ -253,17 +253,6 @@ async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<Option<T>
         StatusCode::NOT_FOUND => Ok(None),
         other => Err(format!("{path}: {other}")),
     }
-}
-
-/// Reads a hardware address.
-pub(super) fn mac(text: &str) -> Option<Mac> {
-    let mut bytes = text.split(':').map(|part| {
-        let hex = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
-        hex.then(|| u8::from_str_radix(part, 16).ok()).flatten()
-    });
-    let mut next = || bytes.next().flatten();
-    let mac = [next()?, next()?, next()?, next()?, next()?, next()?];
-    bytes.next().is_none().then_some(mac)
 }
 
 #[cfg(test)]
@@ -292,16 +281,6 @@ mod tests {
         ] {
             let event: Event = serde_json::from_str(text).expect("understood");
             assert_eq!(event.container().as_deref(), container, "{text}");
-        }
-    }
-
-    #[test]
-    fn hardware_addresses_are_read_whole_or_not_at_all() {
-        assert_eq!(mac("02:77:0a:20:00:05"), Some([2, 0x77, 10, 32, 0, 5]));
-        for text in
-            ["", "02:77:0a:20:00", "02:77:0a:20:00:05:06", "02:77:0a:20:00:5", "02-77-0a-20-00-05", "+2:77:0a:20:00:05"]
-        {
-            assert_eq!(mac(text), None, "{text}");
         }
     }
 

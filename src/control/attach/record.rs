@@ -76,3 +76,25 @@ pub fn mac_text(mac: Mac) -> String {
     let [a, b, c, d, e, f] = mac;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_addresses_are_read_whole_or_not_at_all() {
+        assert_eq!(parse_mac("02:77:0a:20:00:05"), Some([2, 0x77, 10, 32, 0, 5]));
+        for text in [
+            "",
+            "02:77:0a:20:00",
+            "02:77:0a:20:00:05:06",
+            "02:77:0a:20:00:5",
+            "02-77-0a-20-00-05",
+            "+2:77:0a:20:00:05",
+            "03:77:0a:20:00:05",
+            "00:00:00:00:00:00",
+        ] {
+            assert_eq!(parse_mac(text), None, "{text}");
+        }
+    }
+}

@@ -275,9 +275,9 @@ impl Attachments {
         let given: BTreeSet<(String, IpNet)> =
             allocations.into_iter().map(|(owner, address, _)| (owner, self.in_its_range(address))).collect();
         // A record may be from before the range was changed.
-        let used = records.iter().flat_map(|record| {
-            record.addresses.iter().map(|&at| (record.owner.clone(), self.in_its_range(at)))
-        });
+        let used = records
+            .iter()
+            .flat_map(|record| record.addresses.iter().map(|&at| (record.owner.clone(), self.in_its_range(at))));
         let used: BTreeSet<(String, IpNet)> = used.collect();
         for (owner, address) in given.difference(&used).filter(|(owner, _)| !before.contains(owner)) {
             // Somebody who holds the lock is about to make the record.

@@ -157,8 +157,8 @@ async fn an_endpoint_that_cannot_be_is_refused_and_leaves_nothing() {
         (of(&id('b'), &id('f'), &other), "Docker network aaaaaaaaaaaa already"),
         (of("", &id('f'), &other), "is no id"),
         (of(&network, "", &other), "is no id"),
-        (with("/Interface/MacAddress", json!("02:42")), "MAC address `02:42` is not six bytes"),
-        (with("/Interface/MacAddress", json!("03:42:00:00:00:01")), "is one of a group"),
+        (with("/Interface/MacAddress", json!("02:42")), "MAC address `02:42` is none"),
+        (with("/Interface/MacAddress", json!("03:42:00:00:00:01")), "the first one even"),
         (with("/Options", json!({"speed": "fast"})), "no option `speed`"),
     ] {
         let said = world.call("NetworkDriver.CreateEndpoint", &body).await.expect_err("refused");
