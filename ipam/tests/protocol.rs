@@ -353,6 +353,54 @@ fn nothing_is_answered_while_the_disk_fails_and_all_goes_on_after() {
 }
 
 #[test]
+fn an_address_of_an_own_block_costs_one_write_and_no_message() {
+    let mut world = World::new(16, &[0, 1], &["10.0.0.0/16"]);
+    world.start_all();
+    world.run_for(secs(10));
+    for node in 0..2 {
+        for count in 0..10 {
+            let before = (world.nodes[node].writes, world.nodes[node].messages_sent);
+            let asked = world.now;
+            let request = world.allocate(node, &format!("c{count}"), net("10.0.0.0/16"));
+            world.answer(request).unwrap();
+            assert_eq!(world.nodes[node].writes, before.0 + 1);
+            // A comparison may have come between.
+            assert!(world.nodes[node].messages_sent <= before.1 + 1 && world.now < asked + Duration::from_millis(10));
+        }
+    }
+    settle(&world);
+}
+
+#[test]
+fn a_share_is_refilled_before_it_is_empty() {
+    let mut world = World::new(17, &[0, 1], &["10.0.0.0/24"]);
+    world.start_all();
+    world.run_for(secs(3));
+    let first = world.up(1).summary().owned;
+    assert!(first < 130, "{first}");
+    let mut given = 0;
+    while given < first / 2 + 1 {
+        let request = world.allocate(1, &format!("c{given}"), net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+        given += 1;
+    }
+    world.run_for(secs(3));
+    let more = world.up(1).summary().owned;
+    assert!(more > first + 20, "{first}, {more}");
+    // What it has got ahead of need serves it while it reaches nobody.
+    world.partition(vec![0, 1]);
+    world.run_for(secs(1));
+    while given < more {
+        let asked = world.now;
+        let request = world.allocate(1, &format!("c{given}"), net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+        assert!(world.now < asked + secs(1), "at {given}");
+        given += 1;
+    }
+    settle(&world);
+}
+
+#[test]
 fn requests_that_arrive_during_a_write_share_the_next_one() {
     let mut world = World::new(13, &[0], &["10.0.0.0/16"]);
     world.start(0);
