@@ -52,9 +52,15 @@ fn main() -> io::Result<()> {
     )?;
     let times = space_request();
     let [half, most] = [50, 99].map(|percent| quantile(&times, percent));
-    writeln!(out, "address of a block that another peer has to give first, with real disks: p50 {half:?}, p99 {most:?}")?;
+    writeln!(
+        out,
+        "address of a block that another peer has to give first, with real disks: p50 {half:?}, p99 {most:?}"
+    )?;
     let (runs, again, count) = scattered_state();
-    writeln!(out, "state of 1000 peers x 100 runs of blocks ({count} runs): merged in {runs:?}, once more in {again:?}")?;
+    writeln!(
+        out,
+        "state of 1000 peers x 100 runs of blocks ({count} runs): merged in {runs:?}, once more in {again:?}"
+    )?;
     let (runs, again, bytes) = large_state();
     writeln!(
         out,

@@ -97,7 +97,8 @@ impl Machine {
                 stranded.join(", ")
             )));
         }
-        let kept = |key: &[u8], value: &[u8]| store::read(key, value).is_ok_and(|entry| matches!(entry, Entry::Kept(_)));
+        let kept =
+            |key: &[u8], value: &[u8]| store::read(key, value).is_ok_and(|entry| matches!(entry, Entry::Kept(_)));
         for (key, _) in state.iter().filter(|(key, value)| !kept(key, value)) {
             self.journal.put(Change { key: key.clone(), value: None });
         }

@@ -21,8 +21,8 @@ use crate::id::{Id, NetworkId, Owner};
 use crate::panel::{NextPanel, Panel};
 
 pub(crate) use parts::{
-    Accepted, BlockRuns, Claim, Grant, KeptList, KeptRun, Net, Part, Prepare, RangeDigest, Refusal, Removed, Request, SeatState, Term,
-    Wanted, WireRun,
+    Accepted, BlockRuns, Claim, Grant, KeptList, KeptRun, Net, Part, Prepare, RangeDigest, Refusal, Removed, Request,
+    SeatState, Term, Wanted, WireRun,
 };
 
 /// First byte of every message.

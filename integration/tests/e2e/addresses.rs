@@ -323,7 +323,10 @@ fn old_copy() {
     }
     for router in 0..3 {
         let found = check(&mesh, router);
-        assert!(["leaked", "missing", "contested"].iter().all(|kind| found[*kind] == Value::Array(Vec::new())), "{found}");
+        assert!(
+            ["leaked", "missing", "contested"].iter().all(|kind| found[*kind] == Value::Array(Vec::new())),
+            "{found}"
+        );
     }
 }
 

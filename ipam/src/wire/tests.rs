@@ -166,8 +166,11 @@ fn about_voters() -> impl Strategy<Value = Body> {
 
 fn kept() -> impl Strategy<Value = KeptList> {
     let run = (net(), number()).prop_map(|(first, more)| KeptRun { first, more });
-    (owner(), number(), proptest::collection::vec(run, 0..4))
-        .prop_map(|(owner, version, runs)| KeptList { owner, version, runs })
+    (owner(), number(), proptest::collection::vec(run, 0..4)).prop_map(|(owner, version, runs)| KeptList {
+        owner,
+        version,
+        runs,
+    })
 }
 
 fn claims() -> impl Strategy<Value = Vec<Claim>> {
@@ -189,16 +192,15 @@ pub(crate) fn body() -> impl Strategy<Value = Body> {
         about_voters(),
         (any::<u32>(), proptest::collection::vec(net(), 0..4), number(), proptest::option::of(any::<bool>()))
             .prop_map(|(named, ranges, life, observer)| Body::Seeking { named, ranges, life, observer }),
-        (number(), any::<bool>(), number(), number(), proptest::option::of(number()), proptest::option::of(number())).prop_map(
-            |(root, untouched, ranges, removed, dead_after, kept)| Body::Here {
+        (number(), any::<bool>(), number(), number(), proptest::option::of(number()), proptest::option::of(number()))
+            .prop_map(|(root, untouched, ranges, removed, dead_after, kept)| Body::Here {
                 root,
                 untouched,
                 ranges,
                 removed,
                 dead_after,
                 kept
-            }
-        ),
+            }),
         Just(Body::Fetch),
         (network(), panel()).prop_map(|(network, panel)| Body::Founded(network, panel)),
         digest.prop_map(Body::Digest),

@@ -263,7 +263,9 @@ impl Checker {
             .iter()
             .filter(|(_, (holder, _))| *holder == peer)
             .map(|(address, (_, owner))| (*address, owner.clone()))
-            .chain(self.twice.iter().filter(|(_, holder, _)| *holder == peer).map(|(at, _, owner)| (*at, owner.clone())))
+            .chain(
+                self.twice.iter().filter(|(_, holder, _)| *holder == peer).map(|(at, _, owner)| (*at, owner.clone())),
+            )
             .collect()
     }
 
