@@ -120,14 +120,14 @@ fn two_networks(range: &str) -> World {
     world.run_for(secs(3));
     for node in 0..4 {
         let request = world.allocate(node, &format!("c{node}"), net(range));
-        world.answer(request).unwrap();
+        world.answer(request).expect("there is room");
     }
     assert_eq!(world.networks().len(), 2);
     world
 }
 
 fn owners_of(world: &World, node: usize, address: &str) -> Vec<String> {
-    let summary = world.nodes[node].allocator.as_ref().unwrap().summary();
+    let summary = world.nodes[node].allocator.as_ref().expect("it is up").summary();
     let here = summary.allocations.into_iter().filter(|(_, net, _)| net.addr().to_string() == address);
     here.map(|(owner, ..)| owner).collect()
 }
@@ -142,11 +142,11 @@ fn networks_that_grew_apart_become_one_in_which_everybody_keeps_what_was_given()
         world.partition(vec![0; 4]);
         world.run_for(secs(30));
         assert_eq!(world.networks().into_iter().collect::<Vec<_>>(), [lower], "the lower id remains");
-        for node in 0..4 {
+        for (node, kept) in given.iter().enumerate() {
             assert_eq!(readiness(&world, node), Ok(()));
-            assert_eq!(world.up(node).lookup(&format!("c{node}")), given[node], "kept");
+            assert_eq!(world.up(node).lookup(&format!("c{node}")), *kept);
             assert_eq!(problems(&world, node), Vec::<String>::new());
-            let (first, other) = (given[node][0].addr(), (node + 2) % 4);
+            let (first, other) = (kept[0].addr(), (node + 2) % 4);
             let contests = world.up(node).summary().contests;
             let named = |it: &ipam::allocator::Contest<_>| {
                 let there = it.there.as_ref() == Some(&format!("c{other}"));
@@ -169,11 +169,11 @@ fn networks_that_grew_apart_become_one_in_which_everybody_keeps_what_was_given()
             world.free(node, &format!("c{node}"), None);
         }
         world.run_for(secs(80));
-        for node in 0..4 {
+        for (node, kept) in given.iter().enumerate() {
             let contests = world.up(node).summary().contests;
             assert!(contests.is_empty(), "{contests:?}");
             // Blocks of one address have come to whom uses it.
-            for &net in given[node].iter().filter(|_| node > 1 && range == "10.0.0.0/24") {
+            for &net in kept.iter().filter(|_| node > 1 && range == "10.0.0.0/24") {
                 let owner = world.up(0).owner_of(net.addr()).map(|(peer, ..)| peer);
                 assert_eq!(owner, Some(sim::Peer(node as u8 + 1)), "{net}");
             }
