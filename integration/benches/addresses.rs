@@ -50,6 +50,17 @@ fn main() -> io::Result<()> {
         out,
         "first address of a newcomer, without delay of network and disk: p50 {half:?}, p99 {most:?}, waits {longest:?}"
     )?;
+    let times = space_request();
+    let [half, most] = [50, 99].map(|percent| quantile(&times, percent));
+    writeln!(
+        out,
+        "address of a block that another peer has to give first, with real disks: p50 {half:?}, p99 {most:?}"
+    )?;
+    let (runs, again, count) = scattered_state();
+    writeln!(
+        out,
+        "state of 1000 peers x 100 runs of blocks ({count} runs): merged in {runs:?}, once more in {again:?}"
+    )?;
     let (runs, again, bytes) = large_state();
     writeln!(
         out,
@@ -208,7 +219,7 @@ impl World {
 }
 
 /// How long a newcomer that reaches two members for the first time takes to give its first address,
-/// for which it gets registers, blocks and witnesses: in processor time of all three, and on their
+/// for which it gets registers, blocks and witnesses: in the time that all three need, and on their
 /// clocks.
 fn first_address() -> (Vec<Duration>, Duration) {
     let mut longest = Duration::ZERO;
@@ -226,6 +237,122 @@ fn first_address() -> (Vec<Duration>, Duration) {
         begin.elapsed()
     });
     (times.collect(), longest)
+}
+
+/// How long a member that has no block of an address takes to give it, with the disks of both: the other
+/// one gives the block away, the voter witnesses it, and the address is recorded, a write each.
+fn space_request() -> Vec<Duration> {
+    const COUNT: u64 = 200;
+    let start = Instant::now();
+    let directories = [0, 1].map(|_| tempfile::tempdir().expect("a directory"));
+    let mut disks = directories.each_ref().map(|directory| {
+        let opened = store::open(directory.path()).expect("a store");
+        Store::start(opened.file).expect("a store")
+    });
+    let small: IpNet = "10.32.0.0/16".parse().expect("a range");
+    let begin = |me: u16| {
+        let config = Config::new(Peer(me), 1, vec![small], usize::from(me) - 1);
+        Allocator::new(config, Vec::new(), seed(me), start.elapsed()).expect("an empty state")
+    };
+    let mut peers = [begin(1), begin(2)];
+    for me in 0..2 {
+        peers[me].survey(&[], start.elapsed());
+        peers[me].handle_peers(&[(Peer(2 - me as u16), 1)], start.elapsed());
+    }
+    let mut answered = 0;
+    // Performs what is wanted, until there is an answer or the time is over.
+    let mut run = |peers: &mut [Allocator<Peer>; 2], answers: u64, limit: Duration| {
+        let end = Instant::now() + limit;
+        while answered < answers && Instant::now() < end {
+            for me in 0..2 {
+                while let Ok(done) = disks[me].1.try_recv() {
+                    peers[me].handle_stored(done.ticket, done.result, start.elapsed());
+                }
+                if peers[me].poll_timeout().is_some_and(|(at, _)| at <= start.elapsed()) {
+                    peers[me].handle_timeout(start.elapsed());
+                }
+                while let Some(output) = peers[me].poll_output() {
+                    match output {
+                        Output::Store { ticket, changes } => write(&disks[me].0, ticket, changes),
+                        Output::Send { bytes, .. } | Output::Broadcast { bytes } => {
+                            peers[1 - me].handle_message(Peer(me as u16 + 1), 1, &bytes, start.elapsed());
+                        }
+                        Output::Reply { result, .. } => {
+                            result.expect("nobody has it");
+                            answered += 1;
+                        }
+                        Output::Notice(_) | Output::Fences(_) => {}
+                    }
+                }
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        }
+    };
+    run(&mut peers, 1, Duration::from_secs(5));
+    let times = (1..=COUNT).map(|number| {
+        // The lower half is the first one's, in blocks of four addresses.
+        let address = std::net::Ipv4Addr::from(u32::from_be_bytes([10, 32, 0, 0]) + 4 * number as u32);
+        let begin = Instant::now();
+        peers[1].claim(RequestId(number), "container", address.into(), start.elapsed());
+        run(&mut peers, number, Duration::from_secs(10));
+        begin.elapsed()
+    });
+    times.collect()
+}
+
+/// A network of a thousand peers of which each owns a hundred blocks or more, none beside another of
+/// its own: how long it takes to merge its state, which is as scattered as can be, and once more.
+fn scattered_state() -> (Duration, Duration, usize) {
+    const PEERS: u16 = 1000;
+    const BLOCKS: u32 = 16_384;
+    const RANGES: u8 = 7;
+    let ranges: Vec<IpNet> = (0..RANGES).map(|net| format!("10.{net}.0.0/16").parse().expect("a range")).collect();
+    let config = Config { birth: Birth::Seeds(vec![Peer(1), Peer(2)]), ..Config::new(Peer(1), 1, ranges, 1) };
+    let mut member = Allocator::new(config, Vec::new(), seed(1), Duration::ZERO).expect("an empty state");
+    member.handle_peers(&[(Peer(2), 1)], Duration::ZERO);
+    let mut head = Vec::new();
+    while let Some(output) = member.poll_output() {
+        match output {
+            Output::Store { ticket, .. } => member.handle_stored(ticket, Ok(()), Duration::ZERO),
+            // Version and network of every message: two bytes, and a string of sixteen.
+            Output::Send { bytes, .. } | Output::Broadcast { bytes } => head = bytes[..19].to_vec(),
+            Output::Reply { .. } | Output::Notice(_) | Output::Fences(_) => {}
+        }
+    }
+    let mut deltas: Vec<Vec<u8>> = Vec::new();
+    for range in 0..RANGES {
+        for first in (0..BLOCKS).step_by(4096) {
+            // Registers, kind 5: runs, and no parts wanted.
+            let mut bytes = head.clone();
+            bytes.extend([0x82, 5, 0x82, 0x99]);
+            bytes.extend(4096u16.to_be_bytes());
+            for block in first..first + 4096 {
+                let number = |number: u32| [[0x1a].as_slice(), &number.to_be_bytes()].concat();
+                let owner = Peer((block % u32::from(PEERS)) as u16 + 1);
+                // Range, first block and the one after the last; term and epoch; one owner: peer and life.
+                bytes.extend([0x84, range]);
+                bytes.extend(number(block));
+                bytes.extend(number(block + 1));
+                bytes.extend([0x82, 0x82, 0x1b]);
+                bytes.extend(((1u64 << 44) + (1 << 16)).to_be_bytes());
+                bytes.extend([0, 0x82, 1, 0x81, 0x82, 0x50]);
+                bytes.extend(owner.to_bytes());
+                bytes.push(9);
+            }
+            bytes.push(0x80);
+            deltas.push(bytes);
+        }
+    }
+    let mut merge = || {
+        let begin = Instant::now();
+        for bytes in &deltas {
+            member.handle_message(Peer(2), 1, bytes, Duration::ZERO);
+        }
+        begin.elapsed()
+    };
+    let (first, again) = (merge(), merge());
+    assert!(member.summary().peers.len() >= usize::from(PEERS) - 1, "all of it was read");
+    (first, again, usize::from(RANGES) * BLOCKS as usize)
 }
 
 /// A network of a thousand founders with 64 ranges each: how long a newcomer takes to have all of

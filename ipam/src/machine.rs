@@ -109,10 +109,6 @@ pub struct Ablation {
     pub no_restart_term: bool,
     /// A voter that restarts trusts its disk (against ipam I18).
     pub no_recovery: bool,
-    /// A late acceptance overwrites what was witnessed since (against ipam I16).
-    pub late_accept: bool,
-    /// A voter goes on for the old panel after it accepted the next (against ipam I19).
-    pub no_seal: bool,
     /// Addresses that others keep are given all the same (against ipam I24).
     pub no_keep: bool,
 }

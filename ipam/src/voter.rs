@@ -183,7 +183,7 @@ fn blocks_of(run: &WireRun) -> (usize, u32, u32, Reg) {
 impl Machine {
     /// Whether this peer may answer for this version of the panel.
     pub(crate) fn votes_for(&self, version: u64) -> bool {
-        self.may_change_panel(version) && (self.voter.seat.accepted.is_none() || self.ablation.no_seal)
+        self.may_change_panel(version) && self.voter.seat.accepted.is_none()
     }
 
     fn may_change_panel(&self, version: u64) -> bool {
@@ -289,7 +289,6 @@ impl Machine {
             return;
         };
         let newest = votes.iter().map(|(.., vote)| vote.promised.term.max(vote.reg.order.term)).max().unwrap_or(0);
-        let may = |vote: &Vote| vote.may_accept(term) || (self.ablation.late_accept && term.term >= vote.promised.term);
         let fits = runs.iter().all(|run| run.reg.order == Order { term: term.term, epoch: 0 });
         if !fits {
             return;
@@ -297,7 +296,7 @@ impl Machine {
         if !self.votes_for(version) {
             return self.correct(from.peer, version);
         }
-        if !votes.iter().all(|(.., vote)| may(vote)) {
+        if !votes.iter().all(|(.., vote)| vote.may_accept(term)) {
             return self.refuse(from.peer, term.nonce, newest);
         }
         self.vote(runs.iter().map(blocks_of), |vote, reg| {

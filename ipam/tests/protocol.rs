@@ -120,14 +120,14 @@ fn two_networks(range: &str) -> World {
     world.run_for(secs(3));
     for node in 0..4 {
         let request = world.allocate(node, &format!("c{node}"), net(range));
-        world.answer(request).unwrap();
+        world.answer(request).expect("there is room");
     }
     assert_eq!(world.networks().len(), 2);
     world
 }
 
 fn owners_of(world: &World, node: usize, address: &str) -> Vec<String> {
-    let summary = world.nodes[node].allocator.as_ref().unwrap().summary();
+    let summary = world.nodes[node].allocator.as_ref().expect("it is up").summary();
     let here = summary.allocations.into_iter().filter(|(_, net, _)| net.addr().to_string() == address);
     here.map(|(owner, ..)| owner).collect()
 }
@@ -142,11 +142,11 @@ fn networks_that_grew_apart_become_one_in_which_everybody_keeps_what_was_given()
         world.partition(vec![0; 4]);
         world.run_for(secs(30));
         assert_eq!(world.networks().into_iter().collect::<Vec<_>>(), [lower], "the lower id remains");
-        for node in 0..4 {
+        for (node, kept) in given.iter().enumerate() {
             assert_eq!(readiness(&world, node), Ok(()));
-            assert_eq!(world.up(node).lookup(&format!("c{node}")), given[node], "kept");
+            assert_eq!(world.up(node).lookup(&format!("c{node}")), *kept);
             assert_eq!(problems(&world, node), Vec::<String>::new());
-            let (first, other) = (given[node][0].addr(), (node + 2) % 4);
+            let (first, other) = (kept[0].addr(), (node + 2) % 4);
             let contests = world.up(node).summary().contests;
             let named = |it: &ipam::allocator::Contest<_>| {
                 let there = it.there.as_ref() == Some(&format!("c{other}"));
@@ -169,11 +169,11 @@ fn networks_that_grew_apart_become_one_in_which_everybody_keeps_what_was_given()
             world.free(node, &format!("c{node}"), None);
         }
         world.run_for(secs(80));
-        for node in 0..4 {
+        for (node, kept) in given.iter().enumerate() {
             let contests = world.up(node).summary().contests;
             assert!(contests.is_empty(), "{contests:?}");
             // Blocks of one address have come to whom uses it.
-            for &net in given[node].iter().filter(|_| node > 1 && range == "10.0.0.0/24") {
+            for &net in kept.iter().filter(|_| node > 1 && range == "10.0.0.0/24") {
                 let owner = world.up(0).owner_of(net.addr()).map(|(peer, ..)| peer);
                 assert_eq!(owner, Some(sim::Peer(node as u8 + 1)), "{net}");
             }
@@ -349,6 +349,54 @@ fn nothing_is_answered_while_the_disk_fails_and_all_goes_on_after() {
     assert_eq!(readiness(&world, 0), Ok(()));
     let request = world.allocate(0, "c1", net("10.0.0.0/24"));
     world.answer(request).unwrap();
+    settle(&world);
+}
+
+#[test]
+fn an_address_of_an_own_block_costs_one_write_and_no_message() {
+    let mut world = World::new(16, &[0, 1], &["10.0.0.0/16"]);
+    world.start_all();
+    world.run_for(secs(10));
+    for node in 0..2 {
+        for count in 0..10 {
+            let before = (world.nodes[node].writes, world.nodes[node].messages_sent);
+            let asked = world.now;
+            let request = world.allocate(node, &format!("c{count}"), net("10.0.0.0/16"));
+            world.answer(request).unwrap();
+            assert_eq!(world.nodes[node].writes, before.0 + 1);
+            // A comparison may have come between.
+            assert!(world.nodes[node].messages_sent <= before.1 + 1 && world.now < asked + Duration::from_millis(10));
+        }
+    }
+    settle(&world);
+}
+
+#[test]
+fn a_share_is_refilled_before_it_is_empty() {
+    let mut world = World::new(17, &[0, 1], &["10.0.0.0/24"]);
+    world.start_all();
+    world.run_for(secs(3));
+    let first = world.up(1).summary().owned;
+    assert!(first < 130, "{first}");
+    let mut given = 0;
+    while given < first / 2 + 1 {
+        let request = world.allocate(1, &format!("c{given}"), net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+        given += 1;
+    }
+    world.run_for(secs(3));
+    let more = world.up(1).summary().owned;
+    assert!(more > first + 20, "{first}, {more}");
+    // What it has got ahead of need serves it while it reaches nobody.
+    world.partition(vec![0, 1]);
+    world.run_for(secs(1));
+    while given < more {
+        let asked = world.now;
+        let request = world.allocate(1, &format!("c{given}"), net("10.0.0.0/24"));
+        world.answer(request).unwrap();
+        assert!(world.now < asked + secs(1), "at {given}");
+        given += 1;
+    }
     settle(&world);
 }
 

@@ -27,6 +27,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_founder_whose_whole_state_is_unreadable_comes_back_to_its_network_and_founds_no_other", 120, founder),
     ("other_ranges_are_refused_while_addresses_are_in_use_and_taken_afterwards", 90, other_ranges),
     ("two_halves_that_grew_apart_become_one_and_both_containers_of_an_address_go_on", 150, halves),
+    ("a_router_that_gets_an_old_copy_of_its_disk_back_gives_nothing_twice", 150, old_copy),
+    ("who_waits_for_three_says_so_until_they_are_there", 90, consensus),
     ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 480, many_operations),
 ];
 
@@ -238,8 +240,7 @@ fn contested_at(mesh: &Mesh, router: usize) -> BTreeSet<(String, bool)> {
 }
 
 fn halves() {
-    let args = vec!["--no-discovery".into()];
-    let config = MeshConfig { args, told: vec![(1, 0), (3, 2)], ..MeshConfig::star(4) };
+    let config = MeshConfig { told: vec![(1, 0), (3, 2)], ..MeshConfig::star(4) };
     let mut mesh = Mesh::start_routers(crate::mesh::new_lab(&config), &config);
     for host in 0..3 {
         mesh.add_container(host);
@@ -289,6 +290,64 @@ fn halves() {
     assert!(again.iter().all(|net| !used.contains(&net.addr())), "{again:?}");
     mesh.addresses[2] = again;
     mesh.reaches(2, 0, PATIENCE);
+}
+
+fn old_copy() {
+    let mut mesh = mesh(&[]);
+    mesh.routers[2].end();
+    let file = mesh.routers[2].data_dir().join("weft.redb");
+    let copy = mesh.lab.dir().join("copy");
+    std::fs::copy(&file, &copy).must("copy the state");
+    mesh.routers[2].restart().must("start");
+    // What is given from now on is not in the copy.
+    let later: Vec<usize> = (0..3).map(|_| mesh.add_container(2)).collect();
+    mesh.routers[2].kill().must("kill");
+    std::fs::copy(&copy, &file).must("put the copy back");
+    mesh.routers[2].restart().must("start with the copy");
+    // What it knows goes on; what it has forgotten is cut off, and asks again.
+    mesh.reaches(0, 2, PATIENCE);
+    let again = retry(SETTLED, || mesh.routers[2].attach(&mesh.containers[2])).must("attach again");
+    assert_eq!(again, mesh.addresses[2]);
+    for router in [2, 0, 1, 2] {
+        mesh.add_container(router);
+    }
+    for &container in &later {
+        let again = retry(SETTLED, || mesh.routers[2].attach(&mesh.containers[container])).must("attach again");
+        mesh.addresses[container] = again;
+    }
+    let all: Vec<IpAddr> = (0..mesh.containers.len()).flat_map(|container| mesh.ips(container)).collect();
+    let each: BTreeSet<&IpAddr> = all.iter().collect();
+    assert_eq!(each.len(), all.len(), "{all:?}");
+    for container in later {
+        mesh.reaches(0, container, PATIENCE);
+    }
+    for router in 0..3 {
+        let found = check(&mesh, router);
+        assert!(
+            ["leaked", "missing", "contested"].iter().all(|kind| found[*kind] == Value::Array(Vec::new())),
+            "{found}"
+        );
+    }
+}
+
+fn consensus() {
+    let args = ["--ipalloc-init", "consensus=3", "--no-discovery"].map(Into::into).into();
+    let config = MeshConfig { args, told: Vec::new(), ..MeshConfig::star(3) };
+    let mut mesh = Mesh::start_routers(crate::mesh::new_lab(&config), &config);
+    let waits = mesh.routers[0].cli(["ipam"]).must("ipam");
+    let text = String::from_utf8_lossy(&waits.stdout).into_owned();
+    assert!(text.contains("not ready: waiting for 1 of 2 named peers"), "{text}");
+    assert_eq!(waits.status.code(), Some(1), "{text}");
+    let first = mesh.lab.host(0).v4().to_string();
+    for router in [1, 2] {
+        mesh.routers[router].command(["connect", &first]).must("connect");
+    }
+    for host in 0..3 {
+        mesh.add_container(host);
+    }
+    let used: BTreeSet<IpAddr> = (0..3).flat_map(|container| mesh.ips(container)).collect();
+    assert_eq!(used.len(), 6, "{used:?}");
+    mesh.all_reach(&[0, 1, 2], PATIENCE);
 }
 
 /// The addresses of a range of 254, of which each is claimed by several hosts sooner or later.
