@@ -255,9 +255,9 @@ fn space_request() -> Vec<Duration> {
         Allocator::new(config, Vec::new(), seed(me), start.elapsed()).expect("an empty state")
     };
     let mut peers = [begin(1), begin(2)];
-    for me in 0..2 {
-        peers[me].survey(&[], start.elapsed());
-        peers[me].handle_peers(&[(Peer(2 - me as u16), 1)], start.elapsed());
+    for (me, peer) in peers.iter_mut().enumerate() {
+        peer.survey(&[], start.elapsed());
+        peer.handle_peers(&[(Peer(2 - me as u16), 1)], start.elapsed());
     }
     let mut answered = 0;
     // Performs what is wanted, until there is an answer or the time is over.
