@@ -60,7 +60,9 @@ impl Core {
             }
             Output::Close { conn, reason } => self.quic.close(conn, &reason),
             Output::Data(command) => {
-                self.reachability_changed |= matches!(command, Command::Tables(_));
+                // Who is reached through relays only counts as soon as there are keys for it.
+                let changes = matches!(command, Command::Tables(_) | Command::Install(_) | Command::Remove(_));
+                self.reachability_changed |= changes;
                 if let (Some(fast), Command::Tables(tables)) = (&mut self.fast, &command) {
                     fast.set_tables(tables, self.clock.now());
                 }

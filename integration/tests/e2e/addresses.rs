@@ -29,6 +29,7 @@ pub(crate) const CASES: &[Case] = &[
     ("two_halves_that_grew_apart_become_one_and_both_containers_of_an_address_go_on", 150, halves),
     ("a_router_that_gets_an_old_copy_of_its_disk_back_gives_nothing_twice", 150, old_copy),
     ("who_waits_for_three_says_so_until_they_are_there", 90, consensus),
+    ("peers_that_only_others_reach_agree_on_addresses_too", 90, line),
     ("five_routers_give_every_address_once_while_they_are_cut_off_from_each_other", 480, many_operations),
 ];
 
@@ -290,6 +291,31 @@ fn halves() {
     assert!(again.iter().all(|net| !used.contains(&net.addr())), "{again:?}");
     mesh.addresses[2] = again;
     mesh.reaches(2, 0, PATIENCE);
+}
+
+/// Four in a line, so that what the address protocol says goes through one other peer or two.
+fn line() {
+    let args = vec!["--no-discovery".into()];
+    let config = MeshConfig { told: vec![(1, 0), (2, 1), (3, 2)], args, ..MeshConfig::star(4) };
+    let mut mesh = Mesh::start_routers(crate::mesh::new_lab(&config), &config);
+    for host in 0..4 {
+        mesh.add_container(host);
+    }
+    let heard = |router| {
+        let peers = ipam(&mesh, router)["peers"].as_array().must("peers").clone();
+        peers.len() == 4 && peers.iter().all(|peer| peer["reachable"] == true && peer["silent_s"].is_null())
+    };
+    for router in 0..4 {
+        assert!(wait_until(SETTLED, || heard(router)), "{}", ipam(&mesh, router));
+    }
+    // All of them are asked for leave to give anything new after a restart.
+    for router in 0..4 {
+        mesh.routers[router].kill().must("kill");
+        mesh.routers[router].restart().must("restart");
+        let newcomer = Container::new(&format!("newcomer{router}")).must("make");
+        retry(SETTLED, || mesh.routers[router].attach(&newcomer)).must("attach");
+    }
+    mesh.reaches(3, 0, PATIENCE);
 }
 
 fn old_copy() {
