@@ -12,35 +12,31 @@ use super::subject::Subject;
 impl World {
     /// Asks for an address; `None` if the node is down, or its host asleep.
     pub(crate) fn allocate(&mut self, node: usize, owner: &str, range: IpNet) -> Option<RequestId> {
-        if self.is_asleep(node) {
-            return None;
-        }
-        let request = self.request();
-        let (now, peer) = (self.clock(node), self.nodes[node].peer);
-        let allocator = self.nodes[node].allocator.as_mut()?;
-        self.check.asked(request, peer, owner, self.now);
-        allocator.allocate(request, owner, range, now);
-        self.drain(node);
-        Some(request)
+        self.ask(node, owner, |allocator, request, now| allocator.allocate(request, owner, range, now))
     }
 
     /// Asks for a given address; `None` if the node is down, or its host asleep.
     pub(crate) fn claim(&mut self, node: usize, owner: &str, address: IpAddr) -> Option<RequestId> {
+        self.ask(node, owner, |allocator, request, now| allocator.claim(request, owner, address, now))
+    }
+
+    fn ask(
+        &mut self,
+        node: usize,
+        owner: &str,
+        put: impl FnOnce(&mut Subject, RequestId, Duration),
+    ) -> Option<RequestId> {
         if self.is_asleep(node) {
             return None;
         }
-        let request = self.request();
+        self.next_request += 1;
+        let request = RequestId(self.next_request);
         let (now, peer) = (self.clock(node), self.nodes[node].peer);
         let allocator = self.nodes[node].allocator.as_mut()?;
         self.check.asked(request, peer, owner, self.now);
-        allocator.claim(request, owner, address, now);
+        put(allocator, request, now);
         self.drain(node);
         Some(request)
-    }
-
-    fn request(&mut self) -> RequestId {
-        self.next_request += 1;
-        RequestId(self.next_request)
     }
 
     /// Gives addresses back.
