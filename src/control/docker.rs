@@ -139,11 +139,16 @@ fn understand(name: &str, status: StatusCode, body: &[u8]) -> Result<Container, 
     if !inspect.state.running || inspect.state.pid == 0 {
         return Err(DockerError::Stopped(name.to_owned()));
     }
-    // Docker writes a slash before the name, and makes a hostname of the id if none is given.
-    let own = [inspect.name.trim_start_matches('/'), &inspect.config.hostname];
-    let names = own.into_iter().filter(|name| !name.is_empty() && !inspect.id.starts_with(name));
-    let names = names.map(str::to_owned).collect();
+    let names = chosen(&inspect.id, [&*inspect.name, &*inspect.config.hostname]);
     Ok(Container { pid: inspect.state.pid, names, id: inspect.id })
+}
+
+/// Of what a container is called, that which somebody chose: Docker writes a slash before the name, and
+/// makes a hostname and an alias of the id.
+#[must_use]
+pub fn chosen<'a>(id: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let names = names.into_iter().map(|name| name.trim_start_matches('/'));
+    names.filter(|name| !name.is_empty() && !id.starts_with(name)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

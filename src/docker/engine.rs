@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::book::{Endpoint, Network};
 use crate::control::attach::parse_mac;
+use crate::control::docker::chosen;
 use crate::control::http;
 
 /// How long the engine may take for one answer.
@@ -122,13 +123,10 @@ struct Joined {
 
 impl From<Inspected> for Called {
     fn from(inspected: Inspected) -> Self {
-        // Docker writes a slash before the name, and makes a hostname and an alias of the id.
-        let chosen = |name: &&str| !name.is_empty() && !inspected.id.starts_with(*name);
-        let own = [inspected.name.trim_start_matches('/'), &inspected.config.hostname];
-        let names = own.into_iter().filter(chosen).map(str::to_owned).collect();
+        let names = chosen(&inspected.id, [&*inspected.name, &*inspected.config.hostname]);
         let of = |joined: Joined| {
             let aliases = joined.aliases.unwrap_or_default();
-            (joined.endpoint_id, aliases.iter().map(String::as_str).filter(chosen).map(str::to_owned).collect())
+            (joined.endpoint_id, chosen(&inspected.id, aliases.iter().map(String::as_str)))
         };
         let joined = inspected.network_settings.networks.unwrap_or_default();
         Self { names, endpoints: joined.into_values().map(of).collect() }
