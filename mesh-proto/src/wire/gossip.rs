@@ -21,8 +21,9 @@ use minicbor::{Decode, Encode};
 
 use super::cbor::{Endpoint, WireError, bounded, printable, put, whole};
 use super::control::NAME_MAX;
+use super::rows::{pack, unpack, whole_rows};
 use super::trust::{ADMISSIONS_MAX, Admission};
-use crate::id::{PEER_ID_LEN, PeerId};
+use crate::id::PeerId;
 
 /// Most endpoints in a record.
 pub const ENDPOINTS_MAX: usize = 16;
@@ -158,9 +159,6 @@ impl Buckets {
     }
 }
 
-/// Length of one entry of [`Versions`], in bytes.
-pub const VERSION_LEN: usize = PEER_ID_LEN + 24;
-
 /// Which versions the sender has, of all peers in some buckets. The receiver answers with the
 /// [`Records`] that are newer or missing there, and [`Want`] of those that are newer here.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -191,36 +189,17 @@ impl Versions {
     /// The message with these entries.
     #[must_use]
     pub fn of(buckets: u64, list: impl Iterator<Item = VersionEntry>) -> Self {
-        let mut entries = Vec::new();
-        for entry in list {
-            entries.extend_from_slice(&entry.peer.0);
-            entries.extend_from_slice(&entry.incarnation.to_be_bytes());
-            entries.extend_from_slice(&entry.seq.to_be_bytes());
-            entries.extend_from_slice(&entry.tag.to_be_bytes());
-        }
+        let entries = pack(list.map(|entry| (entry.peer, [entry.incarnation, entry.seq, entry.tag])));
         Self { buckets, entries }
     }
 
     /// The entries.
     pub fn list(&self) -> impl Iterator<Item = VersionEntry> + '_ {
-        self.entries.chunks_exact(VERSION_LEN).map(|chunk| {
-            let (id, rest) = chunk.split_at(PEER_ID_LEN);
-            let mut peer = [0; PEER_ID_LEN];
-            peer.copy_from_slice(id);
-            let number = |at: usize| {
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&rest[at..at + 8]);
-                u64::from_be_bytes(bytes)
-            };
-            VersionEntry { peer: PeerId(peer), incarnation: number(0), seq: number(8), tag: number(16) }
-        })
+        unpack(&self.entries).map(|(peer, [incarnation, seq, tag])| VersionEntry { peer, incarnation, seq, tag })
     }
 
     pub(super) fn check(&self) -> Result<(), WireError> {
-        if !self.entries.len().is_multiple_of(VERSION_LEN) {
-            return Err(WireError::malformed("Versions", "its last entry is cut off"));
-        }
-        Ok(())
+        whole_rows("Versions", &self.entries)
     }
 }
 

@@ -7,4 +7,5 @@ pub mod fastpath;
 pub mod gossip;
 pub mod names;
 pub mod record;
+mod rows;
 pub mod trust;

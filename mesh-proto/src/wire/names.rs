@@ -20,7 +20,8 @@ use minicbor::encode::{self, Encoder, Write};
 use minicbor::{Decode, Encode};
 
 use super::cbor::{WireError, bounded, put, whole};
-use crate::id::{PEER_ID_LEN, PeerId};
+use super::rows::{ROW_LEN, pack, unpack, whole_rows};
+use crate::id::PeerId;
 
 /// Longest message: a change of names must not hold up what else is on the connection.
 pub const MESSAGE_MAX: usize = 4096;
@@ -261,9 +262,6 @@ pub struct Row {
     pub sum: u64,
 }
 
-/// Length of a row, in bytes.
-pub const ROW_LEN: usize = PEER_ID_LEN + 24;
-
 /// Most rows of a table.
 pub const ROWS_MAX: usize = (MESSAGE_MAX - 16) / ROW_LEN;
 
@@ -271,29 +269,13 @@ impl Table {
     /// The table with these rows, at most [`ROWS_MAX`].
     #[must_use]
     pub fn of(answer: bool, list: &[Row]) -> Self {
-        let mut rows = Vec::with_capacity(list.len() * ROW_LEN);
-        for row in list {
-            rows.extend_from_slice(&row.peer.0);
-            for number in [row.incarnation, row.version, row.sum] {
-                rows.extend_from_slice(&number.to_be_bytes());
-            }
-        }
+        let rows = pack(list.iter().map(|row| (row.peer, [row.incarnation, row.version, row.sum])));
         Self { answer, rows }
     }
 
     /// The rows.
     pub fn list(&self) -> impl Iterator<Item = Row> + '_ {
-        self.rows.chunks_exact(ROW_LEN).map(|row| {
-            let (id, numbers) = row.split_at(PEER_ID_LEN);
-            let mut peer = [0; PEER_ID_LEN];
-            peer.copy_from_slice(id);
-            let number = |at: usize| {
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&numbers[at..at + 8]);
-                u64::from_be_bytes(bytes)
-            };
-            Row { peer: PeerId(peer), incarnation: number(0), version: number(8), sum: number(16) }
-        })
+        unpack(&self.rows).map(|(peer, [incarnation, version, sum])| Row { peer, incarnation, version, sum })
     }
 }
 
@@ -349,9 +331,7 @@ impl Message {
             3 => Self::Digest(whole("Digest", body)?),
             4 => {
                 let table: Table = whole("Table", body)?;
-                if !table.rows.len().is_multiple_of(ROW_LEN) {
-                    return Err(WireError::malformed("Table", "its last row is cut off"));
-                }
+                whole_rows("Table", &table.rows)?;
                 Self::Table(table)
             }
             _ => return Ok(None),
