@@ -12,7 +12,9 @@
 
 use core::time::Duration;
 
-use super::limits::{MTU_BURST, MTU_CONFIRM_EVERY, MTU_RAISE_EVERY, MTU_TRIES, MTU_WAIT, PAYLOAD_BASE};
+use super::limits::{
+    MTU_BURST, MTU_CONFIRM_EVERY, MTU_CONFIRM_WAIT, MTU_RAISE_EVERY, MTU_TRIES, MTU_WAIT, PAYLOAD_BASE,
+};
 
 /// UDP payloads that are tried: those of common link MTUs less the headers of IPv4 (28) or IPv6
 /// (48) and of tunnels, and coarse steps between. The last is replaced by the upper end.
@@ -204,7 +206,7 @@ impl Mtu {
         let confirm = if self.current == PAYLOAD_BASE {
             None
         } else if let Some(sent) = self.confirm_sent {
-            Some((sent + self.wait(), "path MTU confirmation"))
+            Some((sent + self.confirm_wait(), "path MTU confirmation"))
         } else {
             // Runs only while frames flow: nothing is due on an idle way.
             let awake = |used| self.confirm_at < used + MTU_CONFIRM_EVERY * 2;
@@ -221,7 +223,7 @@ impl Mtu {
             return None;
         }
         if let Some(sent) = self.confirm_sent {
-            if now < sent + self.wait() {
+            if now < sent + self.confirm_wait() {
                 return None;
             }
             self.confirm_sent = None;
@@ -288,6 +290,10 @@ impl Mtu {
 
     fn wait(&self) -> Duration {
         (self.srtt * 2).clamp(MTU_WAIT, MTU_WAIT * 5)
+    }
+
+    fn confirm_wait(&self) -> Duration {
+        (self.srtt * 4).clamp(MTU_CONFIRM_WAIT, MTU_WAIT * 5)
     }
 }
 
@@ -371,12 +377,12 @@ mod tests {
     }
 
     #[test]
-    fn a_black_hole_is_found_in_less_than_a_second_of_flow() {
+    fn a_black_hole_is_found_in_half_a_second_of_flow() {
         let mut run = Run::new(1472);
         run.go(0, 5_500, true, |_| 1472);
         run.go(5_500, 20_000, true, |_| 1300);
         let fell = run.changes.iter().find(|c| c.1 == PAYLOAD_BASE).unwrap().0;
-        assert!(fell < 6_500, "{fell}");
+        assert!(fell < 6_000, "{fell}");
         assert_eq!(run.mtu.current(), 1280);
         let after = run.changes.last().unwrap().0;
         assert!(after < fell + 1_000);
