@@ -4,7 +4,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd},
 };
 
 use super::Offloads;
@@ -27,6 +27,14 @@ pub(super) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     rustix::io::ioctl_fionbio(&file, true)?;
     Ok(file.into())
+}
+
+/// Bytes a second that the kernel sends for a TCP socket at most (`SO_MAX_PACING_RATE`).
+pub(super) fn set_pace(socket: &impl AsFd, bytes_a_second: u64) -> io::Result<()> {
+    let (fd, rate) = (socket.as_fd().as_raw_fd(), &raw const bytes_a_second);
+    let (level, option, length) = (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the descriptor is open, and the kernel reads `length` bytes of a number that outlives the call.
+    check(unsafe { libc::setsockopt(fd, level, option, rate.cast(), length) }).map(drop)
 }
 
 /// Commands of ethtool that switch one kind of offload each (linux/ethtool.h; the crate libc has

@@ -16,7 +16,7 @@ use std::{
 use aws_lc_rs::digest;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use super::{Container, raw::hang_up};
+use super::{Container, raw::hang_up, sys};
 use crate::netlink::NetNs;
 
 /// UDP and TCP port that sends back what it gets.
@@ -257,7 +257,24 @@ pub fn tcp_transfer(
     lasting: Duration,
     limit: Duration,
 ) -> io::Result<Transfer> {
+    paced_transfer(from, to, bytes, u64::MAX, lasting, limit)
+}
+
+/// The same, of at most `pace` bytes a second: as the kernel sends them, so that what stands still shows
+/// as soon as without a pace.
+///
+/// # Errors
+/// If it does not connect, stalls for the limit, or arrives changed.
+pub fn paced_transfer(
+    from: &Container,
+    to: IpAddr,
+    bytes: u64,
+    pace: u64,
+    lasting: Duration,
+    limit: Duration,
+) -> io::Result<Transfer> {
     let mut stream = connect(from, SocketAddr::new(to, DIGEST_PORT), limit)?;
+    sys::set_pace(&stream, pace)?;
     let mut context = digest::Context::new(&digest::SHA256);
     let mut block = vec![0_u8; 1 << 16];
     let start = Instant::now();

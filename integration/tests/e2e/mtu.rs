@@ -6,7 +6,11 @@ use std::{
 };
 
 use weft::{
-    lab::{raw::RawSocket, traffic::tcp_transfer, wire::Impairment},
+    lab::{
+        raw::RawSocket,
+        traffic::{paced_transfer, tcp_transfer},
+        wire::Impairment,
+    },
     netlink::container::INTERFACE,
 };
 
@@ -27,6 +31,9 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const STALL: Duration = Duration::from_secs(3);
+/// Bytes a second of one of several streams at once. As fast as they can they would keep the queues of
+/// the underlay full, which lose what is too much: a stall would be TCP's own as often as the path's.
+const PACE: u64 = 5 << 20;
 
 fn mesh_with(mtu: u32) -> Mesh {
     let mut config = MeshConfig::star(2);
@@ -68,7 +75,7 @@ fn while_it_changes(mesh: &Mesh, others: &[usize], steps: u32, change: impl Fn(u
             .flat_map(|&other| mesh.ips(other))
             .map(|ip| {
                 let container = &mesh.containers[0];
-                scope.spawn(move || tcp_transfer(container, ip, u64::MAX, lasting, STALL * 3))
+                scope.spawn(move || paced_transfer(container, ip, u64::MAX, PACE, lasting, STALL * 3))
             })
             .collect();
         for step in 0..steps {
