@@ -98,7 +98,7 @@ fn form(result: &Value, version: &str, pod: &Pod) {
 }
 
 fn inside(served: &Served, args: &[&str]) {
-    let run = || std::process::Command::new("ip").args(args).env("PATH", crate::PATH).output();
+    let run = || std::process::Command::new("ip").args(args).env("PATH", crate::busybox::PATH).output();
     let output = served.container.run(run).must("run ip");
     assert!(output.status.success(), "ip {args:?}: {output:?}");
 }

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use weft::lab::Host;
 
-use crate::{PATH, PLUGINS, world::Must as _};
+use crate::{PLUGINS, busybox::PATH, world::Must as _};
 
 /// An error object that a plugin answered.
 #[derive(Debug)]

@@ -132,7 +132,7 @@ pub(crate) fn ends() {
 }
 
 fn ip(container: &Container, args: &[&str]) {
-    let run = || std::process::Command::new("ip").args(args).env("PATH", crate::PATH).output();
+    let run = || std::process::Command::new("ip").args(args).env("PATH", crate::busybox::PATH).output();
     let output = container.run(run).must("run ip");
     assert!(output.status.success(), "ip {args:?}: {output:?}");
 }

@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
+#[path = "../harness/busybox.rs"]
+mod busybox;
 mod driven;
 mod driver;
 mod hard;
@@ -25,6 +27,7 @@ use std::{
     time::Duration,
 };
 
+use busybox::PATH;
 use harness::{bounded, end_with_the_parent};
 use libtest_mimic::{Arguments, Trial};
 
@@ -34,8 +37,6 @@ pub(crate) const ROUTER: &str = "CNI_TEST_ROUTER";
 const INSIDE: &str = "CNI_TEST_INSIDE";
 /// After this a test has failed.
 const LIMIT: Duration = Duration::from_secs(80);
-/// Where Debian keeps programs.
-pub(crate) const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:/usr/local/sbin";
 /// Where Debian keeps the standard plugins.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 /// Programs that the tests need and `scripts/setup` installs.

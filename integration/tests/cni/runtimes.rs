@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use weft::lab::{Host, wait_until};
 
 use crate::{
-    PATH, PLUGINS,
+    PLUGINS,
+    busybox::{PATH, make_root},
     world::{Must as _, PATIENCE, World, both_families, text},
 };
 
@@ -58,15 +59,7 @@ exit 0
 /// A root of busybox that serves a page.
 fn root(dir: &Path) -> io::Result<PathBuf> {
     let root = dir.join("root");
-    for folder in ["bin", "srv", "proc", "sys", "dev", "etc", "tmp", "run"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    let busybox = PATH.split(':').map(|folder| Path::new(folder).join("busybox")).find(|path| path.exists());
-    fs::copy(busybox.ok_or_else(|| io::Error::other("busybox is not installed"))?, root.join("bin/busybox"))?;
-    for applet in ["sh", "httpd", "wget", "ip", "sleep"] {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
-    }
-    fs::write(root.join("srv/page"), PAGE)?;
+    make_root(&root, &["sh", "httpd", "wget", "ip", "sleep"], "page", PAGE.as_ref())?;
     Ok(root)
 }
 

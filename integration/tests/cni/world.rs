@@ -5,7 +5,6 @@ use std::{
     fmt::Display,
     fs,
     net::IpAddr,
-    panic,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -25,32 +24,15 @@ use weft::lab::{
     wait_until,
 };
 
+pub(crate) use crate::harness::Must;
 use crate::{
-    PATH, ROUTER,
+    ROUTER,
+    busybox::PATH,
     driver::{Driver, Pod},
 };
 
 /// How long any one thing may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// `expect` with the error in the text.
-pub(crate) trait Must<T> {
-    fn must(self, what: &str) -> T;
-}
-
-impl<T, E: Display> Must<T> for Result<T, E> {
-    #[track_caller]
-    fn must(self, what: &str) -> T {
-        self.unwrap_or_else(|error| panic!("{what}: {error}"))
-    }
-}
-
-impl<T> Must<T> for Option<T> {
-    #[track_caller]
-    fn must(self, what: &str) -> T {
-        self.unwrap_or_else(|| panic!("missing: {what}"))
-    }
-}
 
 impl Display for crate::driver::Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -20,10 +20,10 @@ use std::{
 use rustix::process::{Pid, WaitOptions, waitpid};
 use weft::lab::{Host, wait_until};
 
+use crate::busybox::{PATH, make_root};
+
 /// Programs that the tests need and `scripts/setup` installs.
 const PROGRAMS: [&str; 7] = ["dockerd", "containerd", "runc", "iptables", "docker", "busybox", "tar"];
-/// Where Debian keeps them.
-pub(crate) const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:/usr/local/sbin";
 /// Name of the image that [`Engine::start`] makes.
 pub(crate) const IMAGE: &str = "box";
 /// Longest time for a command or for an engine to come or go.
@@ -168,16 +168,8 @@ impl Engine {
     /// A root of busybox and one file to fetch, imported without any registry.
     fn import_image(&self) -> io::Result<()> {
         let root = self.dir.join("root");
-        for folder in ["bin", "srv", "proc", "sys", "dev", "etc", "tmp"] {
-            fs::create_dir_all(root.join(folder))?;
-        }
-        let busybox = PATH.split(':').map(|folder| Path::new(folder).join("busybox")).find(|path| path.exists());
-        let busybox = busybox.ok_or_else(|| io::Error::other("busybox is not installed"))?;
-        fs::copy(busybox, root.join("bin/busybox"))?;
-        for applet in ["sh", "httpd", "wget", "ping", "ip", "sha256sum", "cat", "sleep"] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
-        }
-        fs::write(root.join("srv/data"), super::data())?;
+        let applets = ["sh", "httpd", "wget", "ping", "ip", "sha256sum", "cat", "sleep"];
+        make_root(&root, &applets, "data", super::data().as_ref())?;
         self.import(&root, IMAGE, &[])
     }
 

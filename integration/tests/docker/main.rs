@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
+#[path = "../harness/busybox.rs"]
+mod busybox;
 mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -17,7 +19,6 @@ mod image;
 mod network;
 
 use std::{
-    fmt::Display,
     fs, io,
     net::IpAddr,
     panic,
@@ -28,7 +29,7 @@ use std::{
 };
 
 use engine::{Engine, missing_program};
-use harness::{bounded, end_with_the_parent};
+use harness::{Must, bounded, end_with_the_parent};
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Trial};
 use rustix::{
@@ -94,25 +95,6 @@ fn lacking() -> Option<String> {
     missing_program().map(|program| format!("`{program}` is not installed; scripts/setup installs it"))
 }
 
-/// `expect` with the error in the text.
-trait Must<T> {
-    fn must(self, what: &str) -> T;
-}
-
-impl<T, E: Display> Must<T> for Result<T, E> {
-    #[track_caller]
-    fn must(self, what: &str) -> T {
-        self.unwrap_or_else(|error| panic!("{what}: {error}"))
-    }
-}
-
-impl<T> Must<T> for Option<T> {
-    #[track_caller]
-    fn must(self, what: &str) -> T {
-        self.unwrap_or_else(|| panic!("missing: {what}"))
-    }
-}
-
 /// An engine on each of two hosts.
 fn start_engines(lab: &Lab) -> Vec<Engine> {
     let starts = |index: usize| Engine::start(lab.host(index), lab.dir().join(format!("docker{index}")));
@@ -125,7 +107,7 @@ fn start_engines(lab: &Lab) -> Vec<Engine> {
 
 /// The rules of a host for what it forwards, as iptables lists them.
 fn forward_rules(lab: &Lab, host: usize) -> String {
-    let run = || Command::new("iptables").args(["-S", "FORWARD"]).env("PATH", engine::PATH).output();
+    let run = || Command::new("iptables").args(["-S", "FORWARD"]).env("PATH", busybox::PATH).output();
     let output = lab.host(host).namespace().run(run).must("enter the host").must("run iptables");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -16,7 +16,7 @@ use std::{
 use ipnet::IpNet;
 use weft::lab::wait_until;
 
-use crate::{Must as _, MustNotPanic as _, PATIENCE, World, engine, leftovers};
+use crate::{Must as _, MustNotPanic as _, PATIENCE, World, busybox, engine, leftovers};
 
 const CREATE: [&str; 9] =
     ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--ipv6", "--subnet", "10.32.0.0/12"];
@@ -59,7 +59,7 @@ impl World {
 
     /// Interfaces of a host that Docker's containers were given.
     fn ports(&self, host: usize) -> Vec<String> {
-        let run = || Command::new("ip").args(["-o", "link"]).env("PATH", engine::PATH).output();
+        let run = || Command::new("ip").args(["-o", "link"]).env("PATH", busybox::PATH).output();
         let output = self.lab.host(host).namespace().run(run).must("enter the host").must("list interfaces");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.lines().filter(|line| line.contains("weftd-") || line.contains("weftc-")).map(str::to_owned).collect()

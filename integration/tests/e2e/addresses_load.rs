@@ -15,13 +15,13 @@ use std::{
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use serde_json::json;
-use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
+use tokio::{runtime::Handle, task::JoinSet};
 use weft::lab::{router::Router, wait_until};
 
 use crate::{
     Case,
     fastpath::Ends,
-    ledger::{Ledger, Pod, RANGE, Refusal, USABLE, agrees, post},
+    ledger::{Ledger, Pod, RANGE, Refusal, USABLE, agrees, for_each, post},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, new_lab},
 };
 
@@ -218,22 +218,12 @@ fn wanted(pod: &Pod, random: &mut ChaCha8Rng) -> IpAddr {
 /// One address for each of these; what was freed lately is waited for.
 async fn give_the_rest(pods: Vec<Pod>) -> Vec<Pod> {
     let end = Instant::now() + THE_REST;
-    let gates: [Arc<Semaphore>; HOSTS] = std::array::from_fn(|_| Arc::new(Semaphore::new(AT_ONCE)));
-    let mut tasks = JoinSet::new();
-    for mut pod in pods {
-        let gate = Arc::clone(&gates[pod.host]);
-        tasks.spawn(async move {
-            let _turn = gate.acquire_owned().await;
-            while let Err(refusal) = pod.allocate().await {
-                assert!(Instant::now() < end, "{} gets no address: {refusal}", pod.name);
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            pod
-        });
-    }
-    let mut pods = Vec::new();
-    while let Some(ended) = tasks.join_next().await {
-        pods.push(ended.must("an address"));
-    }
-    pods
+    let give = |mut pod: Pod| async move {
+        while let Err(refusal) = pod.allocate().await {
+            assert!(Instant::now() < end, "{} gets no address: {refusal}", pod.name);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        pod
+    };
+    for_each(pods, AT_ONCE, give).await
 }

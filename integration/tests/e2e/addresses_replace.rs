@@ -8,11 +8,11 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::{runtime::Runtime, sync::Semaphore, task::JoinSet};
+use tokio::runtime::Runtime;
 
 use crate::{
     Case,
-    ledger::{Ledger, Pod, RANGE, USABLE, agrees, post},
+    ledger::{Ledger, Pod, RANGE, USABLE, agrees, for_each, post},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, new_lab, retry},
 };
 
@@ -151,22 +151,11 @@ impl Fleet {
 
 /// Each of these gets an address at the first attempt; how long the slowest took.
 async fn all_get_one(pods: Vec<Pod>) -> (Vec<Pod>, Duration) {
-    let gates: [Arc<Semaphore>; HOSTS] = std::array::from_fn(|_| Arc::new(Semaphore::new(AT_ONCE)));
-    let mut tasks = JoinSet::new();
-    for mut pod in pods {
-        let gate = Arc::clone(&gates[pod.host]);
-        tasks.spawn(async move {
-            let _turn = gate.acquire_owned().await;
-            let start = Instant::now();
-            pod.allocate().await.must("an address at the first attempt");
-            (pod, start.elapsed())
-        });
-    }
-    let (mut pods, mut slowest) = (Vec::new(), Duration::ZERO);
-    while let Some(ended) = tasks.join_next().await {
-        let (pod, took) = ended.must("a task that does not panic");
-        pods.push(pod);
-        slowest = slowest.max(took);
-    }
-    (pods, slowest)
+    let get_one = |mut pod: Pod| async move {
+        let start = Instant::now();
+        pod.allocate().await.must("an address at the first attempt");
+        (pod, start.elapsed())
+    };
+    let (pods, took): (Vec<_>, Vec<_>) = for_each(pods, AT_ONCE, get_one).await.into_iter().unzip();
+    (pods, took.into_iter().max().unwrap_or_default())
 }

@@ -13,6 +13,7 @@ use std::{
 use hyper::Method;
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use tokio::{sync::Semaphore, task::JoinSet};
 use weft::{control::http, lab::Container};
 
 use crate::mesh::{Mesh, Must as _};
@@ -208,4 +209,27 @@ pub(crate) async fn agrees(socket: &Path, host: usize, ledger: &Ledger) -> Resul
     let check = post(socket, "/v1/ipam/check", &json!({})).await.map_err(|refusal| refusal.to_string())?;
     let well = ["leaked", "missing", "contested"].iter().all(|kind| check[*kind].as_array().is_some_and(Vec::is_empty));
     if well { Ok(()) } else { Err(format!("host {host} finds {check}")) }
+}
+
+/// Does the same with each container, with so many at once of each host; what came of it, in any order.
+pub(crate) async fn for_each<T, F>(pods: Vec<Pod>, at_once: usize, work: impl Fn(Pod) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut gates: BTreeMap<usize, Arc<Semaphore>> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    for pod in pods {
+        let gate = Arc::clone(gates.entry(pod.host).or_insert_with(|| Arc::new(Semaphore::new(at_once))));
+        let work = work(pod);
+        tasks.spawn(async move {
+            let _turn = gate.acquire_owned().await;
+            work.await
+        });
+    }
+    let mut done = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        done.push(ended.must("a task that does not panic"));
+    }
+    done
 }

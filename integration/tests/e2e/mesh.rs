@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fmt::{Debug, Display, Write as _},
+    fmt::{Debug, Write as _},
     net::IpAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -22,6 +22,7 @@ use weft::{
 };
 
 use crate::ROUTER;
+pub(crate) use crate::harness::Must;
 
 /// How long a topology may take to be noticed as changed and routed around: the promise.
 pub(crate) const PROMISED_GAP: Duration = Duration::from_secs(4);
@@ -29,31 +30,6 @@ pub(crate) const PROMISED_GAP: Duration = Duration::from_secs(4);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A secret that is in no frame.
 pub(crate) const SECRET: &str = "correct horse battery staple 7391";
-
-/// `expect` for tests, with the error in the text.
-pub(crate) trait Must<T> {
-    fn must(self, what: &str) -> T;
-}
-
-impl<T, E: Display> Must<T> for Result<T, E> {
-    #[track_caller]
-    fn must(self, what: &str) -> T {
-        match self {
-            Ok(value) => value,
-            Err(error) => panic!("{what}: {error}"),
-        }
-    }
-}
-
-impl<T> Must<T> for Option<T> {
-    #[track_caller]
-    fn must(self, what: &str) -> T {
-        match self {
-            Some(value) => value,
-            None => panic!("missing: {what}"),
-        }
-    }
-}
 
 /// How a mesh shall be.
 #[derive(Debug, Clone)]

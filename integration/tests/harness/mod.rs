@@ -1,6 +1,7 @@
 //! What the harnesses of our own share: trials that end, and routers that do not outlive them.
 
 use std::{
+    fmt::Display,
     panic::{self, AssertUnwindSafe},
     sync::mpsc,
     thread,
@@ -42,5 +43,30 @@ pub(crate) fn bounded(limit: Duration, body: fn()) -> Result<(), Failed> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(message)) => Err(message.into()),
         Err(_) => Err(format!("not finished after {limit:?}").into()),
+    }
+}
+
+/// `expect` for tests, with the error in the text.
+pub(crate) trait Must<T> {
+    fn must(self, what: &str) -> T;
+}
+
+impl<T, E: Display> Must<T> for Result<T, E> {
+    #[track_caller]
+    fn must(self, what: &str) -> T {
+        match self {
+            Ok(value) => value,
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+}
+
+impl<T> Must<T> for Option<T> {
+    #[track_caller]
+    fn must(self, what: &str) -> T {
+        match self {
+            Some(value) => value,
+            None => panic!("missing: {what}"),
+        }
     }
 }
