@@ -36,13 +36,21 @@ mod secrets;
 mod start;
 mod underlay;
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeSet,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use harness::{bounded, end_with_the_parent};
 use libtest_mimic::{Arguments, Trial};
 
 /// In the environment of a process that shall be `weft` and not the harness.
 pub(crate) const ROUTER: &str = "E2E_ROUTER";
+
+/// So many of the tests that took longest are named at the end.
+const SLOWEST: usize = 30;
 
 /// A test with its name and the time after which it has failed.
 pub(crate) type Case = (&'static str, u64, fn());
@@ -85,10 +93,24 @@ fn main() -> ExitCode {
         ("fastpath", fastpath_guard::CASES),
         ("fastpath", fastpath_life::CASES),
     ];
+    let took = Arc::new(Mutex::new(BTreeSet::new()));
     let trials = groups.iter().flat_map(|(group, cases)| {
+        let took = &took;
         cases.iter().map(move |&(name, seconds, body)| {
-            Trial::test(format!("{group}::{name}"), move || bounded(Duration::from_secs(seconds), body))
+            let (name, took) = (format!("{group}::{name}"), Arc::clone(took));
+            Trial::test(name.clone(), move || {
+                let start = Instant::now();
+                let result = bounded(Duration::from_secs(seconds), body);
+                took.lock().unwrap_or_else(PoisonError::into_inner).insert((start.elapsed(), name));
+                result
+            })
         })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let took = took.lock().unwrap_or_else(PoisonError::into_inner);
+    let slowest = took.iter().rev().take(SLOWEST);
+    for (time, name) in slowest {
+        eprintln!("{:6.1} s  {name}", time.as_secs_f64());
+    }
+    conclusion.exit_code()
 }
