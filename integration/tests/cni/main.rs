@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use busybox::PATH;
+use busybox::find;
 use harness::{bounded, end_with_the_parent};
 use libtest_mimic::{Arguments, Trial};
 
@@ -107,8 +107,7 @@ fn lacking() -> Option<String> {
     if !weft::lab::is_root() {
         return Some("container runtimes need root".to_owned());
     }
-    let there = |name: &&str| PATH.split(':').any(|folder| Path::new(folder).join(name).exists());
-    let program = PROGRAMS.into_iter().find(|name| !there(name));
+    let program = PROGRAMS.into_iter().find(|name| find(name).is_none());
     let plugin = ["portmap", "bandwidth"].into_iter().find(|name| !Path::new(PLUGINS).join(name).exists());
     program.or(plugin).map(|name| format!("`{name}` is not installed; scripts/setup installs it"))
 }

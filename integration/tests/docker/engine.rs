@@ -20,7 +20,7 @@ use std::{
 use rustix::process::{Pid, WaitOptions, waitpid};
 use weft::lab::{Host, wait_until};
 
-use crate::busybox::{PATH, make_root};
+use crate::busybox::{PATH, find, make_root};
 
 /// Programs that the tests need and `scripts/setup` installs.
 const PROGRAMS: [&str; 7] = ["dockerd", "containerd", "runc", "iptables", "docker", "busybox", "tar"];
@@ -59,8 +59,7 @@ exit 0
 
 /// The first program that is not there.
 pub(crate) fn missing_program() -> Option<&'static str> {
-    let there = |name: &&str| PATH.split(':').any(|folder| Path::new(folder).join(name).exists());
-    PROGRAMS.into_iter().find(|name| !there(name))
+    PROGRAMS.into_iter().find(|name| find(name).is_none())
 }
 
 /// Parent of the control groups of an engine's containers.
