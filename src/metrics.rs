@@ -46,7 +46,8 @@ pub async fn serve(listener: TcpListener, api: Api) {
 async fn scrape(State(api): State<Api>) -> Result<Response, ApiError> {
     let snapshot = api.router.snapshot().await?;
     let report = api.data.report().await;
-    let status = status(&api.info, &snapshot, report.as_ref());
+    let guarded = api.attachments.guard().look().await;
+    let status = status(&api.info, &snapshot, report.as_ref(), &guarded);
     let ipam = ipam(&api.info, &snapshot, &api.router.ipam().await?);
     let text =
         render(&status, &ipam).map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;

@@ -50,6 +50,7 @@ pub(super) async fn add(environment: &Environment, conf: &Conf) -> Result<Value,
         mtu: conf.mtu,
         mac: if conf.mac.is_empty() { environment.mac.clone() } else { conf.mac.clone() },
         hairpin: conf.hairpin,
+        may_spoof: !conf.spoof_check,
     };
     let held: Held = router.post("/v1/hold", &request).await.map_err(|refusal| blame(refusal, environment))?;
     let result = result(&held, environment, conf, &gateways, routes)?;

@@ -6,6 +6,7 @@ pub mod dns;
 pub mod docker;
 pub mod events;
 pub mod firewall;
+pub mod guard;
 pub mod guests;
 pub mod http;
 pub mod identity;

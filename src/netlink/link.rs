@@ -181,7 +181,10 @@ impl Netlink {
             .mtu(mtu)
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
-            .mcast_snooping(false);
+            .mcast_snooping(false)
+            // A frame to a group that bridges keep for themselves (LLDP) is seen by no chain of nftables,
+            // and would all the same teach the bridge where its source is (guard P1).
+            .no_linklocal_learn(true);
         let socket = self.socket().await;
         let (request, operation) = match &found {
             None => (socket.link().add(settings.build()), "create the bridge"),

@@ -12,7 +12,8 @@
 //!            └─ container.rs  a container's interface, plugged into the bridge and out again
 //!
 //!   raw.rs ─┬─ fdb.rs         forwarding entries, thousands at a time
-//!           └─ nft.rs         the guard in front of the VXLAN port
+//!           └─ nft/           tables of our own: the guard in front of the VXLAN port, and that of
+//!                             the bridge's ports
 //! ```
 //!
 //! Every call is idempotent by meaning: what is there already is adopted, what is gone already is

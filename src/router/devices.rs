@@ -91,6 +91,7 @@ impl Devices {
     pub(super) async fn remove(&self) {
         Firewall::new(&self.bridge).remove().await;
         crate::fastpath::remove(&self.netlink, &self.bridge).await;
+        crate::control::guard::remove(&self.bridge);
         for name in [&self.tap, &self.bridge] {
             if let Err(error) = self.netlink.delete_link(name).await {
                 tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");

@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
+use crate::control::guard::PortGuard;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
 use crate::control::names::Book;
@@ -144,6 +145,7 @@ impl Rig {
             mtu: 1410,
             ranges: ranges(),
             others: ledger.clone(),
+            guard: PortGuard::new("no bridge"),
         })
         .expect("/proc");
         let info = Arc::new(Info {
@@ -236,7 +238,7 @@ mod tests {
         .await;
         assert_eq!(&got[..length], &frame[..], "the frame arrives as it was sent");
         let snapshot = two.handle.snapshot().await.expect("it runs");
-        let status = api::status(&two.api.info, &snapshot, two.api.data.report().await.as_ref());
+        let status = api::status(&two.api.info, &snapshot, two.api.data.report().await.as_ref(), &Default::default());
         assert_eq!(status.verdict, "ok", "{:?}", status.problems);
         let peer = &status.peers[0];
         assert_eq!((peer.name.as_str(), peer.carrier.as_deref()), ("one", Some("sleeve")));

@@ -34,6 +34,7 @@ use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::dns::{self, DnsConfig};
 use crate::control::events::Events;
 use crate::control::firewall::Firewall;
+use crate::control::guard::PortGuard;
 use crate::control::guests::Guests;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
@@ -111,6 +112,7 @@ async fn operate(
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
         others: others.clone(),
+        guard: PortGuard::new(&settings.bridge),
     })?;
     let docker = Docker::new(DockerConfig {
         router: core.handle.clone(),
@@ -174,6 +176,7 @@ async fn operate(
     let reloader = Reloader { sources, settings: current, api: api.clone(), metrics: metrics_server };
     tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));
     tasks.spawn(firewall.keep());
+    tasks.spawn(attachments.guard().clone().keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
     tasks.spawn(docker.clone().look_after());
     if let Some(path) = &settings.docker_socket {

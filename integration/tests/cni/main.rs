@@ -14,10 +14,12 @@
 mod busybox;
 mod driven;
 mod driver;
+mod forge;
 mod hard;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod runtimes;
+mod spoof;
 mod world;
 
 use std::{
@@ -40,7 +42,7 @@ const LIMIT: Duration = Duration::from_secs(80);
 /// Where Debian keeps the standard plugins.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 /// Programs that the tests need and `scripts/setup` installs.
-const PROGRAMS: [&str; 6] = ["containerd", "ctr", "runc", "podman", "iptables", "busybox"];
+const PROGRAMS: [&str; 7] = ["containerd", "ctr", "runc", "podman", "iptables", "busybox", "nft"];
 
 fn main() -> ExitCode {
     // As a router by the variable; as the plugin by the name under which runtimes run it.
@@ -67,13 +69,16 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the runtimes will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 9] = [
+    let cases: [(&str, fn()); 12] = [
         ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
         ("wishes_are_met_or_refused_by_their_code", driven::wishes),
         ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
         ("a_hundred_pods_at_once_outlive_a_killed_router", driven::hundred_at_once),
         ("a_pod_ends_in_time_and_whole_whatever_happens_to_the_router", hard::ends),
         ("bad_input_is_refused_by_its_code_and_nothing_half_made_stays", hard::bad_input),
+        ("nothing_that_is_not_its_own_leaves_a_pod", spoof::nothing_leaves),
+        ("the_guard_of_pods_outlives_its_router_and_is_put_back", spoof::the_guard_stays),
+        ("a_pod_that_cannot_be_guarded_is_refused", spoof::closed),
         ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
         ("containers_of_two_containerds_share_a_network", runtimes::containerds),
         ("containers_of_two_podmans_share_a_network", runtimes::podmans),

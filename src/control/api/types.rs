@@ -360,6 +360,10 @@ pub struct HoldRequest {
     /// Whether the bridge gives back to it what it sends to itself.
     #[serde(default)]
     pub hairpin: bool,
+    /// Whether it may send from addresses that are not its own.
+    // A router of before does not know it, and need not, where it is not set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_spoof: bool,
 }
 
 /// Answer to `POST /v1/hold`.

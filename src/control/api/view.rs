@@ -12,6 +12,7 @@ use mesh_proto::id::PeerId;
 
 use super::types::{Allocation, Contested, Counters, Ipam, IpamPeer, Me, Offloads, Peer, Status, Target};
 use crate::clock::Clock;
+use crate::control::guard::Guarded;
 use crate::data::Report;
 use crate::logging::rfc3339;
 use crate::router::{Peer as PeerKey, Snapshot};
@@ -57,7 +58,7 @@ impl Info {
 
 /// The answer to `GET /v1/status`.
 #[must_use]
-pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Status {
+pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>, guarded: &Guarded) -> Status {
     let names = names(snapshot);
     let paths: BTreeMap<_, _> = report.iter().flat_map(|report| &report.paths).map(|path| (path.peer, path)).collect();
     let views = snapshot.fast.iter().flat_map(|fast| &fast.peers);
@@ -69,7 +70,7 @@ pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Stat
         .map(|one| peer(info, one, paths.get(&one.id).copied(), fast.get(&one.id).copied(), &names))
         .collect();
     let ready = snapshot.readiness.is_ok() && report.is_some_and(|report| !report.tap_lost);
-    let problems = problems(snapshot, report, &peers);
+    let problems = problems(snapshot, report, guarded, &peers);
     let verdict = match (ready, problems.is_empty()) {
         (true, true) => "ok",
         (true, false) => "degraded",
@@ -107,7 +108,7 @@ pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>) -> Stat
             .collect(),
         peers,
         offloads: report.map(|report| offloads(&report.offloads)).unwrap_or_default(),
-        counters: counters(snapshot, report),
+        counters: counters(snapshot, report, guarded),
     }
 }
 
@@ -197,7 +198,7 @@ const fn state(state: PeerState) -> &'static str {
 }
 
 /// What an operator should know or do, the gravest first.
-fn problems(snapshot: &Snapshot, report: Option<&Report>, peers: &[Peer]) -> Vec<String> {
+fn problems(snapshot: &Snapshot, report: Option<&Report>, guarded: &Guarded, peers: &[Peer]) -> Vec<String> {
     let mut problems = Vec::new();
     match report {
         None => problems.push("the data thread does not answer: restart the router".to_owned()),
@@ -209,6 +210,7 @@ fn problems(snapshot: &Snapshot, report: Option<&Report>, peers: &[Peer]) -> Vec
     if let Err(waiting) = &snapshot.readiness {
         problems.push(format!("addresses cannot be given yet: {waiting}"));
     }
+    problems.extend(guarded.problem.clone());
     problems.extend(snapshot.problems.iter().cloned());
     for target in snapshot.targets.iter().filter(|target| !target.connected) {
         problems.push(format!("peer {} is not connected: {}", target.target, target.reason));
@@ -221,7 +223,7 @@ fn problems(snapshot: &Snapshot, report: Option<&Report>, peers: &[Peer]) -> Vec
     problems
 }
 
-fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
+fn counters(snapshot: &Snapshot, report: Option<&Report>, guarded: &Guarded) -> Counters {
     let messages = snapshot.messages;
     let mut counters = Counters {
         messages_out: messages.sent,
@@ -240,6 +242,7 @@ fn counters(snapshot: &Snapshot, report: Option<&Report>) -> Counters {
         ];
         counters.dropped.extend(dropped.map(|(reason, count)| (reason.to_owned(), count)));
     }
+    counters.dropped.extend(guarded.dropped.iter().map(|(reason, count)| ((*reason).to_owned(), *count)));
     let Some(report) = report else {
         return counters;
     };

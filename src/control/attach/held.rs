@@ -43,6 +43,8 @@ pub struct Hold {
     pub mac: String,
     /// Whether the bridge gives back to it what it sends to itself.
     pub hairpin: bool,
+    /// Whether it may send from addresses that are not its own (guard P2).
+    pub may_spoof: bool,
 }
 
 impl Attachments {
@@ -82,7 +84,7 @@ impl Attachments {
             host_interface,
             owner: owner.clone(),
             names: Vec::new(),
-            held: Some(Terms { namespace: found.owner, mtu, routes, hairpin: hold.hairpin }),
+            held: Some(Terms { namespace: found.owner, mtu, routes, hairpin: hold.hairpin, may_spoof: hold.may_spoof }),
         };
         if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await {
             self.give_back(&owner, &fresh).await;

@@ -30,6 +30,7 @@ pub use record::{Record, Terms, mac_text, parse_mac};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
+use crate::control::guard::PortGuard;
 use crate::control::ledger::Ledger;
 use crate::control::locks::Locks;
 use crate::control::store::{Edit, Store, Table};
@@ -68,6 +69,7 @@ struct Inner {
     locks: Locks,
     /// What other parts of the router hold.
     others: Ledger,
+    guard: PortGuard,
 }
 
 /// What attachments are made with.
@@ -87,6 +89,8 @@ pub struct AttachConfig {
     pub ranges: Vec<IpNet>,
     /// What other parts of the router hold.
     pub others: Ledger,
+    /// Keeps containers to what is their own.
+    pub guard: PortGuard,
 }
 
 /// Why something was not attached, detached, exposed or hidden. Nothing was changed then.
@@ -107,6 +111,12 @@ pub enum AttachError {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] NetlinkError),
+    /// It would not be kept from spoofing.
+    #[error(
+        "nftables cannot keep the container to its own addresses: {0}; the kernel needs nftables for bridges \
+         (CONFIG_NF_TABLES_BRIDGE); `\"spoofCheck\": false` in the network configuration does without"
+    )]
+    Guard(std::io::Error),
     /// The record could not be written.
     #[error("what is attached could not be written to the data directory: {0}")]
     Storage(String),
@@ -173,6 +183,7 @@ impl Attachments {
             closing: AtomicBool::new(false),
             locks: Locks::default(),
             others: config.others,
+            guard: config.guard,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -198,6 +209,12 @@ impl Attachments {
             })
         };
         records.values().filter(|record| record.owner != EXPOSE).flat_map(of_record).collect()
+    }
+
+    /// What keeps containers to what is their own.
+    #[must_use]
+    pub fn guard(&self) -> &PortGuard {
+        &self.inner.guard
     }
 
     /// Waits until what is attached has changed since the last time.
@@ -412,6 +429,28 @@ impl Attachments {
         before: Option<&Record>,
         make: Make,
     ) -> Result<(), AttachError> {
+        // Before there is an interface that anything could be sent by (guard P6).
+        if let Some(port) = record.port() {
+            self.inner.guard.protect(port).await.map_err(AttachError::Guard)?;
+        }
+        let result = self.plug_guarded(namespace, record, before, make).await;
+        if result.is_err() {
+            match before.filter(|old| old.host_interface == record.host_interface).and_then(Record::port) {
+                // What is there already is looked at, whatever went wrong now.
+                Some(port) => _ = self.inner.guard.protect(port).await,
+                None => self.inner.guard.release(&record.host_interface).await,
+            }
+        }
+        result
+    }
+
+    async fn plug_guarded(
+        &self,
+        namespace: &NetNs,
+        record: &Record,
+        before: Option<&Record>,
+        make: Make,
+    ) -> Result<(), AttachError> {
         let plugged = self.plug(namespace, record, make).await?;
         if before == Some(record) {
             return Ok(());
@@ -479,10 +518,16 @@ impl Attachments {
             None => Edit::delete(Table::Attachments, owner),
         };
         self.inner.store.write_and_wait(vec![edit]).await.map_err(AttachError::Storage)?;
-        match record {
+        let now = record.as_ref().and_then(Record::port).map(|port| port.interface);
+        let before = match record {
             Some(record) => self.records().insert(owner.to_owned(), record),
             None => self.records().remove(owner),
         };
+        if let Some(before) =
+            before.and_then(|record| record.port()).filter(|port| Some(&port.interface) != now.as_ref())
+        {
+            self.inner.guard.release(&before.interface).await;
+        }
         self.inner.changed.notify_one();
         Ok(())
     }

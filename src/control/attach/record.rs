@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::netlink::nft::Port;
 use crate::netlink::{Mac, Route};
 
 /// One attachment, as it is in the store (JSON) and in memory.
@@ -41,6 +42,9 @@ pub struct Terms {
     pub routes: Vec<Route>,
     /// Whether the bridge gives back to it what it sends to itself.
     pub hairpin: bool,
+    /// Whether it may send what is not its own (guard P1).
+    #[serde(default)]
+    pub may_spoof: bool,
 }
 
 impl Record {
@@ -48,6 +52,14 @@ impl Record {
     #[must_use]
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)
+    }
+
+    /// What it is kept to; `None`: it may send whatever it likes (guard P2).
+    #[must_use]
+    pub fn port(&self) -> Option<Port> {
+        self.held.as_ref().filter(|terms| !terms.may_spoof)?;
+        let addresses = self.addresses.iter().map(IpNet::addr).collect();
+        Some(Port { interface: self.host_interface.clone(), mac: self.mac, addresses })
     }
 
     /// The addresses as text.

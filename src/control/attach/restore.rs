@@ -58,6 +58,8 @@ impl Attachments {
         if let Err(error) = self.delete_leftovers().await {
             tracing::warn!(%error, "interfaces of a run that was cut off may be left");
         }
+        // The kernel has kept the table of the last run until now (guard P6).
+        self.inner.guard.adopt(self.all().iter().filter_map(Record::port).collect()).await;
     }
 
     /// Connects what was attached in the last run and is still there, and releases what has gone.

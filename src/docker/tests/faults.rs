@@ -203,7 +203,7 @@ async fn a_socket_that_cannot_be_had_is_said_in_status_and_nothing_else_stops() 
         tokio::spawn(crate::docker::serve(world.docker.clone(), Path::new("/proc/none/weft.sock").to_owned()));
     let said = || async {
         let snapshot = world.rig.handle.snapshot().await.expect("it runs");
-        let status = crate::control::api::status(&world.rig.api.info, &snapshot, None);
+        let status = crate::control::api::status(&world.rig.api.info, &snapshot, None, &Default::default());
         status
             .problems
             .iter()

@@ -1,0 +1,228 @@
+//! Which ports of the bridge are looked at, and that they are, for as long as they are there (guard P6).
+//!
+//! ```text
+//!  attach ─ protect, release ─► what shall be ─► table of nftables ◄─ whoever takes it away
+//!                                     └──────── put back ◄─ notice ──────┘
+//! ```
+//!
+//! What is known here is what the kernel was told, so that a change costs as much as what changes. The
+//! router's records are where it comes from: after a restart all of it is told once more, in one step.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::netlink::nft::{Cuts, Port, PortTable, REASONS};
+
+/// Everything is compared with the kernel this often, whatever notices came.
+const AUDIT: Duration = Duration::from_secs(60);
+/// After something failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// Notices within this are answered together.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// The guard of the ports of one bridge. Clones share it.
+#[derive(Debug, Clone)]
+pub struct PortGuard {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    table: String,
+    state: Mutex<State>,
+    /// Told when something went wrong.
+    failed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By the name of the interface.
+    ports: BTreeMap<String, Port>,
+    /// Why the kernel is not as it shall be.
+    problem: Option<String>,
+}
+
+/// What is shown of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// Frames that were dropped, by reason.
+    pub dropped: Vec<(&'static str, u64)>,
+    /// Why ports are not looked at that should be.
+    pub problem: Option<String>,
+}
+
+impl PortGuard {
+    /// Looks at no port yet, and changes nothing.
+    #[must_use]
+    pub fn new(bridge: &str) -> Self {
+        Self { shared: Arc::new(Shared { table: table(bridge), state: Mutex::default(), failed: Notify::new() }) }
+    }
+
+    /// Takes over the ports of the last run: replaces what the kernel has in one step. With none, what
+    /// an earlier run left goes.
+    pub async fn adopt(&self, ports: Vec<Port>) {
+        let adopted = self.in_kernel(move |table, state| {
+            state.ports = ports.into_iter().map(|port| (port.interface.clone(), port)).collect();
+            if state.ports.is_empty() { table.remove() } else { table.install(state.ports.values()) }
+        });
+        if let Err(error) = adopted.await {
+            let count = self.state().ports.len();
+            tracing::error!(%error, count, "containers that should be kept from spoofing may not be");
+        }
+    }
+
+    /// From now on a port sends only what is its own.
+    ///
+    /// # Errors
+    /// If the kernel refuses; then nothing is changed.
+    pub async fn protect(&self, port: Port) -> io::Result<()> {
+        self.in_kernel(move |table, state| {
+            let name = port.interface.clone();
+            let before = state.ports.insert(name.clone(), port);
+            let told = table.change(before.as_ref(), state.ports.get(&name));
+            // The first port, or somebody took the table away.
+            let told = told.or_else(|_| table.install(state.ports.values()));
+            if told.is_err() {
+                match before {
+                    Some(before) => state.ports.insert(name, before),
+                    None => state.ports.remove(&name),
+                };
+            }
+            told
+        })
+        .await
+    }
+
+    /// A port is looked at no more: it is gone, or may send what it likes. Fine if it never was.
+    pub async fn release(&self, interface: &str) {
+        if !self.state().ports.contains_key(interface) {
+            return;
+        }
+        let interface = interface.to_owned();
+        let released = self.in_kernel(move |table, state| {
+            let before = state.ports.remove(&interface);
+            if state.ports.is_empty() {
+                return table.remove();
+            }
+            // If somebody took the table away, the task that keeps it puts it back without the port.
+            let _ = table.change(before.as_ref(), None);
+            Ok(())
+        });
+        if let Err(error) = released.await {
+            tracing::warn!(%error, "a table for no port is left in nftables");
+        }
+    }
+
+    /// What was dropped, and what is wrong.
+    pub async fn look(&self) -> Guarded {
+        let shared = self.shared.clone();
+        let counts = tokio::task::spawn_blocking(move || {
+            let state = shared.state();
+            match state.ports.is_empty() {
+                true => None,
+                false => PortTable::new(&shared.table).and_then(|table| table.dropped()).ok(),
+            }
+        });
+        let counts = counts.await.ok().flatten().unwrap_or_default();
+        Guarded { dropped: REASONS.into_iter().zip(counts).collect(), problem: self.state().problem.clone() }
+    }
+
+    /// Puts back what others take away, for as long as it is polled.
+    pub async fn keep(self) {
+        // Without notices there is the timer.
+        let mut cuts = Cuts::watch(&self.shared.table).ok();
+        loop {
+            let cut = async {
+                match &mut cuts {
+                    Some(cuts) => cuts.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                cut = cut => match cut {
+                    Ok(()) => tokio::time::sleep(SETTLE).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "changes of the port guard are looked for instead");
+                        cuts = None;
+                    }
+                },
+                () = self.shared.failed.notified() => tokio::time::sleep(RETRY).await,
+                () = tokio::time::sleep(AUDIT) => {}
+            }
+            self.check().await;
+        }
+    }
+
+    /// Looks whether the table stands, and puts it back where it does not.
+    async fn check(&self) {
+        let before = self.state().problem.clone();
+        let checked = self.in_kernel(|table, state| {
+            if state.ports.is_empty() || table.stands(state.ports.values())? {
+                return Ok(false);
+            }
+            table.install(state.ports.values()).map(|()| true)
+        });
+        match checked.await {
+            Ok(true) => tracing::warn!("the guard of the containers' ports was not whole: it was put back"),
+            Ok(false) => {}
+            Err(error) if before.is_none() => {
+                tracing::error!(%error, "the guard of the containers' ports cannot be put back");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Changes what shall be and tells the kernel, on a thread that may wait. One at a time.
+    async fn in_kernel<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&PortTable, &mut State) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let shared = self.shared.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let mut state = shared.state();
+            let result = PortTable::new(&shared.table).and_then(|table| work(&table, &mut state));
+            // Who is refused protection does not get on the bridge: only what should stand is missed.
+            state.problem = match &result {
+                Err(error) if !state.ports.is_empty() => Some(format!(
+                    "containers may send what is not theirs: the table {} of nftables cannot be kept: {error}",
+                    shared.table
+                )),
+                _ => None,
+            };
+            if state.problem.is_some() {
+                shared.failed.notify_one();
+            }
+            result
+        });
+        work.await.map_err(io::Error::other)?
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Name of the table in the packet filter.
+#[must_use]
+pub fn table(bridge: &str) -> String {
+    format!("{bridge}-ports")
+}
+
+/// Takes the table out of the kernel, whoever made it; fine if there is none.
+pub fn remove(bridge: &str) {
+    let table = table(bridge);
+    if let Err(error) = PortTable::new(&table).and_then(|table| table.remove()) {
+        // A kernel without nftables has nothing to remove.
+        tracing::debug!(%error, table, "the guard of the ports could not be looked for");
+    }
+}

@@ -1,0 +1,16 @@
+//! Tables of our own in nftables, made and kept by netlink.
+//!
+//! ```text
+//!   table.rs ─┬─ vxlan.rs   the guard in front of the VXLAN port
+//!             └─ ports.rs   what the ports of the bridge may send
+//! ```
+//!
+//! Each is set up, or anew, by one transaction of the kernel's: there is no moment without.
+
+mod ports;
+mod table;
+mod vxlan;
+
+pub use ports::{Port, PortTable, REASONS};
+pub use table::Cuts;
+pub use vxlan::{Dropped, Guard, Owned, Sources};
