@@ -1,8 +1,8 @@
 //! Which ports of the bridge are looked at, and that they are, for as long as they are there (guard P6).
 //!
 //! ```text
-//!  attach ─ protect, release ─► what shall be ─► table of nftables ◄─ whoever takes it away
-//!                                     └──────── put back ◄─ notice ──────┘
+//!  attach, docker ─ protect, release ─► what shall be ─► table of nftables ◄─ whoever takes it away
+//!                                             └──────── put back ◄─ notice ──────┘
 //! ```
 //!
 //! What is known here is what the kernel was told, so that a change costs as much as what changes. The
@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::netlink::nft::{Cuts, Port, PortTable, REASONS};
+use ipnet::IpNet;
+
+use crate::netlink::nft::{Cuts, Kept, Network, Port, PortTable, REASONS};
 
 /// Everything is compared with the kernel this often, whatever notices came.
 const AUDIT: Duration = Duration::from_secs(60);
@@ -42,6 +44,8 @@ struct Shared {
 struct State {
     /// By the name of the interface.
     ports: BTreeMap<String, Port>,
+    /// By id.
+    networks: BTreeMap<String, Network>,
     /// Why the kernel is not as it shall be.
     problem: Option<String>,
 }
@@ -62,16 +66,21 @@ impl PortGuard {
         Self { shared: Arc::new(Shared { table: table(bridge), state: Mutex::default(), failed: Notify::new() }) }
     }
 
-    /// Takes over the ports of the last run: replaces what the kernel has in one step. With none, what
-    /// an earlier run left goes.
-    pub async fn adopt(&self, ports: Vec<Port>) {
+    /// Takes over the ports and networks of the last run: replaces what the kernel has in one step. With
+    /// none, what an earlier run left goes.
+    pub async fn adopt(&self, ports: Vec<Port>, networks: Vec<Network>) {
         let adopted = self.in_kernel(move |table, state| {
             state.ports = ports.into_iter().map(|port| (port.interface.clone(), port)).collect();
-            if state.ports.is_empty() { table.remove() } else { table.install(state.ports.values()) }
+            state.networks = networks.into_iter().map(|network| (network.id.clone(), network)).collect();
+            state.install(table)
         });
-        if let Err(error) = adopted.await {
-            let count = self.state().ports.len();
-            tracing::error!(%error, count, "containers that should be kept from spoofing may not be");
+        match adopted.await {
+            // A kernel without nftables has nothing of an earlier run either.
+            Err(error) if self.state().is_empty() => tracing::debug!(%error, "no table of ports was looked for"),
+            Err(error) => {
+                tracing::error!(%error, "containers that should be kept to their addresses or networks may not be");
+            }
+            Ok(()) => {}
         }
     }
 
@@ -85,7 +94,7 @@ impl PortGuard {
             let before = state.ports.insert(name.clone(), port);
             let told = table.change(before.as_ref(), state.ports.get(&name));
             // The first port, or somebody took the table away.
-            let told = told.or_else(|_| table.install(state.ports.values()));
+            let told = told.or_else(|_| state.install(table));
             if told.is_err() {
                 match before {
                     Some(before) => state.ports.insert(name, before),
@@ -105,7 +114,7 @@ impl PortGuard {
         let interface = interface.to_owned();
         let released = self.in_kernel(move |table, state| {
             let before = state.ports.remove(&interface);
-            if state.ports.is_empty() {
+            if state.is_empty() {
                 return table.remove();
             }
             // If somebody took the table away, the task that keeps it puts it back without the port.
@@ -117,12 +126,52 @@ impl PortGuard {
         }
     }
 
+    /// From now on there is a network of these addresses, which ports can be kept to.
+    ///
+    /// # Errors
+    /// If the kernel refuses; then nothing is changed.
+    pub async fn open_network(&self, id: &str, subnets: Vec<IpNet>) -> io::Result<()> {
+        let network = Network { id: id.to_owned(), subnets };
+        self.in_kernel(move |table, state| {
+            if state.networks.get(&network.id) == Some(&network) {
+                return Ok(());
+            }
+            let id = network.id.clone();
+            let before = state.networks.insert(id.clone(), network);
+            let told = state.install(table);
+            if told.is_err() {
+                match before {
+                    Some(before) => state.networks.insert(id, before),
+                    None => state.networks.remove(&id),
+                };
+            }
+            told
+        })
+        .await
+    }
+
+    /// A network is no more, with all its ports. Fine if it never was.
+    pub async fn close_network(&self, id: &str) {
+        if !self.state().networks.contains_key(id) {
+            return;
+        }
+        let id = id.to_owned();
+        let closed = self.in_kernel(move |table, state| {
+            state.networks.remove(&id);
+            state.ports.retain(|_, port| port.kept != Kept::Network(id.clone()));
+            state.install(table)
+        });
+        if let Err(error) = closed.await {
+            tracing::warn!(%error, "rules for a network that is no more are left in nftables");
+        }
+    }
+
     /// What was dropped, and what is wrong.
     pub async fn look(&self) -> Guarded {
         let shared = self.shared.clone();
         let counts = tokio::task::spawn_blocking(move || {
             let state = shared.state();
-            match state.ports.is_empty() {
+            match state.is_empty() {
                 true => None,
                 false => PortTable::new(&shared.table).and_then(|table| table.dropped()).ok(),
             }
@@ -161,10 +210,10 @@ impl PortGuard {
     async fn check(&self) {
         let before = self.state().problem.clone();
         let checked = self.in_kernel(|table, state| {
-            if state.ports.is_empty() || table.stands(state.ports.values())? {
+            if state.is_empty() || table.stands(state.ports.values(), state.networks.values())? {
                 return Ok(false);
             }
-            table.install(state.ports.values()).map(|()| true)
+            state.install(table).map(|()| true)
         });
         match checked.await {
             Ok(true) => tracing::warn!("the guard of the containers' ports was not whole: it was put back"),
@@ -188,7 +237,7 @@ impl PortGuard {
             // Who is refused protection does not get on the bridge: only what should stand is missed.
             state.problem = match &result {
                 Err(error) if !state.ports.is_empty() => Some(format!(
-                    "containers may send what is not theirs: the table {} of nftables cannot be kept: {error}",
+                    "containers may send and hear what is not theirs: the table {} of nftables cannot be kept: {error}",
                     shared.table
                 )),
                 _ => None,
@@ -203,6 +252,20 @@ impl PortGuard {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state()
+    }
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.networks.is_empty()
+    }
+
+    /// Tells the kernel all of it; nothing is there for nobody.
+    fn install(&self, table: &PortTable) -> io::Result<()> {
+        match self.is_empty() {
+            true => table.remove(),
+            false => table.install(self.ports.values(), self.networks.values()),
+        }
     }
 }
 

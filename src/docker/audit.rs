@@ -144,7 +144,7 @@ impl<P: Ports> Docker<P> {
         if self.inner.book.endpoint(&endpoint.id).is_none() {
             return;
         }
-        if let Err(error) = self.inner.ports.plug(&endpoint.id, endpoint.mac).await {
+        if let Err(error) = self.inner.ports.plug(&endpoint.id, endpoint.mac, self.apart(&endpoint.network)).await {
             tracing::warn!(%error, endpoint = short(&endpoint.id), "is off the bridge");
         }
     }

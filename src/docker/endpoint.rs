@@ -47,7 +47,7 @@ impl<P: Ports> Docker<P> {
         let lock = self.inner.locks.of(&endpoint.id);
         let _busy = lock.lock().await;
         match self.inner.book.endpoint(&endpoint.id) {
-            Some(there) if there == endpoint => self.inner.ports.plug(&endpoint.id, endpoint.mac).await?,
+            Some(there) if there == endpoint => self.plug(&endpoint).await?,
             Some(_) => return Err(Refusal::EndpointExists(short(&endpoint.id))),
             None => self.make_endpoint(&endpoint, true).await?,
         }
@@ -76,7 +76,7 @@ impl<P: Ports> Docker<P> {
                     fresh.push(address.addr());
                 }
             }
-            self.inner.ports.plug(&endpoint.id, endpoint.mac).await?;
+            self.plug(endpoint).await?;
             self.inner.book.keep_endpoint(endpoint).await
         }
         .await;
@@ -92,6 +92,11 @@ impl<P: Ports> Docker<P> {
             }
         }
         made
+    }
+
+    /// Makes or completes the interface.
+    async fn plug(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
+        Ok(self.inner.ports.plug(&endpoint.id, endpoint.mac, self.apart(&endpoint.network)).await?)
     }
 
     /// The addresses that the engine asks for.
@@ -133,7 +138,7 @@ impl<P: Ports> Docker<P> {
         let network =
             self.inner.book.network(&endpoint.network).ok_or_else(|| Refusal::NoNetwork(short(&endpoint.network)))?;
         if self.inner.ports.place(&endpoint.id).await? == Place::Nowhere {
-            self.inner.ports.plug(&endpoint.id, endpoint.mac).await?;
+            self.plug(&endpoint).await?;
         }
         let v4 = endpoint.addresses.iter().any(|address| address.addr().is_ipv4());
         let route = StaticRoute { destination: MULTICAST_V4.to_owned(), route_type: 1, next_hop: String::new() };

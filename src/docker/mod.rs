@@ -40,6 +40,7 @@ use crate::control::guests::Guests;
 use crate::control::ledger::Ledger;
 use crate::control::locks::Locks;
 use crate::control::store::Store;
+use crate::netlink::nft::Port;
 use crate::router::Handle;
 use book::Book;
 
@@ -112,5 +113,30 @@ impl<P: Ports> Docker<P> {
             ranges: config.ranges,
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The networks of the last run that are kept apart from all others (guard P10).
+    #[must_use]
+    pub fn networks(&self) -> Vec<crate::netlink::nft::Network> {
+        let apart = self.inner.book.networks().into_iter().filter(|network| self.is_apart(network));
+        apart.map(|network| crate::netlink::nft::Network { id: network.id, subnets: network.pools }).collect()
+    }
+
+    /// Their ports.
+    #[must_use]
+    pub fn members(&self) -> Vec<Port> {
+        let of =
+            |endpoint: book::Endpoint| Some(port::member(&endpoint.id, endpoint.mac, self.apart(&endpoint.network)?));
+        self.inner.book.endpoints().into_iter().filter_map(of).collect()
+    }
+
+    /// The network, if it is kept apart.
+    fn apart(&self, network: &str) -> Option<String> {
+        self.inner.book.network(network).filter(|network| self.is_apart(network)).map(|network| network.id)
+    }
+
+    /// One that was given a part of the mesh's addresses is; one of them all is the open mesh.
+    fn is_apart(&self, network: &book::Network) -> bool {
+        network.pools.iter().any(|pool| !self.inner.ranges.contains(pool))
     }
 }

@@ -1,4 +1,5 @@
-//! The network driver's networks. The mesh is one link, so a router has one network.
+//! The network driver's networks. The mesh is one link: a network is a part of its addresses, to which the
+//! guard of the ports keeps its containers, or all of them, and then open (guard P10).
 
 use ipnet::IpNet;
 use serde_json::{Map, Value};
@@ -35,18 +36,29 @@ impl<P: Ports> Docker<P> {
         self.add_network(Network { id: request.network_id.clone(), pools, internal }).await
     }
 
-    /// Makes it the network of this router.
+    /// Makes it a network of this router.
     pub(super) async fn add_network(&self, network: Network) -> Result<(), Refusal> {
         let lock = self.inner.locks.of(NETWORKS);
         let _busy = lock.lock().await;
-        if let Some(other) = self.inner.book.networks().iter().find(|other| other.id != network.id) {
-            return Err(Refusal::SecondNetwork(short(&other.id)));
+        for other in self.inner.book.networks().iter().filter(|other| other.id != network.id) {
+            if let Some((theirs, ours)) = overlap(&other.pools, &network.pools) {
+                return Err(Refusal::Overlap { other: short(&other.id), theirs, ours });
+            }
+        }
+        if self.is_apart(&network) {
+            self.inner.ports.open_network(&network.id, network.pools.clone()).await?;
         }
         if self.inner.book.network(&network.id).as_ref() == Some(&network) {
             return Ok(());
         }
-        let id = short(&network.id);
-        self.inner.book.keep_network(network).await?;
+        let full = network.id.clone();
+        let id = short(&full);
+        if let Err(refusal) = self.inner.book.keep_network(network).await {
+            if self.inner.book.network(&full).is_none() {
+                self.inner.ports.close_network(&full).await;
+            }
+            return Err(refusal);
+        }
         tracing::info!(network = id, "Docker network created");
         Ok(())
     }
@@ -102,9 +114,16 @@ impl<P: Ports> Docker<P> {
             }
         }
         self.inner.book.drop_network(&network).await?;
+        self.inner.ports.close_network(&network.id).await;
         tracing::info!(network = short(&network.id), "Docker network removed");
         Ok(())
     }
+}
+
+/// A subnet of each that have addresses in common.
+fn overlap(theirs: &[IpNet], ours: &[IpNet]) -> Option<(IpNet, IpNet)> {
+    let mut pairs = theirs.iter().flat_map(|&their| ours.iter().map(move |&our| (their, our)));
+    pairs.find(|(their, our)| their.contains(our) || our.contains(their))
 }
 
 /// Ids become keys in the store and names in messages.

@@ -8,10 +8,16 @@
 //!
 //! Both names are functions of the endpoint's id, so that a router that was killed finds what it made.
 
+use ipnet::IpNet;
+
+use crate::control::guard::PortGuard;
+use crate::netlink::nft::{Kept, Port};
 use crate::netlink::{Mac, Netlink, NetlinkError, VethPeer, container};
 
 /// How the name of each near end begins.
 const NEAR: &str = "weftd-";
+
+const KEEP: &str = "keep the network apart from others by nftables (CONFIG_NF_TABLES_BRIDGE)";
 
 /// Name of the end on the bridge.
 pub(super) fn near(endpoint: &str) -> String {
@@ -21,6 +27,11 @@ pub(super) fn near(endpoint: &str) -> String {
 /// Name of the other end, as long as it is in no container.
 pub(super) fn far(endpoint: &str) -> String {
     container::name_for("weftc-", endpoint)
+}
+
+/// An endpoint of a network that is kept apart.
+pub(super) fn member(endpoint: &str, mac: Mac, network: String) -> Port {
+    Port { interface: near(endpoint), mac, kept: Kept::Network(network) }
 }
 
 /// Where the far end is.
@@ -36,8 +47,18 @@ pub enum Place {
 
 /// What endpoints need of the kernel.
 pub trait Ports: std::fmt::Debug + Send + Sync + 'static {
-    /// Makes the pair, or completes what is there.
-    fn plug(&self, endpoint: &str, mac: Mac) -> impl Future<Output = Result<(), NetlinkError>> + Send;
+    /// Makes the pair, or completes what is there. `apart` is the id of the network that it is
+    /// kept to, which is open.
+    fn plug(
+        &self,
+        endpoint: &str,
+        mac: Mac,
+        apart: Option<String>,
+    ) -> impl Future<Output = Result<(), NetlinkError>> + Send;
+    /// Keeps a network of these addresses apart.
+    fn open_network(&self, id: &str, subnets: Vec<IpNet>) -> impl Future<Output = Result<(), NetlinkError>> + Send;
+    /// Forgets it.
+    fn close_network(&self, id: &str) -> impl Future<Output = ()> + Send;
     /// Removes the pair, wherever its far end is.
     fn unplug(&self, near: &str) -> impl Future<Output = Result<(), NetlinkError>> + Send;
     /// Looks where the pair is.
@@ -55,6 +76,8 @@ pub struct KernelPorts {
     pub bridge: String,
     /// MTU of the overlay.
     pub mtu: u16,
+    /// Keeps networks apart.
+    pub guard: PortGuard,
 }
 
 impl KernelPorts {
@@ -79,8 +102,16 @@ impl KernelPorts {
 }
 
 impl Ports for KernelPorts {
-    async fn plug(&self, endpoint: &str, mac: Mac) -> Result<(), NetlinkError> {
+    async fn plug(&self, endpoint: &str, mac: Mac, apart: Option<String>) -> Result<(), NetlinkError> {
         let before = self.place(endpoint).await?;
+        match apart {
+            // Before there is an interface that anything could be sent by (guard P6).
+            Some(network) => {
+                let kept = self.guard.protect(member(endpoint, mac, network)).await;
+                kept.map_err(|error| NetlinkError::new(near(endpoint), KEEP, error))?;
+            }
+            None => self.guard.release(&near(endpoint)).await,
+        }
         let made = self.make(endpoint, mac).await;
         if made.is_err()
             && before == Place::Nowhere
@@ -92,7 +123,18 @@ impl Ports for KernelPorts {
     }
 
     async fn unplug(&self, near: &str) -> Result<(), NetlinkError> {
-        self.netlink.delete_link(near).await.map(drop)
+        self.netlink.delete_link(near).await?;
+        self.guard.release(near).await;
+        Ok(())
+    }
+
+    async fn open_network(&self, id: &str, subnets: Vec<IpNet>) -> Result<(), NetlinkError> {
+        let opened = self.guard.open_network(id, subnets).await;
+        opened.map_err(|error| NetlinkError::new(super::refusal::short(id), KEEP, error))
+    }
+
+    async fn close_network(&self, id: &str) {
+        self.guard.close_network(id).await;
     }
 
     async fn place(&self, endpoint: &str) -> Result<Place, NetlinkError> {

@@ -56,11 +56,18 @@ pub enum Refusal {
     /// The mesh has no gateway.
     #[error("{0} is asked for as gateway, but a Weft network has none, it is one link: leave --gateway out")]
     Gateway(String),
-    /// There is a network already.
+    /// There is a network of these addresses already.
     #[error(
-        "this router has the Docker network {0} already, and it carries one: use that (`docker network ls` shows its name), or remove it first (`docker network rm {0}`)"
+        "this router has the Docker network {other} already, whose subnet {theirs} has addresses in common with {ours}: choose another part of the mesh's range as --subnet, use that network (`docker network ls` shows its name), or remove it first (`docker network rm {other}`)"
     )]
-    SecondNetwork(String),
+    Overlap {
+        /// The id of the one there is.
+        other: String,
+        /// Its subnet.
+        theirs: IpNet,
+        /// That of the new one.
+        ours: IpNet,
+    },
     /// There is no such network.
     #[error("Weft does not know the network {0}: create it anew")]
     NoNetwork(String),
@@ -119,7 +126,7 @@ impl Refusal {
             }
             Self::Call(_) | Self::NoNetwork(_) | Self::NoEndpoint(_) => StatusCode::NOT_FOUND,
             Self::OtherIpam { .. }
-            | Self::SecondNetwork(_)
+            | Self::Overlap { .. }
             | Self::Used { .. }
             | Self::EndpointExists(_)
             | Self::NoAddress(_)

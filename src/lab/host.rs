@@ -210,6 +210,14 @@ impl Container {
         Ok(Self { namespace })
     }
 
+    /// One that somebody else made, by a process in it.
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        Ok(Self { namespace: NetNs::from_pid(pid)? })
+    }
+
     /// Its namespace.
     #[must_use]
     pub fn namespace(&self) -> &NetNs {

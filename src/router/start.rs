@@ -104,6 +104,7 @@ async fn operate(
     let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
     let Ground { settings, netlink, sizes, listener, metrics, dns, .. } = ground;
     let (others, guests) = (Ledger::default(), Guests::default());
+    let guard = PortGuard::new(&settings.bridge);
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -112,7 +113,7 @@ async fn operate(
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
         others: others.clone(),
-        guard: PortGuard::new(&settings.bridge),
+        guard: guard.clone(),
     })?;
     let docker = Docker::new(DockerConfig {
         router: core.handle.clone(),
@@ -120,7 +121,12 @@ async fn operate(
         stored: stored_docker,
         ledger: others,
         guests: guests.clone(),
-        ports: KernelPorts { netlink: netlink.clone(), bridge: settings.bridge.clone(), mtu: sizes.overlay },
+        ports: KernelPorts {
+            netlink: netlink.clone(),
+            bridge: settings.bridge.clone(),
+            mtu: sizes.overlay,
+            guard: guard.clone(),
+        },
         engine: engine(),
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
@@ -128,6 +134,8 @@ async fn operate(
     let mut firewall = Firewall::new(&settings.bridge);
     firewall.ensure().await;
     attachments.load(&stored_attachments).await;
+    // The kernel has kept the table of the last run until now (guard P6).
+    guard.adopt([attachments.ports(), docker.members()].concat(), docker.networks()).await;
 
     let (stop, stopped) = watch::channel(Stop::No);
     let (reloads, reload_inbox) = Reloads::new();
@@ -176,7 +184,7 @@ async fn operate(
     let reloader = Reloader { sources, settings: current, api: api.clone(), metrics: metrics_server };
     tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));
     tasks.spawn(firewall.keep());
-    tasks.spawn(attachments.guard().clone().keep());
+    tasks.spawn(guard.keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
     tasks.spawn(docker.clone().look_after());
     if let Some(path) = &settings.docker_socket {

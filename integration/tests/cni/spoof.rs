@@ -117,7 +117,7 @@ pub(crate) fn nothing_leaves() {
     far.reaches(&addresses(&result));
     near.reaches(&addresses(&result));
     let quiet = dropped(&world, 0);
-    assert!(quiet.len() == 9 && quiet.values().all(|&count| count == 0), "{quiet:?}");
+    assert!(quiet.len() == 11 && quiet.values().all(|&count| count == 0), "{quiet:?}");
     let out = socket(&held);
     for (what, frame) in honest(me) {
         assert_eq!(seen(&out, &frame, &mut at, 2), 2, "{what}: {:?}", dropped(&world, 0));

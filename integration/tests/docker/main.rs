@@ -16,6 +16,7 @@ mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod image;
+mod isolation;
 mod network;
 
 use std::{
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
     // After so many seconds a case has failed. An engine tries for 15 s to reach a driver that is away.
-    let cases: [(&str, u64, fn()); 4] = [
+    let cases: [(&str, u64, fn()); 5] = [
         ("containers_of_two_engines_share_a_network", 85, containers_of_two_engines_share_a_network),
         ("the_image_runs_with_the_capabilities_it_names", 85, image::the_image_runs_with_the_capabilities_it_names),
         (
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
             240,
             network::containers_of_two_engines_share_a_docker_network,
         ),
+        ("two_networks_on_two_hosts_are_kept_apart", 240, isolation::two_networks_on_two_hosts_are_kept_apart),
         ("fifty_containers_start_at_once", 240, network::fifty_containers_start_at_once),
     ];
     let trials = cases.map(|(name, seconds, body)| {

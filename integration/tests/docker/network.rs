@@ -35,13 +35,13 @@ pub(crate) fn containers_of_two_engines_share_a_docker_network() {
 impl World {
     /// A `docker` command that must succeed.
     #[track_caller]
-    fn docker(&self, host: usize, args: &[&str]) -> String {
+    pub(crate) fn docker(&self, host: usize, args: &[&str]) -> String {
         self.engines[host].docker(args).must(&args.join(" "))
     }
 
     /// One that must fail; what it said.
     #[track_caller]
-    fn refuses(&self, host: usize, args: &[&str]) -> String {
+    pub(crate) fn refuses(&self, host: usize, args: &[&str]) -> String {
         match self.engines[host].docker(args) {
             Ok(said) => panic!("{args:?} succeeded: {said}"),
             Err(error) => error.to_string(),
@@ -51,14 +51,22 @@ impl World {
     /// The addresses of a container in the network, as Docker tells them.
     #[track_caller]
     fn inspect(&self, host: usize, name: &str) -> Vec<IpNet> {
-        let format = "{{with .NetworkSettings.Networks.mesh}}{{.IPAddress}}/{{.IPPrefixLen}} \
-                      {{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}}{{end}}";
-        let said = self.docker(host, &["inspect", "-f", format, name]);
+        self.inspect_in(host, name, "mesh")
+    }
+
+    /// Those in a network of that name.
+    #[track_caller]
+    pub(crate) fn inspect_in(&self, host: usize, name: &str, network: &str) -> Vec<IpNet> {
+        let format = format!(
+            "{{{{with .NetworkSettings.Networks.{network}}}}}{{{{.IPAddress}}}}/{{{{.IPPrefixLen}}}} \
+             {{{{.GlobalIPv6Address}}}}/{{{{.GlobalIPv6PrefixLen}}}}{{{{end}}}}"
+        );
+        let said = self.docker(host, &["inspect", "-f", &format, name]);
         said.split_whitespace().map(|text| text.parse().must(text)).collect()
     }
 
     /// Interfaces of a host that Docker's containers were given.
-    fn ports(&self, host: usize) -> Vec<String> {
+    pub(crate) fn ports(&self, host: usize) -> Vec<String> {
         let run = || Command::new("ip").args(["-o", "link"]).env("PATH", busybox::PATH).output();
         let output = self.lab.host(host).namespace().run(run).must("enter the host").must("list interfaces");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -67,12 +75,12 @@ impl World {
 
     /// Nothing that was given is used by nobody, or the other way round.
     #[track_caller]
-    fn clean(&self, host: usize) {
+    pub(crate) fn clean(&self, host: usize) {
         self.routers[host].command(["ipam", "check"]).must("ipam check");
     }
 
     /// Whether nothing of Docker's containers is left.
-    fn empty(&self, host: usize) -> bool {
+    pub(crate) fn empty(&self, host: usize) -> bool {
         self.ports(host).is_empty() && self.json(host, "ipam")["used"] == 0
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::nft::Port;
+use crate::netlink::nft::{Kept, Port};
 use crate::netlink::{Mac, Route};
 
 /// One attachment, as it is in the store (JSON) and in memory.
@@ -59,7 +59,7 @@ impl Record {
     pub fn port(&self) -> Option<Port> {
         self.held.as_ref().filter(|terms| !terms.may_spoof)?;
         let addresses = self.addresses.iter().map(IpNet::addr).collect();
-        Some(Port { interface: self.host_interface.clone(), mac: self.mac, addresses })
+        Some(Port { interface: self.host_interface.clone(), mac: self.mac, kept: Kept::Own(addresses) })
     }
 
     /// The addresses as text.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{AttachError, Attachments, EXPOSE, FindError, Make, Record, Target};
+use crate::netlink::nft::Port;
 use crate::netlink::{NetlinkError, container};
 
 /// How long requests may take that are under way when everything is taken away.
@@ -58,8 +59,12 @@ impl Attachments {
         if let Err(error) = self.delete_leftovers().await {
             tracing::warn!(%error, "interfaces of a run that was cut off may be left");
         }
-        // The kernel has kept the table of the last run until now (guard P6).
-        self.inner.guard.adopt(self.all().iter().filter_map(Record::port).collect()).await;
+    }
+
+    /// The ports that are kept to what is their own (guard P2).
+    #[must_use]
+    pub fn ports(&self) -> Vec<Port> {
+        self.all().iter().filter_map(Record::port).collect()
     }
 
     /// Connects what was attached in the last run and is still there, and releases what has gone.

@@ -88,6 +88,49 @@ async fn a_network_that_cannot_be_is_refused_with_what_and_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn networks_of_different_parts_are_kept_apart_and_those_that_overlap_refused() {
+    let mut world = World::start();
+    let (red, blue, green) = (id('a'), id('b'), id('c'));
+    let make = |network: &str, pool: &str| create_of(network, pool);
+    world.ok("NetworkDriver.CreateNetwork", &make(&red, "10.32.1.0/24")).await;
+    world.ok("NetworkDriver.CreateNetwork", &make(&blue, "10.32.2.0/24")).await;
+    for (pool, other) in
+        [("10.32.2.128/25", "bbbbbbbbbbbb"), ("10.32.0.0/23", "aaaaaaaaaaaa"), ("10.32.0.0/16", "aaaa")]
+    {
+        let said = world.call("NetworkDriver.CreateNetwork", &make(&green, pool)).await.expect_err("refused");
+        assert!(said.contains(other) && said.contains(pool) && said.contains("--subnet"), "{said}");
+    }
+    let apart = |world: &World| world.ports.apart.lock().expect("whole").keys().cloned().collect::<Vec<_>>();
+    assert_eq!(apart(&world), [red.clone(), blue.clone()]);
+    let address = world.address("10.32.1.0/24", "").await.expect("one");
+    world.run(&red, &id('e'), &address).await.expect("runs");
+    assert_eq!(world.ports.members.lock().expect("whole").values().collect::<Vec<_>>(), [&red]);
+
+    // What the kernel is to be told once more after a restart.
+    world.reload(None);
+    assert_eq!(world.docker.networks().len(), 2);
+    let ports = world.docker.members();
+    assert_eq!((ports.len(), &ports[0].kept), (1, &crate::netlink::nft::Kept::Network(red.clone())));
+
+    // A kernel that cannot: nothing is made.
+    world.ports.refuse(true);
+    let said = world.call("NetworkDriver.CreateNetwork", &make(&green, "10.32.3.0/24")).await.expect_err("refused");
+    assert!(said.contains("nftables"), "{said}");
+    assert_eq!(world.docker.inner.book.networks().len(), 2);
+    world.ports.refuse(false);
+
+    let delete = json!({"NetworkID": blue});
+    world.ok("NetworkDriver.DeleteNetwork", &delete).await;
+    assert_eq!(apart(&world), [red]);
+    // One of all addresses is the open mesh.
+    let mut world = World::start();
+    world.network(&green).await;
+    assert_eq!(apart(&world), Vec::<String>::new());
+    world.reload(None);
+    assert!(world.docker.networks().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_that_cannot_be_had_is_refused_with_what_and_why() {
     let world = World::start();
     let network = id('a');

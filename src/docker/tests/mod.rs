@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,6 +34,9 @@ pub(super) fn id(of: char) -> String {
 pub(super) struct Played {
     pairs: Arc<Mutex<BTreeMap<String, (Place, Mac)>>>,
     refuses: Arc<Mutex<bool>>,
+    /// The networks that are kept apart, and the endpoints that are kept to one.
+    pub(super) apart: Arc<Mutex<BTreeMap<String, Vec<IpNet>>>>,
+    pub(super) members: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Played {
@@ -54,16 +58,33 @@ impl Played {
 }
 
 impl Ports for Played {
-    async fn plug(&self, endpoint: &str, mac: Mac) -> Result<(), NetlinkError> {
+    async fn open_network(&self, id: &str, subnets: Vec<IpNet>) -> Result<(), NetlinkError> {
+        if *self.refuses.lock().expect("whole") {
+            return Err(NetlinkError::other(id, "keep it apart", "there is no nftables"));
+        }
+        self.apart.lock().expect("whole").insert(id.to_owned(), subnets);
+        Ok(())
+    }
+
+    async fn close_network(&self, id: &str) {
+        self.apart.lock().expect("whole").remove(id);
+    }
+
+    async fn plug(&self, endpoint: &str, mac: Mac, apart: Option<String>) -> Result<(), NetlinkError> {
         if *self.refuses.lock().expect("whole") {
             return Err(NetlinkError::other("weft", "find the interface", "it is away"));
         }
         self.pairs.lock().expect("whole").entry(near(endpoint)).or_insert((Place::Host, mac));
+        if let Some(network) = apart {
+            assert!(self.apart.lock().expect("whole").contains_key(&network), "{network} is open before its ports");
+            self.members.lock().expect("whole").insert(near(endpoint), network);
+        }
         Ok(())
     }
 
     async fn unplug(&self, near: &str) -> Result<(), NetlinkError> {
         self.pairs.lock().expect("whole").remove(near);
+        self.members.lock().expect("whole").remove(near);
         Ok(())
     }
 
@@ -199,6 +220,13 @@ fn make(rig: &Rig, dir: &Path, ports: &Played, engine: Option<Engine>) -> Docker
         mtu: 1402,
         ranges: ranges(),
     })
+}
+
+/// A network of these addresses, as the engine sends it.
+pub(super) fn create_of(network: &str, pool: &str) -> Value {
+    let mut body = create(network, &json!({}));
+    body["IPv4Data"][0]["Pool"] = json!(pool);
+    body
 }
 
 /// As the engine sends it, with more options.

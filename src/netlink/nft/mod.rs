@@ -2,15 +2,18 @@
 //!
 //! ```text
 //!   table.rs ─┬─ vxlan.rs   the guard in front of the VXLAN port
-//!             └─ ports.rs   what the ports of the bridge may send
+//!             └─ ports.rs   what the ports of the bridge may send …
+//!                └─ networks.rs   … and what those of a network are sent
 //! ```
 //!
 //! Each is set up, or anew, by one transaction of the kernel's: there is no moment without.
 
+mod networks;
 mod ports;
 mod table;
 mod vxlan;
 
-pub use ports::{Port, PortTable, REASONS};
+pub use networks::Network;
+pub use ports::{Kept, Port, PortTable, REASONS};
 pub use table::Cuts;
 pub use vxlan::{Dropped, Guard, Owned, Sources};

@@ -18,6 +18,7 @@
 //!    chain icmp6               neighbour discovery ─► neighbours; reports of groups from nobody; else ─► source6
 //!    chain neighbours          each message in its usual form about its sender; else `port_router`, `port_neighbour`
 //!    chain arp                 for Ethernet and IPv4, about its sender; else `port_arp`
+//!    for each network          what networks.rs shows
 //! ```
 //!
 //! What is let through is what is known to be right: a packet with headers that the kernel cannot
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::networks::Network;
 use super::table::{
     BASE_LINK, BASE_NETWORK, BASE_TRANSPORT, DEL_ELEMENT, Is, META_IIFNAME, META_PROTOCOL, NEW_ELEMENT, REGISTER,
     REGISTER_SMALL, Rule, Table, UDP, interface_name,
@@ -38,16 +40,21 @@ use crate::netlink::raw::Batch;
 
 const BRIDGE: u8 = 7;
 const HOOK_PREROUTING: u32 = 0;
+const HOOK_POSTROUTING: u32 = 4;
 
 const PORTS: &str = "ports";
-const MACS: &str = "macs";
+/// Ports with their MAC addresses.
+pub(super) const MACS: &str = "macs";
 const OWN4: &str = "own4";
 const OWN6: &str = "own6";
 /// The sets: length of their keys, and how `nft list` shows them (ifname, ether_addr, ipv4_addr, ipv6_addr).
 const SETS: [(&str, u32, u32); 4] =
     [(PORTS, 16, 41), (MACS, 24, 41 << 6 | 9), (OWN4, 20, 41 << 6 | 7), (OWN6, 32, 41 << 6 | 8)];
 
-const ARRIVING: &str = "arriving";
+/// What comes into the bridge.
+pub(super) const ARRIVING: &str = "arriving";
+/// What goes out of it.
+pub(super) const LEAVING: &str = "leaving";
 const SENDER: &str = "sender";
 const V4: &str = "ipv4";
 const SOURCE4: &str = "source4";
@@ -57,7 +64,7 @@ const ICMP6: &str = "icmp6";
 const NEIGHBOURS: &str = "neighbours";
 const ARP: &str = "arp";
 
-const MAC: &str = "port_mac";
+pub(super) const MAC: &str = "port_mac";
 const IPV4: &str = "port_ipv4";
 const IPV6: &str = "port_ipv6";
 const ARP_SENDER: &str = "port_arp";
@@ -66,18 +73,21 @@ const ROUTER: &str = "port_router";
 const DHCP: &str = "port_dhcp";
 const TAGGED: &str = "port_tagged";
 const MALFORMED: &str = "port_malformed";
+pub(super) const NETWORK: &str = "port_network";
+pub(super) const FOREIGN: &str = "port_foreign";
 /// Why frames are dropped; each is the name of a counter.
-pub const REASONS: [&str; 9] = [MAC, IPV4, IPV6, ARP_SENDER, NEIGHBOUR, ROUTER, DHCP, TAGGED, MALFORMED];
+pub const REASONS: [&str; 11] =
+    [MAC, IPV4, IPV6, ARP_SENDER, NEIGHBOUR, ROUTER, DHCP, TAGGED, MALFORMED, NETWORK, FOREIGN];
 
 /// Where the name of the port is in a key, and what comes behind it.
-const PORT: u32 = REGISTER_SMALL;
+pub(super) const PORT: u32 = REGISTER_SMALL;
 const BESIDE: u32 = REGISTER_SMALL + 4;
 
-const SOURCE_MAC: u32 = 6;
-const ETHERTYPE: u32 = 12;
+pub(super) const SOURCE_MAC: u32 = 6;
+pub(super) const ETHERTYPE: u32 = 12;
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
-const ICMP6_PROTOCOL: u8 = 58;
+pub(super) const ICMP6_PROTOCOL: u8 = 58;
 const FRAGMENT: u8 = 44;
 const REPORT_V1: u8 = 131;
 const DONE: u8 = 132;
@@ -89,17 +99,17 @@ const REDIRECT: u8 = 137;
 const REPORT_V2: u8 = 143;
 /// Offsets in the header of IPv6: length of what is behind it, what that is, and the source.
 const IP6_LENGTH: u32 = 4;
-const IP6_NEXT: u32 = 6;
-const IP6_SOURCE: u32 = 8;
+pub(super) const IP6_NEXT: u32 = 6;
+pub(super) const IP6_SOURCE: u32 = 8;
 /// Offset in the header of IPv4.
-const IP4_SOURCE: u32 = 12;
+pub(super) const IP4_SOURCE: u32 = 12;
 /// ARP for Ethernet and IPv4; offsets of its addresses.
-const ARP_ETHERNET: [u8; 6] = [0, 1, 8, 0, 6, 4];
+pub(super) const ARP_ETHERNET: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const ARP_SENDER_MAC: u32 = 8;
-const ARP_SENDER_IP: u32 = 14;
-const ARP_TARGET_IP: u32 = 24;
+pub(super) const ARP_SENDER_IP: u32 = 14;
+pub(super) const ARP_TARGET_IP: u32 = 24;
 /// Offset of the target in messages about neighbours.
-const TARGET: u32 = 8;
+pub(super) const TARGET: u32 = 8;
 /// Options, by type and length: the sender's MAC address, the target's, and a number that tells an own
 /// question from another's (RFC 7527).
 const OPTION_SOURCE: [u8; 2] = [1, 1];
@@ -109,29 +119,44 @@ const OPTION_NONCE: [u8; 2] = [14, 1];
 /// The first transaction has no more bytes: a send buffer has 200 KiB at least.
 const FIRST_BATCH: usize = 150_000;
 
-/// A port that is looked at, and what is its own.
+/// A port that is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
     /// Name of the interface on the bridge; it need not be there yet.
     pub interface: String,
     /// MAC address of the interface at the other end.
     pub mac: Mac,
-    /// Its addresses, without the link-local one, which follows from the MAC address.
-    pub addresses: Vec<IpAddr>,
+    /// What it is kept to.
+    pub kept: Kept,
 }
+
+/// What a port is kept to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// It sends only from these addresses, and from the link-local one that follows from the MAC address.
+    Own(Vec<IpAddr>),
+    /// It sends, and is sent, only what is of the network of this id.
+    Network(String),
+}
+
+type Elements = BTreeSet<(String, Vec<u8>)>;
 
 impl Port {
     /// The elements that stand for it: set and key.
-    fn elements(&self) -> BTreeSet<(&'static str, Vec<u8>)> {
+    fn elements(&self) -> Elements {
         let name = interface_name(&self.interface);
         // Keys are filled up to whole registers of four bytes.
-        let mac = [&name[..], &self.mac, &[0; 2]].concat();
-        let of = |address: IpAddr| match address {
-            IpAddr::V4(ip) => (OWN4, [&name[..], &ip.octets()].concat()),
-            IpAddr::V6(ip) => (OWN6, [&name[..], &ip.octets()].concat()),
+        let mac = (MACS.to_owned(), [&name[..], &self.mac, &[0; 2]].concat());
+        let addresses = match &self.kept {
+            Kept::Own(addresses) => addresses,
+            Kept::Network(id) => return [(Network::set(id), name.to_vec()), mac].into(),
         };
-        let all = self.addresses.iter().copied().chain([link_local(self.mac).into()]).map(of);
-        all.chain([(PORTS, name.to_vec()), (MACS, mac)]).collect()
+        let of = |address: IpAddr| match address {
+            IpAddr::V4(ip) => (OWN4.to_owned(), [&name[..], &ip.octets()].concat()),
+            IpAddr::V6(ip) => (OWN6.to_owned(), [&name[..], &ip.octets()].concat()),
+        };
+        let all = addresses.iter().copied().chain([link_local(self.mac).into()]).map(of);
+        all.chain([(PORTS.to_owned(), name.to_vec()), mac]).collect()
     }
 }
 
@@ -156,29 +181,41 @@ impl PortTable {
         Ok(Self { table: Table::new(table, BRIDGE)? })
     }
 
-    /// Sets the table up, or anew, with these ports. There is no moment without, and none at which a
-    /// port could send more than is its own: where it is too much for one transaction, a port can
+    /// Sets the table up, or anew, with these ports and networks. There is no moment without, and none at
+    /// which a port could send more than it may: where it is too much for one transaction, a port can
     /// send nothing for a moment.
     ///
     /// # Errors
     /// If the kernel has no nftables for bridges, or refuses.
-    pub fn install<'a>(&self, ports: impl IntoIterator<Item = &'a Port>) -> io::Result<()> {
-        let mut elements = BTreeMap::<&str, Vec<Vec<u8>>>::new();
+    pub fn install<'a>(
+        &self,
+        ports: impl IntoIterator<Item = &'a Port>,
+        networks: impl IntoIterator<Item = &'a Network>,
+    ) -> io::Result<()> {
+        let mut elements = BTreeMap::<String, Vec<Vec<u8>>>::new();
         for (set, key) in ports.into_iter().flat_map(Port::elements) {
             elements.entry(set).or_default().push(key);
         }
+        let networks: Vec<&Network> = networks.into_iter().collect();
+        // Who is looked at comes before what he may send.
+        let (details, names): (Vec<_>, Vec<_>) =
+            elements.iter().partition(|(set, _)| [MACS, OWN4, OWN6].contains(&set.as_str()));
         let mut left = Vec::new();
         self.table.transact(|batch| {
             self.table.renew(batch);
-            for (id, (name, length, key_type)) in (1..).zip(SETS) {
-                self.table.set(batch, name, id, length, key_type);
+            let sets = SETS.map(|(name, length, key_type)| (name.to_owned(), length, key_type)).into_iter();
+            let of_networks = networks.iter().map(|network| (Network::set(&network.id), 16, 41));
+            for (id, (name, length, key_type)) in (1..).zip(sets.chain(of_networks)) {
+                self.table.set(batch, &name, id, length, key_type);
             }
             for name in REASONS {
                 self.table.counter(batch, name);
             }
-            self.rules(batch);
-            self.table.elements(batch, NEW_ELEMENT, PORTS, &elements.remove(PORTS).unwrap_or_default());
-            for (set, keys) in &elements {
+            self.rules(batch, &networks);
+            for (set, keys) in names {
+                self.table.elements(batch, NEW_ELEMENT, set, keys);
+            }
+            for (set, keys) in details {
                 for keys in keys.chunks(500) {
                     match batch.len() < FIRST_BATCH {
                         true => self.table.elements(batch, NEW_ELEMENT, set, keys),
@@ -210,17 +247,23 @@ impl PortTable {
         })
     }
 
-    /// Whether the table is there, whole, with exactly these ports.
+    /// Whether the table is there, whole, with exactly these ports and networks.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub fn stands<'a>(&self, ports: impl IntoIterator<Item = &'a Port>) -> io::Result<bool> {
-        let wanted: BTreeSet<_> = ports.into_iter().flat_map(Port::elements).collect();
-        let mut found = BTreeSet::new();
-        for (set, ..) in SETS {
-            self.table.list(set, |key| _ = found.insert((set, key.to_vec())))?;
+    pub fn stands<'a>(
+        &self,
+        ports: impl IntoIterator<Item = &'a Port>,
+        networks: impl IntoIterator<Item = &'a Network>,
+    ) -> io::Result<bool> {
+        let wanted: Elements = ports.into_iter().flat_map(Port::elements).collect();
+        let networks: Vec<&Network> = networks.into_iter().collect();
+        let sets = SETS.iter().map(|(name, ..)| (*name).to_owned());
+        let mut found = Elements::new();
+        for set in sets.chain(networks.iter().map(|network| Network::set(&network.id))) {
+            self.table.list(&set, |key| _ = found.insert((set.clone(), key.to_vec())))?;
         }
-        Ok(found == wanted && self.table.rules()? == self.rules(&mut Batch::default()))
+        Ok(found == wanted && self.table.rules()? == self.rules(&mut Batch::default(), &networks))
     }
 
     /// What was dropped since the table was set up, in the order of [`REASONS`].
@@ -244,36 +287,43 @@ impl PortTable {
     }
 
     /// All chains and rules; the number of rules.
-    fn rules(&self, batch: &mut Batch) -> usize {
+    fn rules(&self, batch: &mut Batch, networks: &[&Network]) -> usize {
         for name in [SENDER, V4, SOURCE4, V6, SOURCE6, ICMP6, NEIGHBOURS, ARP] {
             self.table.chain(batch, name, None);
         }
+        for name in networks.iter().flat_map(|network| network.chains()) {
+            self.table.chain(batch, &name, None);
+        }
         self.table.chain(batch, ARRIVING, Some(HOOK_PREROUTING));
+        if !networks.is_empty() {
+            self.table.chain(batch, LEAVING, Some(HOOK_POSTROUTING));
+        }
         let mut rules = Rules { table: &self.table, batch, count: 0 };
         rules.of_frames();
         rules.of_ipv4();
         rules.of_ipv6();
         rules.of_neighbours();
         rules.of_arp();
+        networks.iter().for_each(|network| rules.of_network(network));
         rules.count
     }
 }
 
 /// The rules being written.
-struct Rules<'a> {
+pub(super) struct Rules<'a> {
     table: &'a Table,
     batch: &'a mut Batch,
     count: usize,
 }
 
 impl Rules<'_> {
-    fn add(&mut self, chain: &str, write: impl FnOnce(&mut Rule<'_, '_>)) {
+    pub(super) fn add(&mut self, chain: &str, write: impl FnOnce(&mut Rule<'_, '_>)) {
         self.table.rule(self.batch, chain, write);
         self.count += 1;
     }
 
     /// The end of a chain.
-    fn drop_rest(&mut self, chain: &str, counter: &str) {
+    pub(super) fn drop_rest(&mut self, chain: &str, counter: &str) {
         self.add(chain, |rule| rule.count_and_drop(counter));
     }
 
@@ -304,7 +354,7 @@ impl Rules<'_> {
     fn of_ipv4(&mut self) {
         self.add(V4, |rule| {
             rule.payload(REGISTER, BASE_NETWORK, 6, 2);
-            rule.mask([0x1f, 0xff]);
+            rule.mask(&[0x1f, 0xff]);
             rule.compare(Is::Other, &[0, 0]);
             rule.goto(SOURCE4);
         });
@@ -315,7 +365,7 @@ impl Rules<'_> {
     fn of_ipv6(&mut self) {
         self.add(V6, |rule| {
             rule.extension(FRAGMENT, 2);
-            rule.mask([0xff, 0xf8]);
+            rule.mask(&[0xff, 0xf8]);
             rule.compare(Is::Other, &[0, 0]);
             rule.goto(SOURCE6);
         });
@@ -450,7 +500,7 @@ impl Rules<'_> {
 }
 
 /// Goes on only if what is there (base, offset, length) is the port's own, or only if it is not.
-fn own(rule: &mut Rule<'_, '_>, set: &str, (base, offset, length): (u32, u32, u32), wanted: bool) {
+pub(super) fn own(rule: &mut Rule<'_, '_>, set: &str, (base, offset, length): (u32, u32, u32), wanted: bool) {
     rule.load(PORT, META_IIFNAME);
     rule.payload(BESIDE, base, offset, length);
     rule.is_in(set, PORT, wanted);
@@ -477,7 +527,7 @@ mod tests {
         let port = Port {
             interface: "weft-abcdefghij".to_owned(),
             mac: [2, 0x77, 10, 32, 0, 5],
-            addresses: ["10.32.0.5", "fd00::5"].map(|ip| ip.parse().expect("an address")).into(),
+            kept: Kept::Own(["10.32.0.5", "fd00::5"].map(|ip| ip.parse().expect("an address")).into()),
         };
         let elements = port.elements();
         let count = |set: &str| elements.iter().filter(|(of, _)| *of == set).count();
@@ -487,7 +537,10 @@ mod tests {
             assert!(keys.clone().all(|(_, key)| key.len() == length as usize), "{set}");
             assert!(keys.clone().all(|(_, key)| key.starts_with(b"weft-abcdefghij\0")), "{set}");
         }
-        let other = Port { addresses: Vec::new(), ..port.clone() };
+        let other = Port { kept: Kept::Own(Vec::new()), ..port.clone() };
         assert_eq!(elements.difference(&other.elements()).count(), 2, "but for the addresses all is the same");
+        let member = Port { kept: Kept::Network("a1".to_owned()), ..port };
+        let sets: Vec<_> = member.elements().into_iter().map(|(set, _)| set).collect();
+        assert_eq!(sets, ["macs", "network-a1"]);
     }
 }

@@ -333,14 +333,15 @@ impl Rule<'_, '_> {
         });
     }
 
-    /// Leaves of two bytes in [`REGISTER`] only these bits.
-    pub(super) fn mask(&mut self, mask: [u8; 2]) {
+    /// Leaves of as many bytes in [`REGISTER`] only these bits.
+    pub(super) fn mask(&mut self, mask: &[u8]) {
         self.expression("bitwise", |body| {
             body.number(1, REGISTER);
             body.number(2, REGISTER);
-            body.number(3, 2);
-            body.nest(4, |body| body.put(1, &mask));
-            body.nest(5, |body| body.put(1, &[0, 0]));
+            // Longest is an address.
+            body.number(3, mask.len() as u32);
+            body.nest(4, |body| body.put(1, mask));
+            body.nest(5, |body| body.put(1, &vec![0; mask.len()]));
         });
     }
 
@@ -366,6 +367,11 @@ impl Rule<'_, '_> {
             body.number(1, OBJECT_COUNTER);
             body.text(2, counter);
         });
+        self.drop();
+    }
+
+    /// The end of the packet, of which nobody is told.
+    pub(super) fn drop(&mut self) {
         self.verdict(DROP, None);
     }
 
