@@ -48,7 +48,7 @@ enum Command {
         /// The router's API socket.
         #[arg(long, env = "WEFT_SOCKET", default_value = "/run/weft/weft.sock")]
         socket: PathBuf,
-        /// Where probes are answered: /readyz, /livez, /livez/router.
+        /// Where probes are answered: /readyz, /livez.
         #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6785")]
         health: SocketAddr,
         /// For how many seconds a node must be gone, and its router out of reach, before its addresses go to the others.

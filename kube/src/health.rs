@@ -12,14 +12,11 @@ use tokio::time::Instant;
 
 /// The loop is stuck if it said nothing for so long.
 const BEAT: Duration = Duration::from_secs(60);
-/// The router is stuck if it has not answered for so long.
-const ROUTER: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 struct Inner {
     unready: Option<String>,
     beat: Instant,
-    router: Instant,
 }
 
 /// How things are. Clones share it.
@@ -28,9 +25,8 @@ pub struct Health(Arc<Mutex<Inner>>);
 
 impl Default for Health {
     fn default() -> Self {
-        let now = Instant::now();
         let unready = Some("the router was not asked yet".to_owned());
-        Self(Arc::new(Mutex::new(Inner { unready, beat: now, router: now })))
+        Self(Arc::new(Mutex::new(Inner { unready, beat: Instant::now() })))
     }
 }
 
@@ -42,11 +38,6 @@ impl Health {
     /// The loop goes round.
     pub(crate) fn beat(&self) {
         self.with(|inner| inner.beat = Instant::now());
-    }
-
-    /// The router answered.
-    pub(crate) fn router_answered(&self) {
-        self.with(|inner| inner.router = Instant::now());
     }
 
     /// Why the node is not ready; none if it is. Says whether that is news.
@@ -77,18 +68,9 @@ async fn livez(State(health): State<Health>) -> Answer {
     answer((silent > BEAT).then(|| format!("weft-kube has been stuck for {} s", silent.as_secs())))
 }
 
-async fn router(State(health): State<Health>) -> Answer {
-    let silent = health.with(|inner| inner.router.elapsed());
-    answer((silent > ROUTER).then(|| format!("the router has not answered for {} s", silent.as_secs())))
-}
-
 /// Answers probes until it is dropped.
 pub(crate) async fn serve(listener: TcpListener, health: Health) {
-    let app = Router::new()
-        .route("/readyz", get(readyz))
-        .route("/livez", get(livez))
-        .route("/livez/router", get(router))
-        .with_state(health);
+    let app = Router::new().route("/readyz", get(readyz)).route("/livez", get(livez)).with_state(health);
     // It goes on after errors of single connections, and ends never.
     if let Err(error) = axum::serve(listener, app).await {
         tracing::error!("probes are not answered any more: {error}");

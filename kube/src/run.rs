@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1 as core;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::api::Nodes;
 use crate::files::replace;
@@ -27,6 +27,10 @@ use crate::router::Router;
 
 /// After a removal that failed, or a list that was not had, nothing is removed for so long.
 const PAUSE: Duration = Duration::from_secs(10);
+/// A new list because of a watch that was refused waits so long, then twice as long, …
+const ANEW_MIN: Duration = Duration::from_secs(1);
+/// … up to this.
+const ANEW_MAX: Duration = Duration::from_secs(30);
 /// How long an end waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -122,15 +126,30 @@ impl Keeper {
     }
 
     async fn keep(&mut self) {
-        // Lists are read by quorum, and streamed lists, which not every server has, are not asked for.
-        let events = watcher(self.nodes.api(), watcher::Config::default()).default_backoff();
-        let mut events = pin!(events);
+        let mut events = watch(&self.nodes);
+        // When to begin with a new list, if that is needed, and how long the next wait will be.
+        let (mut anew, mut pause): (Option<Instant>, _) = (None, ANEW_MIN);
         let mut poll = interval(self.options.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.health.beat();
+            let begin_anew = async {
+                match anew {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                Some(event) = events.next() => self.heard(event),
+                () = begin_anew => (events, anew) = (watch(&self.nodes), None),
+                Some(event) = events.next(), if anew.is_none() => {
+                    if needs_new_list(&event) {
+                        anew = Some(Instant::now() + pause);
+                        pause = (pause * 2).min(ANEW_MAX);
+                    } else if matches!(event, Ok(Event::Apply(_) | Event::Delete(_))) {
+                        pause = ANEW_MIN;
+                    }
+                    self.heard(event);
+                }
                 Some(Ok(done)) = self.asked.join_next(), if !self.asked.is_empty() => self.done(done),
                 _ = poll.tick() => self.look().await,
             }
@@ -198,7 +217,6 @@ impl Keeper {
             }
             Ok(view) => {
                 self.router_answers = true;
-                self.health.router_answered();
                 self.roster.looked(view, now);
             }
         }
@@ -315,6 +333,24 @@ impl Keeper {
         let rest = async { while self.asked.join_next().await.is_some() {} };
         // What is cut off here is done by another node, or after the next start.
         let _ = timeout(DRAIN, rest).await;
+    }
+}
+
+type Events = Pin<Box<dyn Stream<Item = watcher::Result<Event<core::Node>>> + Send>>;
+
+/// Lists the nodes, by quorum, and watches them from there. Streamed lists, which not every server
+/// has, are not asked for.
+fn watch(nodes: &Nodes) -> Events {
+    Box::pin(watcher(nodes.api(), watcher::Config::default()).default_backoff())
+}
+
+/// The watcher asks for the same version again when a watch is refused by the status of the answer;
+/// of a version that is too old, or that a server restored from a copy never had, it would do so for
+/// ever.
+fn needs_new_list(event: &watcher::Result<Event<core::Node>>) -> bool {
+    match event {
+        Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) => matches!(status.code, 410 | 504),
+        _ => false,
     }
 }
 
