@@ -9,10 +9,14 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /weft
 COPY . .
-# +crt-static needs an explicit target, so that build scripts and macros stay dynamic.
+# +crt-static needs an explicit target, so that build scripts and macros stay dynamic. One after the other: built
+# together, the router would have the features of the libraries that only the client of Kubernetes wants.
 RUN arch="$(uname -m)-unknown-linux-gnu" \
- && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$arch" --bin weft \
+ && export RUSTFLAGS="-C target-feature=+crt-static" \
+ && cargo build --locked --release --target "$arch" -p weft --bin weft \
  && install -D "target/$arch/release/weft" /out/usr/bin/weft \
+ && cargo build --locked --release --target "$arch" -p weft-kube --bin weft-kube \
+ && install -D "target/$arch/release/weft-kube" /out/usr/bin/weft-kube \
  && ln -s weft /out/usr/bin/weft-cni \
  && mkdir -p /out/var/lib/weft /out/run/weft
 

@@ -90,6 +90,7 @@ fn packages_depend_on_each_other_in_one_direction() {
         ("mesh-proto", &[][..]),
         ("ipam", &[][..]),
         ("weft", &["mesh-proto", "ipam"][..]),
+        ("weft-kube", &["weft", "mesh-proto", "ipam"][..]),
         ("integration", &["weft", "mesh-proto", "ipam"][..]),
     ]);
     for (package, known) in &dependencies {
