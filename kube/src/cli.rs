@@ -20,10 +20,10 @@ use crate::{init, run};
 #[command(name = "weft-kube", version)]
 struct Cli {
     /// error, warn, info, debug or trace.
-    #[arg(long, env = "WEFT_LOG_LEVEL", default_value = "info", global = true, value_parser = level)]
+    #[arg(long, env = "WEFT_LOG_LEVEL", default_value = "info", global = true)]
     log_level: LogLevel,
     /// text or json.
-    #[arg(long, env = "WEFT_LOG_FORMAT", default_value = "text", global = true, value_parser = format)]
+    #[arg(long, env = "WEFT_LOG_FORMAT", default_value = "text", global = true)]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
@@ -97,20 +97,6 @@ impl Install {
     }
 }
 
-fn level(text: &str) -> Result<LogLevel, String> {
-    let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
-    let found = levels.into_iter().find(|level| level.name() == text);
-    found.ok_or_else(|| "it is error, warn, info, debug or trace".to_owned())
-}
-
-fn format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("it is text or json".to_owned()),
-    }
-}
-
 /// Runs the program with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -146,7 +132,7 @@ async fn work(command: Command) -> anyhow::Result<()> {
             };
             tokio::select! {
                 done = work => done,
-                signal = told_to_end() => { signal?; anyhow::bail!("told to end before the list of nodes was there") }
+                () = told_to_end()? => anyhow::bail!("told to end before the list of nodes was there"),
             }
         }
         Command::Run { cluster, socket, health, grace } => {
@@ -160,21 +146,16 @@ async fn work(command: Command) -> anyhow::Result<()> {
                 grace: Duration::from_secs(grace),
                 poll: Duration::from_secs(2),
             };
-            let mut term = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let stop = async move {
-                tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-            };
-            run::run(nodes, options, stop).await
+            run::run(nodes, options, told_to_end()?).await
         }
         Command::Uninstall { install } => install.host().uninstall(&install.conflist),
     }
 }
 
-/// SIGTERM or SIGINT: as process 1 of a container, nobody else ends on them.
-async fn told_to_end() -> std::io::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-    Ok(())
+/// Ends with SIGTERM or SIGINT, which are taken from now on: as process 1 of a container, nobody else ends on them.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+    })
 }

@@ -120,8 +120,8 @@ impl Settings {
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_RESOLV_CONF)),
             detach: reader.one("detach", boolean).unwrap_or(false),
             cipher: reader.one("cipher", cipher).unwrap_or(Cipher::Auto),
-            log_level: reader.one("log-level", log_level).unwrap_or(LogLevel::Info),
-            log_format: reader.one("log-format", log_format).unwrap_or(LogFormat::Text),
+            log_level: reader.one("log-level", str::parse).unwrap_or(LogLevel::Info),
+            log_format: reader.one("log-format", str::parse).unwrap_or(LogFormat::Text),
             network,
         };
         inside_out(&mut reader, &settings);
@@ -473,22 +473,6 @@ fn cipher(text: &str) -> Result<Cipher, String> {
         .find(|suite| suite.name() == text)
         .map(Cipher::Only)
         .ok_or_else(|| "expected auto, aes-256-gcm, chacha20-poly1305 or nacl".to_owned())
-}
-
-fn log_level(text: &str) -> Result<LogLevel, String> {
-    use LogLevel::{Debug, Error, Info, Trace, Warn};
-    [Error, Warn, Info, Debug, Trace]
-        .into_iter()
-        .find(|level| level.name() == text)
-        .ok_or_else(|| "expected error, warn, info, debug or trace".to_owned())
-}
-
-fn log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("expected text or json".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -16,16 +16,11 @@
 use ipnet::IpNet;
 
 use super::ports::{
-    ARP_ETHERNET, ARP_SENDER_IP, ARP_TARGET_IP, ARRIVING, ETHERTYPE, FOREIGN, ICMP6_PROTOCOL, IP4_SOURCE, IP6_NEXT,
-    IP6_SOURCE, LEAVING, MAC, MACS, NETWORK, PORT, Rules, SOURCE_MAC, TARGET, own,
+    ADVERTISE, ARP_ETHERNET, ARP_SENDER_IP, ARP_TARGET_IP, ARP_TYPE, ARRIVING, ETHERTYPE, FOREIGN, ICMP6_PROTOCOL,
+    IP4_SOURCE, IP6_NEXT, IP6_SOURCE, IPV4_TYPE, IPV6_TYPE, LEAVING, MAC, MACS, NETWORK, PORT, Rules, SOLICIT,
+    SOURCE_MAC, TARGET, own,
 };
 use super::table::{BASE_LINK, BASE_NETWORK, BASE_TRANSPORT, Is, META_IIFNAME, META_OIFNAME, REGISTER, Rule};
-
-const IPV4_TYPE: [u8; 2] = [8, 0];
-const IPV6_TYPE: [u8; 2] = [0x86, 0xdd];
-const ARP_TYPE: [u8; 2] = [8, 6];
-const SOLICIT: u8 = 135;
-const ADVERTISE: u8 = 136;
 
 /// A network whose ports hear only of its own addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -85,6 +85,9 @@ const BESIDE: u32 = REGISTER_SMALL + 4;
 
 pub(super) const SOURCE_MAC: u32 = 6;
 pub(super) const ETHERTYPE: u32 = 12;
+pub(super) const IPV4_TYPE: [u8; 2] = [8, 0];
+pub(super) const IPV6_TYPE: [u8; 2] = [0x86, 0xdd];
+pub(super) const ARP_TYPE: [u8; 2] = [8, 6];
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
 pub(super) const ICMP6_PROTOCOL: u8 = 58;
@@ -93,8 +96,8 @@ const REPORT_V1: u8 = 131;
 const DONE: u8 = 132;
 const SOLICIT_ROUTER: u8 = 133;
 const ADVERTISE_ROUTER: u8 = 134;
-const SOLICIT: u8 = 135;
-const ADVERTISE: u8 = 136;
+pub(super) const SOLICIT: u8 = 135;
+pub(super) const ADVERTISE: u8 = 136;
 const REDIRECT: u8 = 137;
 const REPORT_V2: u8 = 143;
 /// Offsets in the header of IPv6: length of what is behind it, what that is, and the source.
@@ -337,7 +340,7 @@ impl Rules<'_> {
             own(rule, MACS, (BASE_LINK, SOURCE_MAC, 6), false);
             rule.count_and_drop(MAC);
         });
-        for (kind, chain) in [([8, 0], V4), ([0x86, 0xdd], V6), ([8, 6], ARP)] {
+        for (kind, chain) in [(IPV4_TYPE, V4), (IPV6_TYPE, V6), (ARP_TYPE, ARP)] {
             self.add(SENDER, |rule| {
                 rule.bytes(BASE_LINK, ETHERTYPE, &kind);
                 rule.goto(chain);
