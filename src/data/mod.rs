@@ -17,7 +17,6 @@
 
 mod batch;
 mod events;
-mod flow;
 mod handle;
 mod outbox;
 mod quiet;

@@ -15,7 +15,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::flow::flow;
 use super::quiet::Quiet;
 use super::sys::Gather;
 use super::tap::Tap;
@@ -216,8 +215,7 @@ impl Sink for Outbox {
         };
         if self.tap.has_header() && takes {
             let header = header.bytes();
-            let queue = self.tap.queue_of(flow(bytes.iter().next().unwrap_or_default()));
-            let result = self.gather.write(queue, std::iter::once(&header[..]).chain(bytes.iter()));
+            let result = self.gather.write(self.tap.writer(), std::iter::once(&header[..]).chain(bytes.iter()));
             return self.written(result);
         }
         let (mut whole, mut cut) = (std::mem::take(&mut self.whole), std::mem::take(&mut self.cut));

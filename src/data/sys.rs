@@ -17,6 +17,17 @@ pub(super) fn tun_set_interface(tun: impl AsFd, name: &str, flags: libc::c_short
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `ioctl(TUNSETQUEUE)`: the kernel gives this queue of a TAP no more frames; it still takes some.
+pub(super) fn tun_detach_queue(tun: impl AsFd) -> io::Result<()> {
+    // SAFETY: ifreq is plain old data; all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The highest of the flags' 16 bits is none of these.
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: the descriptor is open for the call and TUNSETQUEUE reads one ifreq.
+    let result = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETQUEUE, &raw const request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain old data; all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -4,10 +4,13 @@
 //!            ┌─ queue ─ bulk bulk bulk bulk ─┐
 //!  bridge ───┤─ queue ─ ping ────────────────├──► one frame of each in turn
 //!            └─ queue ───────────────────────┘
+//!         ◄─── a queue that is detached ◄─────── all that comes for this host
 //! ```
 //!
-//! The kernel puts the frames of a flow into one of several queues, so who fills his own with bulk
-//! data is not in the way of the others.
+//! The kernel puts the frames of a flow into one of several queues, by their hash, so who fills his own
+//! with bulk data is not in the way of the others. A flow whose frames it sees coming out of another
+//! queue it moves there, and what waits in the old one is overtaken; of a detached queue it takes no
+//! note (`tun_get_user` of drivers/net/tun.c). So a flow stays where it is, in its order.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -59,6 +62,8 @@ pub struct Offloads {
 pub struct Tap {
     /// One for each queue; there is at least one.
     queues: Box<[OwnedFd]>,
+    /// The detached one, for what is written.
+    writer: Option<OwnedFd>,
     header: bool,
     /// What the kernel was told to give: `TUN_F_*`.
     kinds: libc::c_uint,
@@ -68,7 +73,7 @@ pub struct Tap {
 /// A descriptor whose reads and writes are frames, without a header and complete.
 impl From<OwnedFd> for Tap {
     fn from(fd: OwnedFd) -> Self {
-        Self { queues: Box::new([fd]), header: false, kinds: 0, offloads: Offloads::default() }
+        Self { queues: Box::new([fd]), writer: None, header: false, kinds: 0, offloads: Offloads::default() }
     }
 }
 
@@ -84,7 +89,7 @@ impl Tap {
     #[must_use]
     pub fn with_header(fd: OwnedFd) -> Self {
         let offloads = Offloads { checksum: true, tcp: true, udp: true, ..Offloads::default() };
-        Self { queues: Box::new([fd]), header: true, kinds: 0, offloads }
+        Self { queues: Box::new([fd]), writer: None, header: true, kinds: 0, offloads }
     }
 
     /// All queues.
@@ -92,10 +97,9 @@ impl Tap {
         &self.queues
     }
 
-    /// The queue to write the frames of a flow to, given a number that is the same for all of them:
-    /// the kernel puts the flow's answers into the queue that it saw its frames on.
-    pub(super) fn queue_of(&self, flow: u32) -> &OwnedFd {
-        &self.queues[flow as usize % self.queues.len()]
+    /// Where frames are written.
+    pub(super) fn writer(&self) -> &OwnedFd {
+        self.writer.as_ref().unwrap_or(&self.queues[0])
     }
 
     /// Whether each read and write begins with a virtio header.
@@ -114,12 +118,14 @@ impl Tap {
     /// When the process may not open more.
     pub fn try_clone(&self) -> io::Result<Self> {
         let queues: io::Result<Box<[OwnedFd]>> = self.queues.iter().map(OwnedFd::try_clone).collect();
-        Ok(Self { queues: queues?, offloads: self.offloads.clone(), ..*self })
+        let writer = self.writer.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Self { queues: queues?, writer, offloads: self.offloads.clone(), ..*self })
     }
 
     /// Of queues that give headers, with as many offloads as the kernel has.
     fn of(queues: Vec<OwnedFd>) -> Self {
-        let mut tap = Self { queues: queues.into(), header: true, kinds: 0, offloads: Offloads::default() };
+        let mut tap =
+            Self { queues: queues.into(), writer: None, header: true, kinds: 0, offloads: Offloads::default() };
         tap.probe();
         tap
     }
@@ -202,8 +208,18 @@ fn open_several(name: &str) -> io::Result<Tap> {
         }
     }
     let mut tap = Tap::of(queues);
+    match open_tun().and_then(|tun| attach_writer(&tun, name).map(|()| tun)) {
+        Ok(tun) => tap.writer = Some(tun.into()),
+        Err(error) => missing.push(format!("TAP without a queue for writing: {error}")),
+    }
     tap.offloads.missing.append(&mut missing);
     Ok(tap)
+}
+
+/// One more queue, which takes frames and gives none.
+fn attach_writer(tun: impl AsFd, name: &str) -> io::Result<()> {
+    attach(&tun, name, SEVERAL)?;
+    sys::tun_detach_queue(&tun)
 }
 
 /// The same with one queue.
@@ -234,6 +250,9 @@ pub fn renew_tap(tap: &Tap, name: &str) -> io::Result<bool> {
         Ok(()) => {
             for queue in &tap.queues[1..] {
                 attach(queue, name, flags)?;
+            }
+            if let Some(writer) = &tap.writer {
+                attach_writer(writer, name)?;
             }
             if tap.header {
                 sys::tun_set_offload(tap, tap.kinds)?;

@@ -31,6 +31,7 @@ mod mesh;
 mod mtu;
 mod names;
 mod netlink;
+mod order;
 mod restart;
 mod secrets;
 mod start;
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 20] = [
+    let groups: [(&str, &[Case]); 21] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         ("underlay", underlay::CASES),
         ("broadcast", broadcast::CASES),
         ("frames", frames::CASES),
+        ("order", order::CASES),
         ("mtu", mtu::CASES),
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
