@@ -119,7 +119,14 @@ impl Host {
         let address = socket.local_addr()?;
         let forwarder =
             ForwarderConfig { sealed, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max: 1472 };
-        let config = DataConfig { tap: tap.into(), socket, forwarder, seed: 1, clock: Clock::start() };
+        let config = DataConfig {
+            tap: tap.into(),
+            socket,
+            forwarder,
+            seed: 1,
+            busy_poll: Duration::ZERO,
+            clock: Clock::start(),
+        };
         let (data, outputs) = DataHandle::start(config)?;
         Ok(Self { data, _outputs: outputs, bridge, address })
     }

@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn the_contract_of_the_command_line_is_accepted() {
         for line in [
-            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --ipalloc-init consensus=3 --dead-after 1h --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --dns-listen 10.0.0.1:53 --dns-domain weft.local --dns-resolv-conf /r --detach --network n --cipher auto --log-level info --log-format json --config /c",
+            "weft up --name a --peer h1 --peer h2:7000 --listen 0.0.0.0:6783 --port 6783 --advertise 192.0.2.1 --range 10.0.0.0/8 --range fd00::/64 --ipalloc-init consensus=3 --dead-after 1h --secret-file /s --data-dir /d --socket /k --metrics 127.0.0.1:6782 --bridge weft --mtu auto --no-discovery --no-fast-path --trusted-subnet 192.0.2.0/24 --dns-listen 10.0.0.1:53 --dns-domain weft.local --dns-resolv-conf /r --detach --network n --cipher auto --busy-poll 0 --log-level info --log-format json --config /c",
             "weft down",
             "weft connect a b",
             "weft forget a",

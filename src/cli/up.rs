@@ -87,6 +87,10 @@ pub(super) struct UpArgs {
     /// nacl [default: auto]
     #[arg(long, value_name = "CIPHER")]
     cipher: Option<String>,
+    /// Microseconds for which packets that come one soon after the other are looked for before sleeping; 0:
+    /// not at all [default: 100]
+    #[arg(long, value_name = "N")]
+    busy_poll: Option<String>,
     /// Dial only the peers named, not those that they tell of
     #[arg(long)]
     no_discovery: bool,
@@ -140,6 +144,7 @@ impl UpArgs {
             ("bridge", one(&self.bridge)),
             ("mtu", one(&self.mtu)),
             ("cipher", one(&self.cipher)),
+            ("busy-poll", one(&self.busy_poll)),
             ("no-discovery", switch(self.no_discovery)),
             ("no-fast-path", switch(self.no_fast_path)),
             ("trusted-subnet", self.trusted_subnet.clone()),

@@ -36,6 +36,7 @@ pub const KEYS: &[Key] = &[
     Key { name: "bridge", many: false, live: false },
     Key { name: "mtu", many: false, live: false },
     Key { name: "cipher", many: false, live: false },
+    Key { name: "busy-poll", many: false, live: false },
     Key { name: "no-discovery", many: false, live: false },
     Key { name: "no-fast-path", many: false, live: false },
     Key { name: "trusted-subnet", many: true, live: false },

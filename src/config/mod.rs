@@ -39,6 +39,8 @@ pub const DEFAULT_BRIDGE: &str = "weft";
 pub const DEFAULT_NETWORK: &str = "weft";
 /// How long a peer may be silent before it is removed from the address space, unless told otherwise.
 pub const DEFAULT_DEAD_AFTER: Duration = Duration::from_secs(3600);
+/// How long the data thread looks on before it sleeps, unless told otherwise.
+pub const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(100);
 /// Domain of the mesh's names, unless told otherwise.
 pub const DEFAULT_DNS_DOMAIN: &str = "weft.local";
 /// File that names the host's resolvers, unless told otherwise.
@@ -83,6 +85,9 @@ pub struct Settings {
     pub bridge: String,
     /// MTU of the overlay.
     pub mtu: Mtu,
+    /// How long the data thread goes on looking for packets that come one soon after the other; zero: not
+    /// at all.
+    pub busy_poll: Duration,
     /// Whether peers that gossip tells of are dialled.
     pub discovery: bool,
     /// Whether the kernel's VXLAN carries frames where it can.
@@ -332,6 +337,7 @@ impl Settings {
             ("bridge", self.bridge.clone()),
             ("mtu", self.mtu.to_string()),
             ("cipher", self.cipher.to_string()),
+            ("busy-poll", self.busy_poll.as_micros().to_string()),
             ("no-discovery", (!self.discovery).to_string()),
             ("no-fast-path", (!self.fast_path).to_string()),
             ("trusted-subnet", nets(&self.trusted_subnets)),

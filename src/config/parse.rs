@@ -12,9 +12,9 @@ use mesh_proto::wire::names::Name;
 
 use super::gather::Gathered;
 use super::{
-    Cipher, DEFAULT_BRIDGE, DEFAULT_DATA_DIR, DEFAULT_DEAD_AFTER, DEFAULT_DNS_DOMAIN, DEFAULT_NETWORK, DEFAULT_PORT,
-    DEFAULT_RANGE_V4, DEFAULT_RESOLV_CONF, DEFAULT_SOCKET, IpallocInit, LogFormat, LogLevel, Mtu, Problem, Problems,
-    Settings,
+    Cipher, DEFAULT_BRIDGE, DEFAULT_BUSY_POLL, DEFAULT_DATA_DIR, DEFAULT_DEAD_AFTER, DEFAULT_DNS_DOMAIN,
+    DEFAULT_NETWORK, DEFAULT_PORT, DEFAULT_RANGE_V4, DEFAULT_RESOLV_CONF, DEFAULT_SOCKET, IpallocInit, LogFormat,
+    LogLevel, Mtu, Problem, Problems, Settings,
 };
 
 /// Longest name of a peer or network, in bytes.
@@ -120,6 +120,7 @@ impl Settings {
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_RESOLV_CONF)),
             detach: reader.one("detach", boolean).unwrap_or(false),
             cipher: reader.one("cipher", cipher).unwrap_or(Cipher::Auto),
+            busy_poll: reader.one("busy-poll", busy_poll).unwrap_or(DEFAULT_BUSY_POLL),
             log_level: reader.one("log-level", str::parse).unwrap_or(LogLevel::Info),
             log_format: reader.one("log-format", str::parse).unwrap_or(LogFormat::Text),
             network,
@@ -460,6 +461,15 @@ fn boolean(text: &str) -> Result<bool, String> {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),
         _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// A number of microseconds.
+fn busy_poll(text: &str) -> Result<Duration, String> {
+    const LONGEST: u64 = 1000;
+    match text.parse() {
+        Ok(micros @ 0..=LONGEST) => Ok(Duration::from_micros(micros)),
+        _ => Err(format!("expected 0 to {LONGEST} microseconds")),
     }
 }
 

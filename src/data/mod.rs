@@ -31,6 +31,7 @@ use std::fmt;
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_proto::data::Hop;
 use mesh_proto::data::forwarder::ForwarderConfig;
@@ -57,6 +58,9 @@ pub struct DataConfig {
     pub forwarder: ForwarderConfig,
     /// For the forwarder's jitter.
     pub seed: u64,
+    /// How long the thread goes on looking for small packets that come one soon after the other,
+    /// before it sleeps; zero: not at all.
+    pub busy_poll: Duration,
     /// The process' clock.
     pub clock: Clock,
 }

@@ -1,7 +1,8 @@
 //! The data thread: waits, reads, hands over, sends.
 //!
 //! ```text
-//!  loop {  look (TAP, socket, eventfd); after a turn that found nothing, wait until the next timer
+//!  loop {  look (TAP, socket, eventfd); after a turn that found nothing, wait until the next timer,
+//!          or look on for a while (linger.rs)
 //!          called?   commands, relayed QUIC datagrams, reports
 //!          timer?    handle_timeout
 //!          TAP?      a frame of each queue, again and again, up to FRAMES or TAP_BYTES
@@ -30,6 +31,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
+use self::linger::Linger;
 use super::batch::Receiver;
 use super::events::Events;
 use super::handle::{Inbox, Shared};
@@ -84,7 +86,8 @@ pub(super) fn start(config: DataConfig) -> io::Result<(Arc<Shared>, DataOutputs)
         frame: vec![0; READ_MAX].into(),
         next_queue: 0,
         held_until: None,
-        found: false,
+        found: 0,
+        linger: Linger::new(config.busy_poll),
         more_inputs: false,
         events_kept: false,
         tap_lost: false,
@@ -147,8 +150,9 @@ struct Thread {
     next_queue: usize,
     /// When the start of a super-frame is handed over whose rest has not come.
     held_until: Option<Duration>,
-    /// The last turn read something: there may be more by now.
-    found: bool,
+    /// Bytes that the last turn read: after some there may be more by now.
+    found: usize,
+    linger: Linger,
     more_inputs: bool,
     events_kept: bool,
     tap_lost: bool,
@@ -205,7 +209,7 @@ impl Thread {
 
     /// What there is now; after a turn that found nothing, as soon as there is something.
     fn look(&mut self) -> Ready {
-        let patience = if std::mem::take(&mut self.found) { Some(Duration::ZERO) } else { self.patience() };
+        let patience = if self.looks_again() { Some(Duration::ZERO) } else { self.patience() };
         let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
         // A source that is left alone is not asked, for errors are reported whatever is asked for: the
         // last of these takes its place.
@@ -228,6 +232,22 @@ impl Thread {
                 self.warn("waiting for work failed", error);
                 std::thread::sleep(MUTE);
                 Ready::NOTHING
+            }
+        }
+    }
+
+    /// Whether there may be something by the time that a sleep would take.
+    fn looks_again(&mut self) -> bool {
+        let now = self.clock.now();
+        match std::mem::take(&mut self.found) {
+            0 if self.linger.goes_on(now) => {
+                std::thread::yield_now();
+                true
+            }
+            0 => false,
+            bytes => {
+                self.linger.found(bytes, now);
+                true
             }
         }
     }
@@ -310,7 +330,7 @@ impl Thread {
                     self.outbox.counters.tap_read_frames += 1;
                     self.outbox.counters.tap_read_bytes += len as u64;
                     self.take_frame(len, now);
-                    self.found = true;
+                    self.found += len;
                     (frames, bytes) = (frames + 1, bytes + len);
                 }
                 Err(Errno::AGAIN) => {
@@ -357,7 +377,6 @@ impl Thread {
         if let Err(error) = self.receiver.receive(&self.socket.fd) {
             return self.receive_failed(&error, now);
         }
-        self.found = true;
         let counters = &mut self.outbox.counters;
         counters.udp_messages += self.receiver.messages();
         let (datagrams, arena) = self.receiver.datagrams();
@@ -368,6 +387,7 @@ impl Thread {
             };
             self.outbox.counters.udp_received += 1;
             self.outbox.counters.udp_received_bytes += at.len() as u64;
+            self.found += at.len();
             self.forwarder.handle_received(from, arena, at, now, &mut self.outbox);
         }
         if self.forwarder.is_joining() && self.receiver.has_room() {
@@ -407,6 +427,8 @@ impl Thread {
         }
     }
 }
+
+mod linger;
 
 #[cfg(test)]
 mod tests;

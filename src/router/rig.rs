@@ -76,9 +76,15 @@ impl Rig {
         let sealed = options.secret.is_some();
         let forwarder =
             ForwarderConfig { sealed, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max: 1472 };
-        let (data, outputs) =
-            DataHandle::start(DataConfig { tap: tap.into(), socket: socket.clone(), forwarder, seed: 1, clock })
-                .expect("a thread");
+        let (data, outputs) = DataHandle::start(DataConfig {
+            tap: tap.into(),
+            socket: socket.clone(),
+            forwarder,
+            seed: 1,
+            busy_poll: Duration::ZERO,
+            clock,
+        })
+        .expect("a thread");
         let (quic, quic_events) = Quic::start(QuicConfig {
             seed: state.sign_seed.clone(),
             socket,

@@ -278,6 +278,7 @@ impl RunningCore {
                 payload_max: ground.sizes.payload_max,
             },
             seed: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            busy_poll: settings.busy_poll,
             clock,
         })
         .context("the data thread cannot be started")?;

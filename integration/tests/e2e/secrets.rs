@@ -341,7 +341,7 @@ async fn dial_from_the_future(to: SocketAddr) -> anyhow::Result<String> {
     let forwarder = ForwarderConfig { sealed: true, macs_max: 16, mac_age: Duration::from_secs(1), payload_max: 1472 };
     let tap = open_tap("future-tap", &Trial::Passed)?;
     let clock = weft::clock::Clock::start();
-    let config = DataConfig { tap, socket: Arc::clone(&socket), forwarder, seed: 1, clock };
+    let config = DataConfig { tap, socket: Arc::clone(&socket), forwarder, seed: 1, busy_poll: Duration::ZERO, clock };
     let (data, outputs) = DataHandle::start(config)?;
     let incoming = outputs.quic;
     let config = QuicConfig { seed: [9; 32].into(), socket, data: data.clone(), incoming };

@@ -211,6 +211,7 @@ const WRONG: &[(&str, &str)] = &[
     ("bridge", "a-name-that-is-too-long"),
     ("mtu", "12"),
     ("cipher", "rot13"),
+    ("busy-poll", "1 ms"),
     ("no-discovery", "maybe"),
     ("no-fast-path", "maybe"),
     ("trusted-subnet", "10.0.0.1/8"),

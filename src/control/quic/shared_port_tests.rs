@@ -36,7 +36,14 @@ impl Router {
         let socket = Arc::new(bind_udp(listen.parse().unwrap()).unwrap());
         let forwarder =
             ForwarderConfig { sealed: true, macs_max: 64, mac_age: Duration::from_secs(300), payload_max: 1472 };
-        let config = DataConfig { tap: tap.into(), socket: socket.clone(), forwarder, seed: 1, clock: Clock::start() };
+        let config = DataConfig {
+            tap: tap.into(),
+            socket: socket.clone(),
+            forwarder,
+            seed: 1,
+            busy_poll: Duration::ZERO,
+            clock: Clock::start(),
+        };
         let (data, outputs) = DataHandle::start(config).unwrap();
         let address = socket.local_addr().unwrap();
         let (quic, events) = Quic::start(QuicConfig {

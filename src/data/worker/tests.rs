@@ -32,7 +32,14 @@ fn start() -> Host {
     let socket = Arc::new(bind_udp("127.0.0.1:0".parse().unwrap()).unwrap());
     let forwarder =
         ForwarderConfig { sealed: true, macs_max: 1024, mac_age: Duration::from_secs(300), payload_max: 1472 };
-    let config = DataConfig { tap: tap.into(), socket: socket.clone(), forwarder, seed: 1, clock: Clock::start() };
+    let config = DataConfig {
+        tap: tap.into(),
+        socket: socket.clone(),
+        forwarder,
+        seed: 1,
+        busy_poll: Duration::from_micros(100),
+        clock: Clock::start(),
+    };
     let (handle, outputs) = DataHandle::start(config).unwrap();
     Host { handle, outputs, bridge, socket }
 }
