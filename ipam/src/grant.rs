@@ -28,7 +28,8 @@ use crate::wire::{Body, Grant, Refusal, Removed, Request, Wanted, WireRun};
 /// Pause before a grant is sent again the first time; doubled up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// Longest pause before voters are asked again to be witnesses.
+/// Pause before voters are asked again to be witnesses the first time, and the longest; doubled each time.
+const FIRST_WITNESS_PAUSE: Duration = Duration::from_millis(100);
 const WITNESS_PAUSE: Duration = Duration::from_secs(4);
 /// How long a grant may stay unconfirmed before the owner takes the blocks back (ipam I17).
 const OVERDUE: Duration = Duration::from_secs(10);
@@ -268,7 +269,7 @@ impl Machine {
             since: self.now,
             refused: false,
             next: self.now,
-            pause: FIRST_PAUSE / 2,
+            pause: FIRST_WITNESS_PAUSE,
         };
         self.witnessing.insert(grant.id, witnessing);
         self.tick_witnesses();
@@ -310,7 +311,7 @@ impl Machine {
         for witnessing in self.witnessing.values_mut() {
             witnessing.witnesses.clear();
             witnessing.next = self.now;
-            witnessing.pause = FIRST_PAUSE / 2;
+            witnessing.pause = FIRST_WITNESS_PAUSE;
         }
     }
 

@@ -39,6 +39,8 @@ use crate::{Output, RequestId, Ticket};
 
 /// Most foreign networks that are remembered, and texts about the network that are kept.
 pub(crate) const MAX_NOTED: usize = 64;
+/// Most peers that are remembered as met.
+const MAX_MET: usize = 8192;
 
 /// A message on its way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +125,8 @@ pub(crate) struct Machine {
     pub(crate) rng: ChaCha8Rng,
     pub(crate) now: Duration,
     pub(crate) peers: BTreeMap<Id, u64>,
+    /// All that were in reach since the start: they may be members without owning anything known here.
+    pub(crate) met: BTreeSet<Id>,
     pub(crate) network: Option<Network>,
     pub(crate) network_batch: u64,
     /// When this run came to know its network.
@@ -238,6 +242,7 @@ impl Machine {
             wake: false,
             others: Others::default(),
             foreign: BTreeMap::new(),
+            met: BTreeSet::new(),
             elsewhere: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             problems: BTreeSet::new(),
@@ -263,6 +268,7 @@ impl Machine {
         let new: Vec<Id> =
             peers.iter().filter(|&(peer, life)| self.peers.get(peer) != Some(life)).map(|(&peer, _)| peer).collect();
         self.peers = peers;
+        self.met.extend(new.iter().take(MAX_MET.saturating_sub(self.met.len())));
         self.fencing.look_again = true;
         let peers = &self.peers;
         self.voter.members.retain(|peer, _| peers.contains_key(peer));
@@ -303,7 +309,10 @@ impl Machine {
             // A message of an earlier life of the peer says nothing about this one.
             Ok(_) if self.peers.get(&from.peer).is_some_and(|&life| life > from.incarnation) => {}
             Ok(_) if from.peer == self.me.peer => {}
-            Ok(message) => self.dispatch(from, message),
+            Ok(message) => {
+                self.heard_of(from.peer);
+                self.dispatch(from, message);
+            }
             Err(why) => self.note_unreadable(from.peer, &why),
         }
         self.settle();

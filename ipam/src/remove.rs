@@ -26,6 +26,10 @@ use crate::wire::{Body, Removed, names};
 
 /// Pause between two tellings of who is gone.
 const TELL_PAUSE: Duration = Duration::from_secs(5);
+/// Pause between two tries to settle alone.
+const ALONE_PAUSE: Duration = Duration::from_secs(1);
+/// How the words about a removal begin that left too few voters.
+const INCOMPLETE: &str = "the removal of peer";
 /// For how long it counts that a member has said which voters it knows.
 const SURE: Duration = Duration::from_secs(5);
 /// For how long after a removal lives that were not known of are removed too.
@@ -33,6 +37,8 @@ const REMOVING: Duration = Duration::from_secs(60);
 /// For how long a peer that was removed may seem to be in reach, though it is dead: longer than the mesh
 /// takes to notice. Who is in reach after that is alive.
 const SEEMS_HERE: Duration = Duration::from_secs(10);
+/// What comes of a peer so long after it was removed was sent by one that is alive.
+const UNDER_WAY: Duration = Duration::from_secs(2);
 /// Stands for a peer as a voter, whatever its life.
 pub(crate) const ANY_LIFE: u64 = 0;
 /// Most lives that are remembered as gone, and that fit into a message.
@@ -114,14 +120,15 @@ impl Machine {
         self.tick_gone();
     }
 
-    /// Members but `peer` that have not said lately that they know the same voters.
+    /// Peers but `peer` that may be members, and have not said lately that they know the same voters.
     fn members_apart(&self, peer: Id) -> BTreeSet<Id> {
         let rings = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
         let owners = rings.filter_map(|run| run.reg.holder.peer());
         let voters = self.panel.iter().flat_map(|panel| panel.voters.iter().copied());
         let same = &self.voter.same_panel;
         let heard = |it: &Id| self.peers.contains_key(it) && same.get(it).is_some_and(|&at| self.now <= at + SURE);
-        let all = owners.chain(voters).chain(self.peers.keys().copied());
+        let kept = self.keeping.owners().map(|owner| owner.peer);
+        let all = owners.chain(voters).chain(kept).chain(self.met.iter().copied());
         all.filter(|it| *it != peer && *it != self.me.peer && !self.is_gone(it) && !heard(it)).collect()
     }
 
@@ -159,6 +166,7 @@ impl Machine {
             self.takes.look_again();
             self.fencing.look_again = true;
             self.keeping.look_again = true;
+            self.look_at_panel_soon();
             self.record_gone();
             self.next_gone = Some(self.now + TELL_PAUSE);
         }
@@ -262,18 +270,45 @@ impl Machine {
             .retain(|peer, until| now < *until && (!peers.contains_key(peer) || now + REMOVING < *until + SEEMS_HERE));
         let more = self.removed_meanwhile();
         self.learn_gone(&removed(more.into_iter()));
+        let pause = if self.settle_alone_after_all() { ALONE_PAUSE } else { TELL_PAUSE };
         let owns = self.areas.iter().any(|area| {
             let mut runs = area.ring.regs(0, area.ring.blocks());
             runs.any(|run| matches!(run.reg.holder, Holder::One(owner) if self.gone.contains_key(&owner)))
         });
         let votes = self.panel.as_ref().is_some_and(|panel| panel.voters.iter().any(|voter| self.is_gone(voter)));
         let again = owns || votes;
-        self.next_gone = (again || !self.removing.is_empty()).then_some(self.now + TELL_PAUSE);
+        self.next_gone = (again || !self.removing.is_empty()).then_some(self.now + pause);
         if !again {
             return;
         }
         let lives = self.gone.iter().map(|(&owner, &cleared)| Removed { owner, cleared }).collect();
         self.broadcast_durably(Body::Gone { lives, want: false });
+    }
+
+    /// When a peer was removed it may have seemed to be in reach, and with it a majority of the voters. If that has
+    /// turned out to be wrong, the removal is completed now as it would be if it was asked for now.
+    /// Whether it could not be.
+    fn settle_alone_after_all(&mut self) -> bool {
+        let Some(panel) = &self.panel else {
+            return false;
+        };
+        let left = panel.voters.iter().filter(|voter| !self.is_gone(voter)).count();
+        let dead = self.removing.iter().find(|(peer, _)| panel.voters.contains(peer) && self.is_gone(peer));
+        let Some((&peer, &until)) = dead.filter(|_| left < panel.majority()) else {
+            return false;
+        };
+        let result = self.remove_peer(peer);
+        // It was asked for then, not now.
+        self.removing.insert(peer, until);
+        if let Err(why) = &result {
+            self.problem(format!("{INCOMPLETE} {peer} is not complete: {why}"));
+        }
+        result.is_err()
+    }
+
+    /// There are voters that can settle again.
+    pub(crate) fn forget_incomplete_removals(&mut self) {
+        self.problems.retain(|text| !text.starts_with(INCOMPLETE));
     }
 
     /// What is to be removed with peers that were: their votes, once it is seen that they are dead, and what
@@ -291,6 +326,13 @@ impl Machine {
         }
         more.retain(|owner| !self.gone.contains_key(owner));
         more
+    }
+
+    /// A message of a peer: one that was removed a while ago is alive, and so not dead if its link fails next.
+    pub(crate) fn heard_of(&mut self, peer: Id) {
+        if self.removing.get(&peer).is_some_and(|&until| until + UNDER_WAY < self.now + REMOVING) {
+            self.removing.remove(&peer);
+        }
     }
 
     /// Peers went out of reach: those that were removed a moment ago are dead.

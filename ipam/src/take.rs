@@ -29,6 +29,9 @@ pub(crate) const VERSION_SHIFT: u32 = 44;
 const ROUND_SHIFT: u32 = 16;
 /// How long an attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// Pause before the voters that are silent are asked again the first time; doubled each time. After a change of
+/// voters they all begin at about the same moment, and answer nothing until they have heard each other.
+const FIRST_AGAIN: Duration = Duration::from_millis(100);
 /// Pause after a failed attempt; grows with their number.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long after a register a grant may come before the voters are asked what became of it.
@@ -47,6 +50,22 @@ pub(crate) struct Take {
     pool: bool,
     phase: Phase,
     until: Duration,
+    /// When the voters that are silent are asked again, and the pause before that.
+    again: Duration,
+    pause: Duration,
+}
+
+impl Take {
+    /// What its voters are asked now, and who has answered.
+    fn question(&self) -> (Body, &BTreeSet<Id>) {
+        let (version, term) = (self.version, self.term);
+        match &self.phase {
+            Phase::Preparing { promised, .. } => {
+                (Body::BlockPrepare(Prepare { version, term, blocks: self.blocks.clone() }), promised)
+            }
+            Phase::Accepting { runs, accepted } => (Body::BlockAccept { version, term, runs: runs.clone() }, accepted),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +151,7 @@ impl Machine {
     /// When the next step is due.
     pub(crate) fn next_take(&self) -> Option<Duration> {
         match &self.takes.now {
-            Some(take) => Some(take.until),
+            Some(take) => Some(take.until.min(take.again)),
             None if self.has_to_take() || self.wanted_of_pool().is_some() => Some(self.takes.next),
             None => self.takes.unclaimed.map(|since| (since + GRANT_WAIT).max(self.takes.next)),
         }
@@ -240,6 +259,7 @@ impl Machine {
         if self.takes.now.as_ref().is_some_and(|take| self.now >= take.until) {
             self.give_up_take();
         }
+        self.ask_voters_again();
         if self.takes.now.is_some() || self.now < self.takes.next || self.network.is_none() {
             return;
         }
@@ -250,6 +270,22 @@ impl Machine {
             self.take(blocks, false);
         } else if let Some(blocks) = self.wanted_of_pool() {
             self.take(vec![blocks], true);
+        }
+    }
+
+    /// Repeats the question of the attempt under way to those that have not answered it.
+    fn ask_voters_again(&mut self) {
+        let now = self.now;
+        let Some((panel, take)) = self.panel.clone().zip(self.takes.now.as_mut().filter(|take| take.again <= now))
+        else {
+            return;
+        };
+        take.pause *= 2;
+        take.again = now + take.pause;
+        let (question, answered) = take.question();
+        let silent: Vec<Id> = panel.voters.iter().copied().filter(|voter| !answered.contains(voter)).collect();
+        for voter in silent {
+            self.send_durably(voter, question.clone());
         }
     }
 
@@ -274,8 +310,11 @@ impl Machine {
         let term = Term { term: next_term(newest, panel.version, chance), nonce: self.draw() };
         let phase = Phase::Preparing { promised: BTreeSet::new(), seen: BTreeMap::new() };
         let version = panel.version;
-        self.takes.now = Some(Take { version, term, blocks: blocks.clone(), pool, phase, until: self.now + ATTEMPT });
-        self.ask_voters(&panel, &Body::BlockPrepare(Prepare { version, term, blocks }));
+        let (until, again) = (self.now + ATTEMPT, self.now + FIRST_AGAIN);
+        let take = Take { version, term, blocks, pool, phase, until, again, pause: FIRST_AGAIN };
+        let (question, _) = take.question();
+        self.takes.now = Some(take);
+        self.ask_voters(&panel, &question);
     }
 
     /// Sends something to every voter.
@@ -328,8 +367,10 @@ impl Machine {
                 runs.push(WireRun { range: blocks.range, lo, hi, reg });
             }
         }
-        take.phase = Phase::Accepting { runs: runs.clone(), accepted: BTreeSet::new() };
-        self.ask_voters(&panel, &Body::BlockAccept { version: panel.version, term, runs });
+        take.phase = Phase::Accepting { runs, accepted: BTreeSet::new() };
+        (take.again, take.pause) = (self.now + FIRST_AGAIN, FIRST_AGAIN);
+        let (question, _) = take.question();
+        self.ask_voters(&panel, &question);
     }
 
     /// Whose a block is to be, by whose it was: only what is this peer's to change is changed.

@@ -24,8 +24,11 @@ use crate::runs::Runs;
 use crate::store::{self, Key, StoredVote};
 use crate::wire::{BlockRuns, Body, Prepare, SeatState, Term, WireRun, names};
 
-/// Pause between two looks at the panel.
+/// Pause between two looks at the panel while nothing happens.
 const PERIOD: Duration = Duration::from_secs(2);
+/// How long after something happened the voters look at the panel, at most: each at another moment, for
+/// of two that propose at once mostly neither succeeds.
+const SOON: Duration = Duration::from_millis(300);
 /// How long a peer must have been a member in reach before it may become a voter.
 const PROVEN: Duration = Duration::from_secs(3);
 /// How long the answers to one question may take.
@@ -334,6 +337,7 @@ impl Machine {
         }
         self.journal.put(store::put(Key::Panel, &panel));
         self.panel = Some(panel);
+        self.forget_incomplete_removals();
         self.voter.begin_reading(self.now);
         self.restart_takes();
         self.restart_witnesses();
@@ -573,10 +577,17 @@ impl Machine {
         self.voter.begin_answering();
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
         self.panel = Some(panel.clone());
+        self.forget_incomplete_removals();
         self.silence.begin(self.now);
         self.restart_takes();
         self.restart_witnesses();
         self.broadcast_durably(Body::Panel(panel));
+    }
+
+    /// Who is gone has changed: those that vote need not wait for their next look to do without them.
+    pub(crate) fn look_at_panel_soon(&mut self) {
+        let soon = self.now + self.jitter(SOON);
+        self.voter.next_look = self.voter.next_look.min(soon);
     }
 
     /// Proposes a better panel if there is one.
@@ -590,9 +601,10 @@ impl Machine {
         let Some(panel) = self.panel.clone().filter(|panel| self.may_change_panel(panel.version)) else {
             return;
         };
-        let pause = PERIOD + self.jitter(PERIOD);
-        self.voter.next_look = self.now + pause;
         let now = self.now;
+        let proven_next = self.voter.members.values().map(|&since| since + PROVEN).filter(|&at| at > now).min();
+        let (pause, soon) = (PERIOD + self.jitter(PERIOD), self.jitter(SOON));
+        self.voter.next_look = proven_next.map_or(now + pause, |at| (at + soon).min(now + pause));
         let proven = |peer: &Id| self.voter.members.get(peer).is_some_and(|&since| since + PROVEN <= now);
         let mut reachable: BTreeSet<Id> = self.peers.keys().copied().filter(proven).collect();
         reachable.insert(self.me.peer);

@@ -222,6 +222,26 @@ fn who_is_removed_before_anybody_noticed_its_death_votes_no_more() {
 }
 
 #[test]
+fn most_voters_may_be_removed_before_anybody_noticed_their_deaths() {
+    let mut world = World::new(3, &[0, 1, 1, 1, 1], &["10.0.0.0/24"]);
+    world.start_all();
+    world.run_for(seconds(30));
+    assert!(world.up(0).panel().is_some_and(|(_, voters)| voters.len() == 5));
+    for dead in 1..4 {
+        world.die(dead);
+    }
+    for dead in 1..4 {
+        world.remove(0, dead);
+    }
+    world.run_for(seconds(30));
+    for number in 0..200 {
+        let request = world.allocate(4, &format!("heir{number}"), net("10.0.0.0/24"));
+        assert!(world.answer(request).is_ok(), "{number}");
+    }
+    fine(&world);
+}
+
+#[test]
 fn who_was_removed_alive_keeps_its_next_life_though_its_link_fails_soon_after() {
     let (mut world, _) = three(None);
     world.run_for(seconds(20));

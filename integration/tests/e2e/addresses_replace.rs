@@ -29,9 +29,6 @@ const AT_ONCE: usize = 8;
 /// Containers that come and go on each host that lives while another one is dead. Their addresses have to be among
 /// the 5 %, and what they had is not given again for 30 s.
 const CHANGES: usize = 2;
-/// Until the voters do without the dead host and with the new one: they look every 2 to 4 s, and take in who has been
-/// there for 3 s. Whoever replaces hosts faster may lose most of them (ipam, section 8).
-const VOTERS_CHANGE: Duration = Duration::from_secs(8);
 
 /// What it took.
 #[derive(Debug, Default)]
@@ -141,7 +138,6 @@ impl Fleet {
         self.fill(host);
         assert_eq!(self.ledger.count(), IN_USE);
         self.tally.longest_replacement = self.tally.longest_replacement.max(start.elapsed());
-        thread::sleep(VOTERS_CHANGE);
     }
 
     /// What every router says is what was answered.

@@ -120,7 +120,9 @@ impl World {
     pub(crate) fn copy(&mut self, node: usize) {
         let it = &mut self.nodes[node];
         let others = match &it.allocator {
-            Some(Subject::Allocator(allocator)) => allocator.summary().peers.len() > 1,
+            Some(Subject::Allocator(allocator)) => {
+                allocator.summary().peers.iter().filter(|(_, owned)| *owned > 0).count() > 1
+            }
             _ => true,
         };
         if it.copies.len() < 4 && others {

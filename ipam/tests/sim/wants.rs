@@ -39,6 +39,7 @@ impl World {
             it.removed_life = None;
             self.check.unfence(it.peer);
         }
+        let network = it.network.clone();
         let news: Vec<(Peer, u64)> = allocator.removed().filter(|owner| !self.removed.contains(owner)).collect();
         for (peer, life) in news {
             self.removed.insert((peer, life));
@@ -49,7 +50,8 @@ impl World {
             self.check.fence(peer);
             if it.last_life == life {
                 it.removed_life = Some(life);
-                if self.dead_after.is_some() {
+                // Of one that went over to another network, the one that it left knows nothing more.
+                if self.dead_after.is_some() && it.network == network {
                     self.check.silenced(peer);
                 }
             } else {
