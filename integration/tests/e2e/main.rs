@@ -31,6 +31,7 @@ mod mesh;
 mod mtu;
 mod names;
 mod netlink;
+mod resolvers;
 mod restart;
 mod secrets;
 mod start;
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 20] = [
+    let groups: [(&str, &[Case]); 21] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         ("addresses_replace", addresses_replace::CASES),
         ("host", host::CASES),
         ("names", names::CASES),
+        ("resolvers", resolvers::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),
