@@ -19,8 +19,8 @@ use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
 use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
-use mesh_proto::wire::names::Addresses;
 use mesh_proto::wire::record::Records;
+use mesh_proto::wire::services::NameRecords;
 use mesh_proto::wire::trust::{Admission, Edge};
 
 use weft::control::dns::{Reply, Transport, Zone, answers, passed_on};
@@ -416,7 +416,8 @@ fn told(bytes: &[u8]) -> Names {
     }
     for listed in names.list() {
         drop(names.lookup(&listed.name));
-        listed.addresses.list().iter().for_each(|address| drop(names.reverse(*address)));
+        drop(names.services(&listed.name));
+        listed.records.addresses.list().iter().for_each(|address| drop(names.reverse(*address)));
     }
     names
 }
@@ -426,8 +427,9 @@ fn namer(number: u8) -> Names {
     let mut names = Names::new(PeerId([number; 16]), Incarnation(1), [number; 32], NOW);
     let others: Vec<_> = [ME, PEER].into_iter().filter(|id| id.0[0] != number).map(|id| (id, Incarnation(1))).collect();
     names.handle_peers(&others, NOW);
-    let addresses = (0..60).map(|last| [10, 32, number, last].into());
-    let own = BTreeMap::from([("web".parse().expect("a name"), Addresses::new(addresses))]);
+    let addresses = || (0..60).map(move |last| std::net::IpAddr::from([10, 32, number, last]));
+    let services = addresses().map(|address| ("http=80".parse().expect("a service"), address));
+    let own = BTreeMap::from([("web".parse().expect("a name"), NameRecords::new(addresses(), services))]);
     names.set_own(&own);
     names
 }

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::control::names::{Found, Names, Output};
 use mesh_proto::id::{Incarnation, PeerId};
-use mesh_proto::wire::names::{Addresses, Message, Name, Row, Table};
+use mesh_proto::wire::names::{Message, Name, Row, Table};
+use mesh_proto::wire::services::NameRecords;
 use proptest::prelude::*;
 
 fn id(number: usize) -> PeerId {
@@ -21,8 +22,8 @@ fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 32, 0, last])
 }
 
-fn named(list: &[(&str, u8)]) -> BTreeMap<Name, Addresses> {
-    list.iter().map(|&(text, last)| (name(text), Addresses::new([address(last)]))).collect()
+fn named(list: &[(&str, u8)]) -> BTreeMap<Name, NameRecords> {
+    list.iter().map(|&(text, last)| (name(text), NameRecords::new([address(last)], []))).collect()
 }
 
 /// Peers and the messages between them, each delivered after 1 ms unless it is lost.
@@ -162,6 +163,35 @@ fn what_one_says_all_know_after_one_message_and_a_name_of_several_has_all_their_
         assert!(net.peers[peer].reverse(address(1)).is_empty());
     }
     assert_eq!(net.peers[2].list().len(), 2);
+}
+
+#[test]
+fn services_are_those_of_peers_that_can_be_reached_as_these_say_now() {
+    let mut net = Net::new(3);
+    let said = |net: &mut Net, peer: usize, last: u8, service: &str| {
+        let services = [(service.parse().expect("a service"), address(last))];
+        net.peers[peer].set_own(&BTreeMap::from([(name("web"), NameRecords::new([address(last)], services))]));
+        net.collect(peer);
+        net.run(Duration::from_millis(2));
+    };
+    let found = |net: &Net, peer: usize| -> Vec<String> {
+        let services = net.peers[peer].services(&name("web"));
+        services.iter().map(|(service, at)| format!("{service} {at}")).collect()
+    };
+    said(&mut net, 0, 1, "http=80");
+    said(&mut net, 1, 2, "http=8080");
+    for peer in 0..3 {
+        assert_eq!(found(&net, peer), ["http=80/tcp 10.32.0.1", "http=8080/tcp 10.32.0.2"]);
+    }
+    net.cut(0, 2);
+    assert_eq!(found(&net, 2), ["http=8080/tcp 10.32.0.2"]);
+    // The same address at another port, of which the third hears when it can again.
+    said(&mut net, 0, 1, "http=81");
+    assert_eq!(found(&net, 1), ["http=81/tcp 10.32.0.1", "http=8080/tcp 10.32.0.2"]);
+    net.heal();
+    net.run(Duration::from_millis(5));
+    assert_eq!(found(&net, 2), ["http=81/tcp 10.32.0.1", "http=8080/tcp 10.32.0.2"]);
+    assert!(net.peers[2].services(&name("none")).is_empty());
 }
 
 #[test]

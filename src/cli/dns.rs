@@ -9,7 +9,7 @@ use super::edit::show;
 use super::read::{ReadArgs, json};
 use super::table::table;
 use super::{FAILED, Format, print};
-use crate::control::api::types::{DnsList, DnsName, DnsRequest, Released};
+use crate::control::api::types::{DnsAddRequest, DnsList, DnsName, DnsRequest, DnsService, Released};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DnsCommand {
@@ -39,6 +39,9 @@ pub(super) struct AddArgs {
     /// Addresses of the service, in the mesh or outside
     #[arg(required = true, value_name = "ADDRESS")]
     addresses: Vec<String>,
+    /// What is served at these addresses, answered to SRV questions: a port, or a name for it as well
+    #[arg(long = "service", value_name = "[NAME=]PORT[/tcp|/udp]")]
+    services: Vec<String>,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
@@ -69,12 +72,13 @@ async fn list(client: &Client, args: &ReadArgs) -> anyhow::Result<ExitCode> {
     let answer: DnsList = client.get("/v1/dns").await?;
     let rows = answer.names.iter().map(|entry| {
         let served = if entry.served { "yes" } else { "no: the peer cannot be reached" };
-        vec![entry.name.clone(), entry.addresses.join(" "), entry.peer_name.clone(), served.to_owned()]
+        let addresses = entry.addresses.join(" ");
+        vec![entry.name.clone(), addresses, shown(&entry.services), entry.peer_name.clone(), served.to_owned()]
     });
     print(&match args.output {
         Format::Json => json(&answer)?,
         Format::Text if answer.names.is_empty() => "no names\n".to_owned(),
-        Format::Text => table(&["NAME", "ADDRESSES", "PEER", "ANSWERED"], rows),
+        Format::Text => table(&["NAME", "ADDRESSES", "SERVICES", "PEER", "ANSWERED"], rows),
     });
     Ok(ExitCode::SUCCESS)
 }
@@ -99,9 +103,21 @@ fn escaped(text: &str) -> String {
 }
 
 async fn add(client: &Client, args: &AddArgs) -> anyhow::Result<ExitCode> {
-    let body = DnsRequest { name: args.name.clone(), addresses: args.addresses.clone() };
+    let AddArgs { name, addresses, services, .. } = args;
+    let (name, addresses, services) = (name.clone(), addresses.clone(), services.clone());
+    let body = DnsAddRequest { name, addresses, services };
     let answer: DnsName = client.post("/v1/dns/add", &body).await?;
-    show(args.output, &[format!("{} {}", answer.name, answer.addresses.join(" "))], &answer)
+    let line = format!("{} {} {}", answer.name, answer.addresses.join(" "), shown(&answer.services));
+    show(args.output, &[line.trim_end().to_owned()], &answer)
+}
+
+/// Services as they are given, without where they are.
+fn shown(services: &[DnsService]) -> String {
+    let one = |DnsService { service, protocol, port, .. }: &DnsService| match service {
+        name if *name == port.to_string() => format!("{port}/{protocol}"),
+        name => format!("{name}={port}/{protocol}"),
+    };
+    services.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
 async fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result<ExitCode> {

@@ -58,6 +58,10 @@ pub(super) struct AttachArgs {
     /// besides
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
+    /// What it serves, answered to SRV questions; may be repeated. A Docker container has the ports that it
+    /// exposes besides
+    #[arg(long = "service", value_name = "[NAME=]PORT[/tcp|/udp]")]
+    services: Vec<String>,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
@@ -123,8 +127,9 @@ pub(super) async fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result
 }
 
 pub(super) async fn attach(client: &Client, args: &AttachArgs) -> anyhow::Result<ExitCode> {
-    let body =
-        AttachRequest { target: absolute(&args.target), addresses: args.addresses.clone(), names: args.names.clone() };
+    let AttachArgs { target, addresses, names, services, .. } = args;
+    let (addresses, names, services) = (addresses.clone(), names.clone(), services.clone());
+    let body = AttachRequest { target: absolute(target), addresses, names, services };
     let answer: Attachment = client.post("/v1/attach", &body).await?;
     show(args.output, &answer.addresses, &answer)
 }

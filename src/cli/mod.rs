@@ -66,7 +66,7 @@ enum Command {
     Status(read::StatusArgs),
     /// List the other peers
     Peers(read::ReadArgs),
-    /// List what is attached to this host
+    /// List what is attached to this host, or connected to it by Docker
     Ps(read::ReadArgs),
     /// Show who owns how much of the address space, and what this host gave
     Ipam(read::IpamArgs),
@@ -246,10 +246,11 @@ mod tests {
             "weft peer revoke a -o json",
             "weft peer remove host3 -o json",
             "weft attach /run/netns/a 10.32.0.1 fd00::1",
-            "weft attach web --name www --name shop.eu",
+            "weft attach web --name www --name shop.eu --service http=8080 --service 53/udp",
             "weft dns list -o json",
             "weft dns lookup web",
             "weft dns add db 192.0.2.7 2001:db8::7",
+            "weft dns add db 192.0.2.7 --service pg=5432 --service 53/udp",
             "weft dns remove db",
             "weft detach docker:a",
             "weft expose",
@@ -307,7 +308,7 @@ mod tests {
 
     /// Arguments that any text may be for the parser. The configuration or the router looks at
     /// them, and each has its own test there.
-    const TEXTS: &[&str] = &["config", "socket", "target", "addresses", "peers", "peer", "name", "names"];
+    const TEXTS: &[&str] = &["config", "socket", "target", "addresses", "peers", "peer", "name", "names", "services"];
 
     /// Tries what each command cannot take.
     fn refuses(command: &clap::Command, line: &str) {

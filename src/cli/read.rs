@@ -152,13 +152,14 @@ fn peers_text(peers: &[Peer]) -> String {
 
 pub(super) async fn ps(client: &Client, args: &ReadArgs) -> anyhow::Result<ExitCode> {
     let attached: Vec<Attachment> = client.get("/v1/ps").await?;
-    let rows = attached
-        .iter()
-        .map(|one| vec![one.target.clone(), one.interface.clone(), one.mac.clone(), one.addresses.join(" ")]);
+    let rows = attached.iter().map(|one| {
+        let (target, interface, mac) = (one.target.clone(), one.interface.clone(), one.mac.clone());
+        vec![target, interface, mac, one.addresses.join(" "), one.names.join(" ")]
+    });
     print(&match args.output {
         Format::Json => json(&attached)?,
         Format::Text if attached.is_empty() => "nothing is attached\n".to_owned(),
-        Format::Text => table(&["TARGET", "INTERFACE", "MAC", "ADDRESSES"], rows),
+        Format::Text => table(&["TARGET", "INTERFACE", "MAC", "ADDRESSES", "NAMES"], rows),
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,11 @@
 //! What Docker knows of a container: its id and the process whose namespace it is.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
+use mesh_proto::wire::services::Service;
 use serde::Deserialize;
 
 use super::http;
@@ -22,6 +24,8 @@ pub struct Container {
     pub pid: u32,
     /// Its name, and its hostname if somebody chose one.
     pub names: Vec<String>,
+    /// The ports that its image or whoever started it exposes.
+    pub services: Vec<Service>,
 }
 
 /// Why a container cannot be used.
@@ -73,6 +77,17 @@ struct Inspect {
 struct Config {
     #[serde(default)]
     hostname: String,
+    #[serde(default)]
+    exposed_ports: Option<Exposed>,
+}
+
+/// Ports that a container exposes, as Docker writes them: `{"80/tcp": {}}`.
+pub type Exposed = BTreeMap<String, serde::de::IgnoredAny>;
+
+/// Which services these are: of those that neither TCP nor UDP carries (SCTP), none.
+#[must_use]
+pub fn exposed(ports: Option<Exposed>) -> Vec<Service> {
+    ports.unwrap_or_default().keys().filter_map(|port| port.parse().ok()).collect()
 }
 
 #[derive(Deserialize)]
@@ -140,7 +155,8 @@ fn understand(name: &str, status: StatusCode, body: &[u8]) -> Result<Container, 
         return Err(DockerError::Stopped(name.to_owned()));
     }
     let names = chosen(&inspect.id, [&*inspect.name, &*inspect.config.hostname]);
-    Ok(Container { pid: inspect.state.pid, names, id: inspect.id })
+    let services = exposed(inspect.config.exposed_ports);
+    Ok(Container { pid: inspect.state.pid, names, services, id: inspect.id })
 }
 
 /// Of what a container is called, that which somebody chose: Docker writes a slash before the name, and
@@ -159,11 +175,14 @@ mod tests {
     fn a_running_container_is_understood_and_others_are_told_apart() {
         let body = br#"{"Id":"abcd","State":{"Running":true,"Pid":42,"Status":"running"},"X":1}"#;
         let container = understand("c", StatusCode::OK, body).expect("running");
-        assert_eq!(container, Container { id: "abcd".to_owned(), pid: 42, names: Vec::new() });
+        assert_eq!(container, Container { id: "abcd".to_owned(), pid: 42, names: Vec::new(), services: Vec::new() });
         let body = br#"{"Id":"abcd","Name":"/web","Config":{"Hostname":"abc"},"State":{"Running":true,"Pid":42}}"#;
         assert_eq!(understand("c", StatusCode::OK, body).expect("running").names, ["web"]);
         let body = br#"{"Id":"abcd","Name":"/web","Config":{"Hostname":"www"},"State":{"Running":true,"Pid":42}}"#;
         assert_eq!(understand("c", StatusCode::OK, body).expect("running").names, ["web", "www"]);
+        let body = br#"{"Id":"abcd","Config":{"ExposedPorts":{"80/tcp":{},"53/udp":{},"9/sctp":{}}},"State":{"Running":true,"Pid":42}}"#;
+        let services = understand("c", StatusCode::OK, body).expect("running").services;
+        assert_eq!(services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
         let stopped = br#"{"Id":"abc","State":{"Running":false,"Pid":0}}"#;
         let error = |status, body: &[u8]| understand("c", status, body).expect_err("no container").to_string();
         assert!(error(StatusCode::OK, stopped).contains("not running"));

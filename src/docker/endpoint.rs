@@ -19,6 +19,7 @@ use super::refusal::{Refusal, short};
 use super::wire::{CreateEndpoint, EndpointOnly, Interface, InterfaceName, JoinAnswer, StaticRoute};
 use super::{Docker, Place, Ports};
 use crate::control::attach::{mac_text, parse_mac};
+use crate::control::guests::Connected;
 use crate::netlink::{Mac, container};
 
 /// How interfaces are called in containers: as Docker's own are.
@@ -77,7 +78,9 @@ impl<P: Ports> Docker<P> {
                 }
             }
             self.plug(endpoint).await?;
-            self.inner.book.keep_endpoint(endpoint).await
+            self.inner.book.keep_endpoint(endpoint).await?;
+            self.inner.guests.connect(&near(&endpoint.id), connected(endpoint));
+            Ok::<_, Refusal>(())
         }
         .await;
         if made.is_err() {
@@ -174,6 +177,12 @@ impl<P: Ports> Docker<P> {
     fn known(&self, id: &str) -> Result<Endpoint, Refusal> {
         self.inner.book.endpoint(id).ok_or_else(|| Refusal::NoEndpoint(short(id)))
     }
+}
+
+/// As the rest of the router sees it.
+pub(super) fn connected(endpoint: &Endpoint) -> Connected {
+    let owner = format!("docker-endpoint:{}", short(&endpoint.id));
+    Connected { owner, mac: endpoint.mac, addresses: endpoint.addresses.clone() }
 }
 
 fn wanted_mac(text: &str) -> Result<Option<Mac>, Refusal> {

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use ipnet::IpNet;
+use mesh_proto::wire::services::Service;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::book::{Endpoint, Network};
 use crate::control::attach::parse_mac;
-use crate::control::docker::chosen;
+use crate::control::docker::{Exposed, chosen, exposed};
 use crate::control::http;
 
 /// How long the engine may take for one answer.
@@ -88,6 +89,10 @@ pub(super) struct Called {
     pub(super) names: Vec<String>,
     /// Its endpoints, by id, with what it is called besides in the network of each.
     pub(super) endpoints: BTreeMap<String, Vec<String>>,
+    /// What it serves: the ports that it exposes.
+    pub(super) services: Vec<Service>,
+    /// A process in it; 0 while it does not run.
+    pub(super) pid: u32,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +101,8 @@ struct Inspected {
     id: String,
     name: String,
     #[serde(default)]
+    state: State,
+    #[serde(default)]
     config: Configured,
     #[serde(default)]
     network_settings: NetworkSettings,
@@ -103,8 +110,15 @@ struct Inspected {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
+struct State {
+    pid: u32,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
 struct Configured {
     hostname: String,
+    exposed_ports: Option<Exposed>,
 }
 
 #[derive(Deserialize, Default)]
@@ -129,7 +143,8 @@ impl From<Inspected> for Called {
             (joined.endpoint_id, chosen(&inspected.id, aliases.iter().map(String::as_str)))
         };
         let joined = inspected.network_settings.networks.unwrap_or_default();
-        Self { names, endpoints: joined.into_values().map(of).collect() }
+        let services = exposed(inspected.config.exposed_ports);
+        Self { names, endpoints: joined.into_values().map(of).collect(), services, pid: inspected.state.pid }
     }
 }
 
@@ -259,12 +274,13 @@ mod tests {
 
     #[test]
     fn a_container_is_called_what_somebody_chose() {
-        let text = r#"{"Id":"0123456789abcdef","Name":"/web","Config":{"Hostname":"0123456789ab"},
+        let text = r#"{"Id":"0123456789abcdef","Name":"/web","Config":{"Hostname":"0123456789ab","ExposedPorts":{"80/tcp":{}}},"State":{"Pid":42},
             "NetworkSettings":{"Networks":{"mesh":{"EndpointID":"e1","Aliases":["www","0123456789ab"]},
             "other":{"EndpointID":"e2","Aliases":null}}}}"#;
         let called = Called::from(serde_json::from_str::<Inspected>(text).expect("understood"));
+        let services = vec!["80/tcp".parse().expect("a service")];
         let endpoints = [("e1".to_owned(), vec!["www".to_owned()]), ("e2".to_owned(), Vec::new())];
-        assert_eq!(called, Called { names: vec!["web".to_owned()], endpoints: endpoints.into() });
+        assert_eq!(called, Called { names: vec!["web".to_owned()], endpoints: endpoints.into(), services, pid: 42 });
         let stopped = r#"{"Id":"01","Name":"/web","Config":{"Hostname":"box"},"NetworkSettings":{"Networks":null}}"#;
         let called = Called::from(serde_json::from_str::<Inspected>(stopped).expect("understood"));
         assert_eq!(called.names, ["web", "box"]);

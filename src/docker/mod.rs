@@ -101,6 +101,9 @@ impl<P: Ports> Docker<P> {
         for hold in book.holds() {
             config.ledger.enter(&hold.owner, hold.address.addr());
         }
+        for endpoint in book.endpoints() {
+            config.guests.connect(&port::near(&endpoint.id), endpoint::connected(&endpoint));
+        }
         let inner = Inner {
             router: config.router,
             book,

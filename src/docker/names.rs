@@ -58,10 +58,24 @@ impl<P: Ports> Docker<P> {
 
     async fn look_at(self, engine: Engine, container: String) {
         match engine.called(&container).await {
-            Ok(Some(called)) => self.enter(called),
+            Ok(Some(called)) => {
+                self.shield(&called).await;
+                self.enter(called);
+            }
             // It has gone meanwhile.
             Ok(None) => {}
             Err(why) => tracing::warn!(why, container, "Docker does not say what it is called: it has no name"),
+        }
+    }
+
+    /// Makes the container's interfaces that are ours deaf to who calls himself a router: the engine has set them
+    /// up by the kernel's defaults, which are for hosts that trust their link.
+    async fn shield(&self, called: &Called) {
+        let ours = called.endpoints.keys().filter(|id| self.inner.book.endpoint(id).is_some());
+        for id in ours.filter(|_| called.pid != 0) {
+            if let Err(error) = self.inner.ports.shield(id, called.pid).await {
+                tracing::debug!(%error, "a container may take router advertisements");
+            }
         }
     }
 
@@ -76,7 +90,8 @@ impl<P: Ports> Docker<P> {
             names.sort();
             names.dedup();
             let addresses = endpoint.addresses.iter().map(ipnet::IpNet::addr).collect();
-            self.inner.guests.enter(&near(&id), Guest { names, addresses });
+            let services = called.services.clone();
+            self.inner.guests.enter(&near(&id), Guest { names, addresses, services });
             // It was removed while it was asked for.
             if self.inner.book.endpoint(&id).is_none() {
                 self.inner.guests.strike(&near(&id));

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::control::guard::PortGuard;
 use crate::netlink::nft::{Kept, Port};
-use crate::netlink::{Mac, Netlink, NetlinkError, VethPeer, container};
+use crate::netlink::{Mac, NetNs, Netlink, NetlinkError, VethPeer, container};
 
 /// How the name of each near end begins.
 const NEAR: &str = "weftd-";
@@ -63,6 +63,8 @@ pub trait Ports: std::fmt::Debug + Send + Sync + 'static {
     fn unplug(&self, near: &str) -> impl Future<Output = Result<(), NetlinkError>> + Send;
     /// Looks where the pair is.
     fn place(&self, endpoint: &str) -> impl Future<Output = Result<Place, NetlinkError>> + Send;
+    /// Lets the far end, in the container of that process, take no router advertisements.
+    fn shield(&self, endpoint: &str, pid: u32) -> impl Future<Output = Result<(), NetlinkError>> + Send;
     /// Names of all near ends that there are.
     fn all(&self) -> impl Future<Output = Result<Vec<String>, NetlinkError>> + Send;
 }
@@ -143,6 +145,15 @@ impl Ports for KernelPorts {
         }
         let here = self.netlink.link(&far(endpoint)).await?.is_some();
         Ok(if here { Place::Host } else { Place::Container })
+    }
+
+    async fn shield(&self, endpoint: &str, pid: u32) -> Result<(), NetlinkError> {
+        let Some(near) = self.netlink.link(&near(endpoint)).await? else { return Ok(()) };
+        let inside = Netlink::open_in(&NetNs::from_pid(pid)?)?;
+        let links = inside.links().await?;
+        // Indexes are of a namespace each: only both together say that they are a pair.
+        let mut pair = links.iter().filter(|link| near.peer == Some(link.index) && link.peer == Some(near.index));
+        pair.try_for_each(|far| inside.sysctl("ipv6", &far.name, "accept_ra", "0"))
     }
 
     async fn all(&self) -> Result<Vec<String>, NetlinkError> {

@@ -38,7 +38,8 @@ use std::time::Duration;
 use ipam::AllocError;
 use ipnet::IpNet;
 use mesh_proto::id::PeerId;
-use mesh_proto::wire::names::{Addresses, Name};
+use mesh_proto::wire::names::Name;
+use mesh_proto::wire::services::NameRecords;
 use tokio::sync::{mpsc, oneshot};
 
 pub use checks::CheckError;
@@ -78,7 +79,7 @@ pub(crate) enum Request {
     /// What runs on this host has these addresses.
     Survey(Vec<(String, IpAddr)>),
     /// These are the names of this host's containers and services.
-    Names(BTreeMap<Name, Addresses>),
+    Names(BTreeMap<Name, NameRecords>),
     /// Find out whether addresses that are used here belong to others.
     AskAboutStrays,
     /// Removes a peer from the address space for good.
@@ -257,7 +258,7 @@ impl Handle {
     ///
     /// # Errors
     /// If the router stops.
-    pub async fn set_names(&self, names: BTreeMap<Name, Addresses>) -> Result<(), Stopped> {
+    pub async fn set_names(&self, names: BTreeMap<Name, NameRecords>) -> Result<(), Stopped> {
         self.requests.send(Request::Names(names)).await.map_err(|_| Stopped)
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use mesh_proto::control::names::{Names, Output};
 use mesh_proto::id::{Incarnation, PeerId};
-use mesh_proto::wire::names::{Addresses, Name};
+use mesh_proto::wire::names::Name;
+use mesh_proto::wire::services::NameRecords;
 
 use super::core::Core;
 use super::drain::CHANNEL_NAMES;
@@ -32,7 +33,7 @@ impl MeshNames {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn set_own(&self, own: &BTreeMap<Name, Addresses>) {
+    pub(super) fn set_own(&self, own: &BTreeMap<Name, NameRecords>) {
         self.change(|names| names.set_own(own));
     }
 

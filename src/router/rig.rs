@@ -27,6 +27,7 @@ use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
 use crate::control::guard::PortGuard;
+use crate::control::guests::Guests;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
 use crate::control::names::Book;
@@ -174,8 +175,18 @@ impl Rig {
         // Nobody reads a configuration again.
         let (reloads, _) = Reloads::new();
         let book = Book::new(store, &state.names);
-        let api =
-            Api { router: handle.clone(), data, attachments, names, book, events, info, reloads, stop: Arc::new(stop) };
+        let api = Api {
+            router: handle.clone(),
+            data,
+            attachments,
+            guests: Guests::default(),
+            names,
+            book,
+            events,
+            info,
+            reloads,
+            stop: Arc::new(stop),
+        };
         let socket = options.directory.join("api.sock");
         let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
         let server = tokio::spawn(api::serve(listener, api.clone(), stopped));

@@ -143,6 +143,7 @@ async fn operate(
         router: core.handle.clone(),
         data: core.data.clone(),
         attachments: attachments.clone(),
+        guests: guests.clone(),
         names: core.names.clone(),
         book: Book::new(core.store.clone(), &stored_names),
         events: core.events.clone(),

@@ -285,6 +285,8 @@ fn dns_messages() -> Vec<Vec<u8>> {
         input(&[query(&mesh, 1, 0)]),
         input(&[query(&mesh, 28, 1)]),
         input(&[query(&reverse, 12, 1)]),
+        input(&[query(&name(&["_http", "_tcp", "web", "weft", "local"]), 33, 1)]),
+        input(&[query(&name(&["ip-10-32-1-1", "web", "weft", "local"]), 1, 0)]),
         input(&[outside, said]),
     ]
 }

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the runtimes will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 12] = [
+    let cases: [(&str, fn()); 13] = [
         ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
         ("wishes_are_met_or_refused_by_their_code", driven::wishes),
         ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
         ("containers_of_two_containerds_share_a_network", runtimes::containerds),
         ("containers_of_two_podmans_share_a_network", runtimes::podmans),
+        ("containers_of_podman_are_attached_by_hand", runtimes::attached_podmans),
     ];
     let trials =
         cases.map(|(name, body)| Trial::test(name, move || bounded(LIMIT, body)).with_ignored_flag(lacking.is_some()));

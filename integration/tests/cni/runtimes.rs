@@ -270,7 +270,7 @@ impl<'a> Podman<'a> {
     fn run(&self, root: &Path, name: &str, more: &[&str]) -> io::Result<()> {
         let root = root.display().to_string();
         let group = group();
-        let args = [&["run", "-d", "--cgroup-parent", &group, "--network", "weft", "--name", name][..], more].concat();
+        let args = [&["run", "-d", "--cgroup-parent", &group, "--name", name][..], more].concat();
         let args = [&args[..], &["--rootfs", &root, "/bin/httpd", "-f", "-p", "80", "-h", "/srv"]].concat();
         self.podman(&args).map(drop)
     }
@@ -289,7 +289,7 @@ pub(crate) fn podmans() {
     let wishes: [&[&str]; 2] = [&["--ip", "10.33.1.7", "--mac-address", "02:42:c0:00:02:07"], &["-p", "8080:80"]];
     for ((podman, name), more) in hosts.iter().zip(names).zip(wishes) {
         let root = root(&podman.dir).must("make a root");
-        podman.run(&root, name, more).must("run a container");
+        podman.run(&root, name, &[&["--network", "weft"], more].concat()).must("run a container");
     }
     let ids = [0, 1].map(|host| hosts[host].podman(&["inspect", "-f", "{{.Id}}", names[host]]).must("inspect"));
     let exec = |host: usize, command: &[&str]| hosts[host].podman(&[&["exec", names[host]], command].concat());
@@ -307,6 +307,49 @@ pub(crate) fn podmans() {
         podman.podman(&["rm", name]).must("remove");
     }
     world.nothing_is_left();
+    drop(hosts);
+    remove_groups();
+    world.end();
+}
+
+/// Containers that podman gave no network, attached by `weft attach` as a user does it.
+pub(crate) fn attached_podmans() {
+    let mut world = World::start();
+    // Only the lab is borrowed: a router is killed below.
+    let lab = &world.lab;
+    let hosts = [0, 1].map(|host| Podman::new(&world, lab.host(host)).must("set podman up"));
+    let names = ["one", "two"];
+    for (host, (podman, name)) in hosts.iter().zip(names).enumerate() {
+        let root = root(&podman.dir).must("make a root");
+        podman.run(&root, name, &["--network", "none"]).must("run a container");
+        let pid = podman.podman(&["inspect", "-f", "{{.State.Pid}}", name]).must("inspect");
+        world.routers[host].command(["attach", &pid, "--name", name, "--service", "http=80"]).must("attach");
+    }
+    let owners = [0, 1].map(|host| world.attached(host).pop_first().must("one that is attached"));
+    let exec = |host: usize, command: &[&str]| hosts[host].podman(&[&["exec", names[host]], command].concat());
+    pods_reach(&world, [&owners[0], &owners[1]], &exec);
+    let knows = |world: &World, host: usize, name: &str| {
+        let output = world.routers[host].cli(["dns", "lookup", name]).must("look up");
+        String::from_utf8_lossy(&output.stdout).lines().count()
+    };
+    for (host, name) in names.into_iter().enumerate() {
+        let list = world.routers[host].command(["ps"]).must("ps");
+        assert!(list.contains(name) && list.lines().count() == 2, "{list}");
+        let told = || world.json(1 - host, &["dns", "list"]).to_string();
+        assert!(wait_until(PATIENCE, || told().matches("\"port\":80").count() == 2), "{}", told());
+        assert!(wait_until(PATIENCE, || knows(&world, 1 - host, name) == 2), "{name} on the other host");
+    }
+    // One is removed while its router is away, the other while it is there: of neither anything is left.
+    world.routers[0].kill().must("kill");
+    for (podman, name) in hosts.iter().zip(names) {
+        podman.podman(&["rm", "-f", "-t", "0", name]).must("remove");
+    }
+    world.routers[0].restart().must("start again");
+    world.nothing_is_left();
+    world.ready(0);
+    for (host, name) in names.into_iter().enumerate() {
+        assert_eq!(knows(&world, 1 - host, name), 0, "{name} has ended");
+    }
     drop(hosts);
     remove_groups();
     world.end();

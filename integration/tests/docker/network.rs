@@ -100,6 +100,8 @@ fn act(mut world: World) {
     world.engines[0].run("fixed", &fixed).must("run");
     world.engines[1].run("two", &["--network", "mesh", "--restart", "always"]).must("run");
     let (one, two) = (world.inspect(0, "one"), world.inspect(1, "two"));
+    let listed: Vec<IpNet> = world.attached(0).into_iter().flat_map(|(_, addresses)| addresses).collect();
+    assert!(listed.len() == 4 && one.iter().all(|net| listed.contains(net)), "{}", world.json(0, "ps"));
     assert_eq!(world.inspect(0, "fixed"), ["10.32.77.7/12", "fd00:32::7777/64"].map(|text| text.parse().must(text)));
     world.reaches((0, "one"), &two);
     world.reaches((1, "two"), &world.inspect(0, "fixed"));
@@ -141,6 +143,13 @@ fn names(world: &World, one: &[IpNet], two: &[IpNet]) {
     world.named("one", one);
     world.named("two.weft.local", two);
     world.named("pinned", &world.inspect(0, "fixed"));
+    // The port that it exposes, at the addresses that it has in the mesh.
+    let text = world.routers[1].command(["dns", "list", "-o", "json"]).must("list");
+    let list: serde_json::Value = serde_json::from_str(&text).must("JSON");
+    let entry = list["names"].as_array().into_iter().flatten().find(|entry| entry["name"] == "one.weft.local");
+    let service = &entry.must("one").clone()["services"][0];
+    assert_eq!((&service["protocol"], &service["port"]), (&"tcp".into(), &80.into()), "{text}");
+    assert_eq!(service["addresses"].as_array().map(Vec::len), Some(one.len()), "{text}");
     world.docker(0, &["rename", "fixed", "riveted"]);
     world.named("riveted", &world.inspect(0, "riveted"));
     world.named("fixed", &[]);
@@ -165,6 +174,12 @@ fn shape(world: &World, one: &[IpNet]) {
     let mtu = world.json(0, "status")["mtu"].to_string();
     let links = world.engines[0].exec("one", &["ip", "link"]).must("look inside");
     assert!(links.contains(&format!("mtu {mtu}")), "{links}");
+    // Another container cannot make itself its router, on the interface that has the mesh's address.
+    let all = world.engines[0].exec("one", &["ip", "-o", "address"]).must("look inside");
+    let line = all.lines().find(|line| line.contains(&v4.to_string())).must(&all);
+    let setting = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", line.split_whitespace().nth(1).must(line));
+    let deaf = || world.engines[0].exec("one", &["cat", &setting]).is_ok_and(|value| value.trim() == "0");
+    assert!(wait_until(PATIENCE, deaf), "{setting}: {:?}", world.engines[0].exec("one", &["cat", &setting]));
     let routes = world.engines[0].exec("one", &["ip", "route"]).must("look inside");
     assert!(routes.contains("default via") && routes.contains("224.0.0.0/4"), "{routes}");
     let subnets = world

@@ -32,6 +32,7 @@ mod mtu;
 mod names;
 mod netlink;
 mod order;
+mod resolvers;
 mod restart;
 mod secrets;
 mod start;
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 21] = [
+    let groups: [(&str, &[Case]); 22] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         ("addresses_replace", addresses_replace::CASES),
         ("host", host::CASES),
         ("names", names::CASES),
+        ("resolvers", resolvers::CASES),
         ("firewall", firewall::CASES),
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),

@@ -35,12 +35,12 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// How long a change may take to be known on every host: the promise.
-const PROMISED: Duration = Duration::from_secs(2);
+pub(crate) const PROMISED: Duration = Duration::from_secs(2);
 /// Where each host's router answers names, on the host's own loopback interface.
 const HERE: &str = "127.0.0.1:53";
 
 /// What `dig` says.
-struct Dug(String);
+pub(crate) struct Dug(String);
 
 impl Dug {
     /// Asks the router on a host, or at another address.
@@ -58,20 +58,29 @@ impl Dug {
     }
 
     #[track_caller]
-    fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         self.header("status: ")
     }
 
     #[track_caller]
-    fn has_flag(&self, flag: &str) -> bool {
+    pub(crate) fn has_flag(&self, flag: &str) -> bool {
         self.header("flags: ").split_whitespace().any(|found| found == flag)
     }
 
     /// The data of the records in one section, in their order.
-    fn section(&self, name: &str) -> Vec<String> {
+    pub(crate) fn section(&self, name: &str) -> Vec<String> {
         let lines = self.0.lines().skip_while(|line| !line.starts_with(&format!(";; {name} SECTION")));
         let records = lines.skip(1).take_while(|line| !line.is_empty());
         records.filter_map(|line| Some(line.split_whitespace().last()?.to_owned())).collect()
+    }
+
+    /// All of it.
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.lines()
     }
 
     fn answers(&self) -> Vec<String> {
@@ -90,7 +99,7 @@ fn resolv_conf(lab: &Lab) -> PathBuf {
     lab.dir().join("resolv.conf")
 }
 
-fn mesh(hosts: usize) -> Mesh {
+pub(crate) fn mesh(hosts: usize) -> Mesh {
     let mut config = MeshConfig::star(hosts);
     let lab = new_lab(&config);
     config.args = options(&lab);
@@ -100,11 +109,11 @@ fn mesh(hosts: usize) -> Mesh {
 }
 
 impl Mesh {
-    fn dig(&self, host: usize, args: &[&str]) -> Dug {
+    pub(crate) fn dig(&self, host: usize, args: &[&str]) -> Dug {
         Dug::ask(self.lab.host(host).namespace(), args)
     }
 
-    fn attach_as(&self, host: usize, container: &Container, name: &str) -> BTreeSet<String> {
+    pub(crate) fn attach_as(&self, host: usize, container: &Container, name: &str) -> BTreeSet<String> {
         let target = container.target();
         let target = target.to_str().must("a path in UTF-8");
         let text = retry(PATIENCE, || self.routers[host].command(["attach", target, "--name", name])).must("attach");
@@ -112,13 +121,19 @@ impl Mesh {
     }
 
     /// The addresses of a name, of both families, as one host is told.
-    fn addresses_of(&self, host: usize, name: &str) -> BTreeSet<String> {
+    pub(crate) fn addresses_of(&self, host: usize, name: &str) -> BTreeSet<String> {
         ["A", "AAAA"].iter().flat_map(|kind| self.dig(host, &[name, kind]).answers()).collect()
     }
 
     /// Waits until every one of these hosts is told these addresses, and no others; how long it took.
     #[track_caller]
-    fn all_are_told(&self, hosts: &[usize], name: &str, expected: &BTreeSet<String>, limit: Duration) -> Duration {
+    pub(crate) fn all_are_told(
+        &self,
+        hosts: &[usize],
+        name: &str,
+        expected: &BTreeSet<String>,
+        limit: Duration,
+    ) -> Duration {
         let start = Instant::now();
         for &host in hosts {
             let left = limit.saturating_sub(start.elapsed());

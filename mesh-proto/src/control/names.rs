@@ -25,7 +25,8 @@ use self::directory::Directory;
 use super::crypto;
 use super::limits::PEERS_MAX;
 use crate::id::{Incarnation, PeerId};
-use crate::wire::names::{Addresses, Digest, Entries, HASH_LEN, Message, Name, ROWS_MAX, Row, Table, Want, row_of};
+use crate::wire::names::{Digest, Entries, HASH_LEN, Message, Name, ROWS_MAX, Row, Table, Want, row_of};
+use crate::wire::services::{NameRecords, Service};
 
 /// How often what is known is compared with one other peer's; less a random part of a quarter.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -61,8 +62,8 @@ pub enum Found {
 pub struct Listed {
     /// The name.
     pub name: Name,
-    /// Its addresses there.
-    pub addresses: Addresses,
+    /// Its addresses there, and what they serve.
+    pub records: NameRecords,
     /// Whose it is.
     pub peer: PeerId,
     /// Whether it is given as an answer: that peer can be reached, and has said so since.
@@ -134,7 +135,7 @@ impl Names {
     }
 
     /// These are the names of this peer from now on; [`NAMES_MAX`] of them are taken.
-    pub fn set_own(&mut self, names: &BTreeMap<Name, Addresses>) {
+    pub fn set_own(&mut self, names: &BTreeMap<Name, NameRecords>) {
         let changes = self.own.change_to(names);
         self.note(self.me, changes);
         if self.own.version() > self.told {
@@ -233,9 +234,8 @@ impl Names {
     /// The addresses of a name at peers that can be reached.
     #[must_use]
     pub fn lookup(&self, name: &Name) -> Found {
-        let served = self.directory.owners(name).filter(|owner| self.is_served(owner));
-        let claims = served.filter_map(|owner| self.claims(&owner));
-        let mut addresses: Vec<IpAddr> = claims.flat_map(|claims| claims.addresses(name)).copied().collect();
+        let said = self.served(name);
+        let mut addresses: Vec<IpAddr> = said.flat_map(|records| records.addresses.list()).copied().collect();
         if !addresses.is_empty() {
             addresses.sort_unstable();
             addresses.dedup();
@@ -243,6 +243,19 @@ impl Names {
         }
         let below = self.directory.owners_below(name).any(|owner| self.is_served(&owner));
         if below { Found::Above } else { Found::Nothing }
+    }
+
+    /// What the addresses of a name serve at peers that can be reached: each service and address once.
+    #[must_use]
+    pub fn services(&self, name: &Name) -> Vec<(Service, IpAddr)> {
+        let mut services: Vec<(Service, IpAddr)> = self
+            .served(name)
+            .flat_map(NameRecords::services)
+            .map(|(service, address)| (service.clone(), address))
+            .collect();
+        services.sort_unstable();
+        services.dedup();
+        services
     }
 
     /// The names of an address at peers that can be reached.
@@ -263,9 +276,9 @@ impl Names {
         let mut list: Vec<Listed> = all
             .flat_map(|(peer, claims)| {
                 let served = self.is_served(&peer);
-                let listed = move |(name, addresses): (&Name, &Addresses)| Listed {
+                let listed = move |(name, records): (&Name, &NameRecords)| Listed {
                     name: name.clone(),
-                    addresses: addresses.clone(),
+                    records: records.clone(),
                     peer,
                     served,
                 };
@@ -274,6 +287,12 @@ impl Names {
             .collect();
         list.sort_unstable_by(|a, b| (&a.name, a.peer).cmp(&(&b.name, b.peer)));
         list
+    }
+
+    /// What is said of a name by those that can be reached.
+    fn served<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = &'a NameRecords> {
+        let owners = self.directory.owners(name).filter(move |owner| self.is_served(owner));
+        owners.filter_map(move |owner| self.claims(&owner)?.records(name))
     }
 
     fn claims(&self, peer: &PeerId) -> Option<&Claims> {

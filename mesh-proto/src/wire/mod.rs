@@ -8,4 +8,5 @@ pub mod gossip;
 pub mod names;
 pub mod record;
 mod rows;
+pub mod services;
 pub mod trust;

@@ -6,8 +6,10 @@
 //!  Want    2  { 0 incarnation, 1 version }                           "what is yours beyond that?"
 //!  Digest  3  { 0 root }                                             of all that the sender knows
 //!  Table   4  { 0 answer, 1 n × (id 16, incarnation 8, version 8, sum 8) }
-//!  entry      [ name, version, [address …] ]                         no address: the name is gone
+//!  entry      [ name, version, [address …], services ]               no address: the name is gone
 //! ```
+//!
+//! Services are in `services.rs`. Without any, the field is absent: so it was before there were any.
 //!
 //! Messages ride on the control protocol's applications, channel 3 (names N3).
 
@@ -21,6 +23,7 @@ use minicbor::{Decode, Encode};
 
 use super::cbor::{WireError, bounded, put, whole};
 use super::rows::{ROW_LEN, pack, unpack, whole_rows};
+use super::services::{NameRecords, Services};
 use crate::id::PeerId;
 
 /// Longest message: a change of names must not hold up what else is on the connection.
@@ -191,6 +194,17 @@ pub struct Entry {
     /// Its addresses; none if it is gone.
     #[n(2)]
     pub addresses: Addresses,
+    /// What these serve.
+    #[n(3)]
+    pub services: Services,
+}
+
+impl Entry {
+    /// What a peer says of a name from a version on.
+    #[must_use]
+    pub fn new(name: Name, version: u64, NameRecords { addresses, services }: NameRecords) -> Self {
+        Self { name, version, addresses, services }
+    }
 }
 
 /// Part of the sender's own names, or all of them.
@@ -368,14 +382,33 @@ pub fn row_of(version: u64, floor: u64, sum: [u8; HASH_LEN], entries: Vec<Entry>
 
 #[cfg(test)]
 mod tests {
+    use super::super::services::SERVICES_MAX;
+    use super::super::services::tests::service;
     use super::*;
     use proptest::prelude::*;
 
     fn entry() -> impl Strategy<Value = Entry> {
         let address = prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
-        let addresses = proptest::collection::vec(address, 0..6).prop_map(Addresses::new);
-        ("[a-z0-9_][a-z0-9_-]{0,19}(\\.[a-z0-9]{1,9}){0,3}", any::<u64>(), addresses)
-            .prop_map(|(name, version, addresses)| Entry { name: name.parse().unwrap(), version, addresses })
+        let served = proptest::collection::vec((service(), 0..6_usize), 0..4);
+        let records = (proptest::collection::vec(address, 0..6), served).prop_map(|(addresses, served)| {
+            let at = |(service, at)| Some((service, *addresses.get(at)?));
+            let served: Vec<_> = served.into_iter().filter_map(at).collect();
+            NameRecords::new(addresses.clone(), served)
+        });
+        ("[a-z0-9_][a-z0-9_-]{0,19}(\\.[a-z0-9]{1,9}){0,3}", any::<u64>(), records)
+            .prop_map(|(name, version, records)| Entry::new(name.parse().unwrap(), version, records))
+    }
+
+    /// An entry as it was before there were services.
+    #[derive(Debug, PartialEq, Encode, Decode)]
+    #[cbor(array)]
+    struct EarlierEntry {
+        #[n(0)]
+        name: Name,
+        #[n(1)]
+        version: u64,
+        #[n(2)]
+        addresses: Addresses,
     }
 
     fn message() -> impl Strategy<Value = Message> {
@@ -418,7 +451,12 @@ mod tests {
         let addresses = Addresses::new((0..ADDRESSES_MAX as u128 * 2).map(|n| IpAddr::from(Ipv6Addr::from(n << 64))));
         assert_eq!(addresses.list().len(), ADDRESSES_MAX);
         let name: Name = "a.".repeat(89).trim_end_matches('.').parse().unwrap();
-        let entries = vec![Entry { name, version: u64::MAX, addresses }; 5];
+        let of = |number: usize| format!("longest-name-{number:02}=65535").parse().unwrap();
+        let all = addresses.list();
+        let served = (0..SERVICES_MAX).flat_map(|number| all.iter().map(move |address| (of(number), *address)));
+        let records = NameRecords::new(all.iter().copied(), served);
+        assert_eq!(records.services().count(), SERVICES_MAX * ADDRESSES_MAX);
+        let entries = vec![Entry::new(name, u64::MAX, records); 5];
         let row = row_of(u64::MAX, u64::MAX, [255; 16], entries);
         assert_eq!(row.len(), 5, "two do not fit into one");
         for message in row {
@@ -439,6 +477,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn who_knows_of_no_services_reads_the_rest_and_is_read(entry in entry()) {
+            let Entry { name, version, addresses, .. } = entry.clone();
+            let earlier = EarlierEntry { name, version, addresses };
+            let bytes = minicbor::to_vec(&entry).unwrap();
+            prop_assert_eq!(&minicbor::decode::<EarlierEntry>(&bytes).unwrap(), &earlier);
+            let bytes = minicbor::to_vec(&earlier).unwrap();
+            let plain = Entry { services: Services::default(), ..entry };
+            prop_assert_eq!(&minicbor::to_vec(&plain).unwrap(), &bytes);
+            prop_assert_eq!(minicbor::decode::<Entry>(&bytes).unwrap(), plain);
+        }
+
         #[test]
         fn messages_read_back(message in message()) {
             prop_assert_eq!(Message::decode(&message.encode()), Ok(Some(message)));

@@ -1,5 +1,6 @@
 //! One function a route.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -11,21 +12,25 @@ use ipnet::IpNet;
 use mesh_proto::control::names::Listed;
 use mesh_proto::wire::control::NAME_MAX;
 use mesh_proto::wire::names::{InvalidName, Name};
+use mesh_proto::wire::services::Service;
 
 use super::error::Body;
 use super::types::{
-    Addresses, AddressesRequest, AttachRequest, Attachment, CheckRequest, DnsEntry, DnsList, DnsName, DnsQuery,
-    DnsRequest, DownRequest, EventList, EventsQuery, Held, HoldRequest, Holding, Ipam, IpamCheck, Peer, PeersRequest,
-    Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Status, Stopping,
-    TargetRequest, Targets, UnholdRequest,
+    Addresses, AddressesRequest, AttachRequest, Attachment, CheckRequest, DnsAddRequest, DnsEntry, DnsList, DnsName,
+    DnsQuery, DnsRequest, DnsService, DownRequest, EventList, EventsQuery, Held, HoldRequest, Holding, Ipam, IpamCheck,
+    Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer,
+    Status, Stopping, TargetRequest, Targets, UnholdRequest,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
 use crate::control::attach::{AttachError, Hold, Record, mac_text};
+use crate::control::guests::Connected;
 use crate::router::{RemoveError, Whom};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
+/// The interface inside a container of Docker's: the engine gives it the first number that is free there.
+const DOCKERS: &str = "eth*";
 /// Most peers of one request.
 const PEERS_MAX: usize = 256;
 /// How long other peers have to answer what is theirs.
@@ -45,7 +50,19 @@ pub(super) async fn peers(state: State<Api>) -> Answer<Vec<Peer>> {
 }
 
 pub(super) async fn ps(State(api): State<Api>) -> Json<Vec<Attachment>> {
-    Json(api.attachments.list().iter().map(attachment).collect())
+    let mut list: Vec<Attachment> = api.attachments.list().iter().map(attachment).collect();
+    let guest = |(host_interface, one): (String, Connected)| Attachment {
+        target: one.owner.clone(),
+        interface: DOCKERS.to_owned(),
+        mac: mac_text(one.mac),
+        addresses: texts(&one.addresses),
+        names: api.guests.names_at(&host_interface).iter().map(ToString::to_string).collect(),
+        services: api.guests.services_at(&host_interface).iter().map(ToString::to_string).collect(),
+        owner: one.owner,
+        host_interface,
+    };
+    list.extend(api.guests.connected().into_iter().map(guest));
+    Json(list)
 }
 
 pub(super) async fn ipam(State(api): State<Api>) -> Answer<Ipam> {
@@ -147,7 +164,10 @@ pub(super) async fn remove_peer(State(api): State<Api>, Body(request): Body<Remo
 
 pub(super) async fn attach(State(api): State<Api>, Body(request): Body<AttachRequest>) -> Answer<Attachment> {
     let attachments = api.attachments;
-    let work = async move { attachments.attach(&request.target, &request.addresses, &request.names).await };
+    let work = async move {
+        let AttachRequest { target, addresses, names, services } = request;
+        attachments.attach(&target, &addresses, &names, &services).await
+    };
     Ok(Json(attachment(&to_the_end(work).await?)))
 }
 
@@ -202,7 +222,7 @@ pub(super) async fn dns(State(api): State<Api>, query: Result<Query<DnsQuery>, Q
     let mut listed = api.names.read().list();
     if let Some(asked) = &query.name {
         match asked.parse::<IpAddr>() {
-            Ok(address) => listed.retain(|listed| listed.addresses.list().contains(&address)),
+            Ok(address) => listed.retain(|listed| listed.records.addresses.list().contains(&address)),
             Err(_) => {
                 let name = mesh_name(&api, asked)?;
                 listed.retain(|listed| listed.name == name);
@@ -211,7 +231,8 @@ pub(super) async fn dns(State(api): State<Api>, query: Result<Query<DnsQuery>, Q
     }
     let entry = |listed: Listed| DnsEntry {
         name: full_name(&api, &listed.name),
-        addresses: listed.addresses.list().iter().map(ToString::to_string).collect(),
+        addresses: listed.records.addresses.list().iter().map(ToString::to_string).collect(),
+        services: services(listed.records.services().map(|(service, at)| (service.clone(), at))),
         peer: listed.peer.to_string(),
         peer_name: peers.iter().find(|peer| peer.id == listed.peer).map(|peer| peer.name.clone()).unwrap_or_default(),
         served: listed.served,
@@ -221,14 +242,38 @@ pub(super) async fn dns(State(api): State<Api>, query: Result<Query<DnsQuery>, Q
     Ok(Json(DnsList { domain: api.info.domain.clone(), listen, names }))
 }
 
-pub(super) async fn dns_add(State(api): State<Api>, Body(request): Body<DnsRequest>) -> Answer<DnsName> {
+pub(super) async fn dns_add(State(api): State<Api>, Body(request): Body<DnsAddRequest>) -> Answer<DnsName> {
     let name = mesh_name(&api, &request.name)?;
     let addresses = plain_addresses(&request.addresses)?;
+    let read = |text: &String| text.parse::<Service>().map_err(|error| ApiError::bad(error.to_string()));
+    let served = request.services.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     if addresses.is_empty() {
         return Err(ApiError::bad("`addresses` is empty: name at least one IP address"));
     }
-    let all = api.book.add(name.clone(), &addresses).await?;
-    Ok(Json(DnsName { name: full_name(&api, &name), addresses: all.iter().map(ToString::to_string).collect() }))
+    let all = api.book.add(name.clone(), &addresses, &served).await?;
+    let at = |(at, services): (&IpAddr, &BTreeSet<Service>)| -> Vec<(Service, IpAddr)> {
+        services.iter().map(|service| (service.clone(), *at)).collect()
+    };
+    Ok(Json(DnsName {
+        name: full_name(&api, &name),
+        addresses: all.keys().map(ToString::to_string).collect(),
+        services: services(all.iter().flat_map(at)),
+    }))
+}
+
+/// Each service once, with all its addresses.
+fn services(list: impl Iterator<Item = (Service, IpAddr)>) -> Vec<DnsService> {
+    let mut places: BTreeMap<Service, Vec<String>> = BTreeMap::new();
+    for (service, address) in list {
+        places.entry(service).or_default().push(address.to_string());
+    }
+    let entry = |(service, addresses): (Service, Vec<String>)| DnsService {
+        service: service.name().to_owned(),
+        protocol: service.protocol().as_str().to_owned(),
+        port: service.port(),
+        addresses,
+    };
+    places.into_iter().map(entry).collect()
 }
 
 pub(super) async fn dns_remove(State(api): State<Api>, Body(request): Body<DnsRequest>) -> Answer<Released> {
@@ -328,6 +373,7 @@ fn attachment(record: &Record) -> Attachment {
         owner: record.owner.clone(),
         host_interface: record.host_interface.clone(),
         names: record.names.clone(),
+        services: record.services.clone(),
     }
 }
 

@@ -23,6 +23,7 @@ pub use view::{Info, ipam, status};
 
 use crate::control::attach::Attachments;
 use crate::control::events::Events;
+use crate::control::guests::Guests;
 use crate::control::names::Book;
 use crate::data::DataHandle;
 use crate::router::{Handle, MeshNames, Reloads};
@@ -41,6 +42,8 @@ pub struct Api {
     pub data: DataHandle,
     /// What is attached.
     pub attachments: Attachments,
+    /// What Docker's networks have connected.
+    pub guests: Guests,
     /// The names of the mesh.
     pub names: MeshNames,
     /// Those that the operator gave here.

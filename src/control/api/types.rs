@@ -312,9 +312,9 @@ pub struct Allocation {
 /// One entry of `GET /v1/ps`, and the answer to `POST /v1/attach`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// As it was attached.
+    /// As it was attached; `docker-endpoint:ID` of what Docker connected.
     pub target: String,
-    /// Name of the interface inside.
+    /// Name of the interface inside; `eth*` where Docker chose the number.
     pub interface: String,
     /// Its hardware address.
     pub mac: String,
@@ -323,7 +323,10 @@ pub struct Attachment {
     /// What it is called in the mesh, without the domain.
     #[serde(default)]
     pub names: Vec<String>,
-    /// Whose the addresses are, as in `GET /v1/ipam`.
+    /// What it serves, as `[NAME=]PORT/PROTOCOL`, as far as somebody has said so.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Whose the addresses are, as in `GET /v1/ipam`; Docker's endpoints have theirs from requests of other names.
     #[serde(default)]
     pub owner: String,
     /// Name of the end on the bridge.
@@ -431,6 +434,9 @@ pub struct AttachRequest {
     /// Names in the mesh's domain, besides those that it has.
     #[serde(default)]
     pub names: Vec<String>,
+    /// What it serves, as `[NAME=]PORT[/tcp|/udp]`, besides what is known of it.
+    #[serde(default)]
+    pub services: Vec<String>,
 }
 
 /// Body of `POST /v1/detach`.
@@ -493,6 +499,8 @@ pub struct DnsEntry {
     pub name: String,
     /// Its addresses at that peer.
     pub addresses: Vec<String>,
+    /// What is served there, as far as somebody has said so.
+    pub services: Vec<DnsService>,
     /// Id of the peer.
     pub peer: String,
     /// Name of the peer.
@@ -501,13 +509,40 @@ pub struct DnsEntry {
     pub served: bool,
 }
 
-/// Body of `POST /v1/dns/add` and `POST /v1/dns/remove`.
+/// A service of a name, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsService {
+    /// What it is called in questions for it; the number of its port if nobody called it anything.
+    pub service: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Its port.
+    pub port: u16,
+    /// The addresses of the name at which it is.
+    pub addresses: Vec<String>,
+}
+
+/// Body of `POST /v1/dns/add`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsAddRequest {
+    /// The name, with or without the domain.
+    pub name: String,
+    /// Addresses to give to it.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// What is served at each of these, as `[NAME=]PORT[/tcp|/udp]`.
+    #[serde(default)]
+    pub services: Vec<String>,
+}
+
+/// Body of `POST /v1/dns/remove`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DnsRequest {
     /// The name, with or without the domain.
     pub name: String,
-    /// Its addresses; none means all (remove).
+    /// Addresses to take away, with what they serve; none means all.
     #[serde(default)]
     pub addresses: Vec<String>,
 }
@@ -519,6 +554,8 @@ pub struct DnsName {
     pub name: String,
     /// All that it has at this host.
     pub addresses: Vec<String>,
+    /// What is served there.
+    pub services: Vec<DnsService>,
 }
 
 /// Body of `POST /v1/down`.

@@ -84,6 +84,7 @@ impl Attachments {
             host_interface,
             owner: owner.clone(),
             names: Vec::new(),
+            services: Vec::new(),
             held: Some(Terms { namespace: found.owner, mtu, routes, hairpin: hold.hairpin, may_spoof: hold.may_spoof }),
         };
         if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await {

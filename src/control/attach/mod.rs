@@ -9,6 +9,7 @@
 //!
 //! Requests about one owner wait for each other; those about others do not.
 
+mod called;
 mod held;
 mod record;
 mod restore;
@@ -23,14 +24,17 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use ipam::AllocError;
 use ipnet::IpNet;
 use mesh_proto::wire::names::Name;
+use mesh_proto::wire::services::Service;
 use tokio::sync::{Mutex, Notify};
 
+use called::{all_names, all_services, check_names, check_services};
 pub use held::Hold;
 pub use record::{Record, Terms, mac_text, parse_mac};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
 use crate::control::guard::PortGuard;
+use crate::control::guests::Named;
 use crate::control::ledger::Ledger;
 use crate::control::locks::Locks;
 use crate::control::store::{Edit, Store, Table};
@@ -42,8 +46,6 @@ use crate::router::{Handle, Stopped};
 pub const EXPOSE: &str = "weft:expose";
 /// Most addresses of one request.
 const ADDRESSES_MAX: usize = 64;
-/// Most names of one target.
-const NAMES_MAX: usize = 16;
 
 /// What is attached to this router. Clones share it.
 #[derive(Debug, Clone)]
@@ -197,16 +199,13 @@ impl Attachments {
     /// The names of what is attached, each with an address and the interface on the bridge that is
     /// there for as long as the container is.
     #[must_use]
-    pub fn names(&self) -> Vec<(Name, IpAddr, String)> {
+    pub fn names(&self) -> Vec<Named> {
         let records = self.records();
         let of_record = |record: &Record| {
             let names: Vec<Name> = record.names.iter().filter_map(|name| name.parse().ok()).collect();
-            let (addresses, interface) = (record.addresses.clone(), record.host_interface.clone());
-            names.into_iter().flat_map(move |name| {
-                let interface = interface.clone();
-                let addresses = addresses.clone().into_iter();
-                addresses.map(move |address| (name.clone(), address.addr(), interface.clone()))
-            })
+            let services: Vec<Service> = record.services.iter().filter_map(|text| text.parse().ok()).collect();
+            let addresses: Vec<IpAddr> = record.addresses.iter().map(IpNet::addr).collect();
+            Named::each(&names, &addresses, &services, &record.host_interface)
         };
         records.values().filter(|record| record.owner != EXPOSE).flat_map(of_record).collect()
     }
@@ -222,15 +221,22 @@ impl Attachments {
         self.inner.changed.notified().await;
     }
 
-    /// Attaches a target, or gives it more addresses and names. Without addresses: one of each
-    /// range, or those that it has already. A Docker container has its own name besides.
+    /// Attaches a target, or gives it more addresses, names and services. Without addresses: one of each
+    /// range, or those that it has already. A Docker container has its own name, and the ports that it
+    /// exposes, besides.
     ///
     /// # Errors
     /// If the target or an address cannot be had, or the kernel refuses; then nothing is changed.
-    pub async fn attach(&self, target: &str, addresses: &[String], names: &[String]) -> Result<Record, AttachError> {
+    pub async fn attach(
+        &self,
+        target: &str,
+        addresses: &[String],
+        names: &[String],
+        services: &[String],
+    ) -> Result<Record, AttachError> {
         let target: Target = target.parse()?;
         let wanted = self.wanted(addresses)?;
-        let names = check_names(names)?;
+        let (names, services) = (check_names(names)?, check_services(services)?);
         let found = target.find(self.inner.host).await?;
         let host_interface = container::host_interface(&found.namespace, container::INTERFACE);
         let owner = self.owner_of(&host_interface).unwrap_or(found.owner);
@@ -239,6 +245,7 @@ impl Attachments {
         let _busy = lock.lock().await;
         let before = self.record(&owner);
         let names = all_names(before.as_ref(), &names, &found.names)?;
+        let services = all_services(before.as_ref(), &services, &found.services)?;
         let (all, fresh) = self.take_addresses(&owner, before.as_ref(), &wanted).await?;
         let record = Record {
             target: before.as_ref().map_or_else(|| target.to_string(), |old| old.target.clone()),
@@ -249,6 +256,7 @@ impl Attachments {
             owner: owner.clone(),
             held: before.as_ref().and_then(|old| old.held.clone()),
             names,
+            services,
         };
         let attached = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await;
         if let Err(error) = attached {
@@ -315,6 +323,7 @@ impl Attachments {
             owner: EXPOSE.to_owned(),
             held: None,
             names: Vec::new(),
+            services: Vec::new(),
         };
         let exposed = match self.put_on_bridge(&all).await {
             Ok(()) if before.as_ref() == Some(&record) => Ok(()),
@@ -576,34 +585,6 @@ impl Attachments {
     fn lock(&self, owner: &str) -> Arc<Mutex<()>> {
         self.inner.locks.of(owner)
     }
-}
-
-/// Reads names that a request gives to a target.
-fn check_names(names: &[String]) -> Result<Vec<String>, AttachError> {
-    let read = |text: &String| match text.parse::<Name>() {
-        Ok(name) => Ok(name.to_string()),
-        Err(error) => Err(AttachError::Invalid(error.to_string())),
-    };
-    names.iter().map(read).collect()
-}
-
-/// The names that a target had, those that it is given, and those that it has by itself (of which
-/// some may not do for a name in the mesh: it is attached all the same).
-fn all_names(before: Option<&Record>, given: &[String], own: &[String]) -> Result<Vec<String>, AttachError> {
-    let own = own.iter().filter_map(|name| name.parse::<Name>().ok()).map(|name| name.to_string());
-    let had = before.into_iter().flat_map(|record| record.names.iter().cloned());
-    let mut names: Vec<String> = Vec::new();
-    for name in had.chain(given.iter().cloned()).chain(own) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    if names.len() > NAMES_MAX {
-        return Err(AttachError::Invalid(format!(
-            "at most {NAMES_MAX} names for one target; `weft ps` lists those it has"
-        )));
-    }
-    Ok(names)
 }
 
 /// Reads `ADDRESS` or `ADDRESS/LENGTH`, where the length must be that of the range.

@@ -26,6 +26,9 @@ pub struct Record {
     /// What it is called in the mesh; records of older versions have none.
     #[serde(default)]
     pub names: Vec<String>,
+    /// What it serves, as far as somebody has said so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
     /// What its holder asked for; `None`: it has none, and belongs to its target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Terms>,

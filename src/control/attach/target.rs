@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use mesh_proto::wire::services::Service;
+
 use crate::control::docker::{self, DockerError};
 use crate::netlink::{NetNs, NetNsId};
 
@@ -92,6 +94,8 @@ pub struct Found {
     pub namespace: NetNs,
     /// What it is called by whoever runs it.
     pub names: Vec<String>,
+    /// What it serves, by whoever runs it.
+    pub services: Vec<Service>,
 }
 
 /// Why a target cannot be used.
@@ -114,11 +118,11 @@ impl Target {
         let found = match self {
             Self::Path(path) => {
                 let namespace = open(path)?;
-                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new() }
+                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new(), services: Vec::new() }
             }
             Self::Pid(pid) => {
                 let namespace = open(Path::new(&format!("/proc/{pid}/ns/net")))?;
-                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new() }
+                Found { owner: namespace_owner(&namespace), namespace, names: Vec::new(), services: Vec::new() }
             }
             Self::Docker(name) => {
                 let container = docker::inspect(name).await.map_err(|error| match error {
@@ -126,7 +130,8 @@ impl Target {
                     other => FindError::Unusable(other.to_string()),
                 })?;
                 let namespace = open(Path::new(&format!("/proc/{}/ns/net", container.pid)))?;
-                Found { owner: format!("docker:{}", container.id), namespace, names: container.names }
+                let docker::Container { id, names, services, .. } = container;
+                Found { owner: format!("docker:{id}"), namespace, names, services }
             }
         };
         if found.namespace.id() == host {

@@ -54,7 +54,7 @@ impl Question {
 }
 
 /// What is answered out of this router's own knowledge.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Answer {
     /// The response code.
     pub(super) code: ResponseCode,
@@ -62,6 +62,8 @@ pub(super) struct Answer {
     pub(super) records: Vec<Record>,
     /// The zone's SOA: how long it may be remembered that there are none.
     pub(super) soa: Option<Record>,
+    /// What whoever gets these records will ask for next.
+    pub(super) additional: Vec<Record>,
 }
 
 /// Over what it is answered.
@@ -136,17 +138,32 @@ pub(super) fn reply(query: &[u8], question: &Question, answer: &Answer, transpor
         }
     }
     message.add_authorities(answer.soa.clone());
-    let without = encoded(&message).len();
     message.add_answers(answer.records.iter().cloned());
-    let mut bytes = encoded(&message);
-    while bytes.len() > usize::from(limit) && !message.answers.is_empty() {
-        let each = ((bytes.len() - without) / message.answers.len()).max(1);
-        let excess = (bytes.len() - usize::from(limit)).div_ceil(each);
-        message.answers.truncate(message.answers.len().saturating_sub(excess));
-        message.metadata.truncation = true;
-        bytes = encoded(&message);
+    message.add_additionals(answer.additional.iter().cloned());
+    // What is only added may be missing without a word: it can be asked for (RFC 2181, 9).
+    cut(&mut message, limit.into(), |message| &mut message.additionals);
+    message.metadata.truncation = cut(&mut message, limit.into(), |message| &mut message.answers);
+    encoded(&message)
+}
+
+/// Leaves out as many records of a list as it takes for the message to be no longer than that; says whether
+/// any had to be.
+fn cut(message: &mut Message, limit: usize, list: fn(&mut Message) -> &mut Vec<Record>) -> bool {
+    let mut length = encoded(message).len();
+    if length <= limit {
+        return false;
     }
-    bytes
+    let records = std::mem::take(list(message));
+    let without = encoded(message).len();
+    let before = records.len();
+    *list(message) = records;
+    while length > limit && !list(message).is_empty() {
+        let left = list(message).len();
+        let each = (length.saturating_sub(without) / left).max(1);
+        list(message).truncate(left.saturating_sub((length - limit).div_ceil(each)));
+        length = encoded(message).len();
+    }
+    list(message).len() < before
 }
 
 fn encoded(message: &Message) -> Vec<u8> {
@@ -234,7 +251,7 @@ mod tests {
     fn answer(count: u8) -> Answer {
         let name = Name::from_ascii("WeB.weft.local.").expect("a name");
         let record = |last| Record::from_rdata(name.clone(), 1, RData::A(A(Ipv4Addr::new(10, 0, 0, last))));
-        Answer { code: ResponseCode::NoError, records: (0..count).map(record).collect(), soa: None }
+        Answer { records: (0..count).map(record).collect(), ..Answer::default() }
     }
 
     #[test]
@@ -257,6 +274,20 @@ mod tests {
             assert!(message.metadata.authoritative && message.metadata.recursion_desired);
             assert!(message.queries[0].name().eq_case(question(&query).query.name()), "the letters are kept");
         }
+    }
+
+    #[test]
+    fn what_is_added_is_left_out_first_and_without_a_word() {
+        let query = query(None);
+        let mut answer = answer(10);
+        let name = Name::from_ascii("target.weft.local.").expect("a name");
+        let record = |last| Record::from_rdata(name.clone(), 1, RData::A(A(Ipv4Addr::new(10, 0, 1, last))));
+        answer.additional = (0..50).map(record).collect();
+        let bytes = reply(&query, &question(&query), &answer, Transport::Udp);
+        let message = Message::from_vec(&bytes).expect("an answer");
+        let counts = (message.answers.len(), message.additionals.len());
+        assert!(counts.0 == 10 && (5..50).contains(&counts.1) && !message.metadata.truncation, "{counts:?}");
+        assert!((490..=512).contains(&bytes.len()), "{} bytes", bytes.len());
     }
 
     #[test]

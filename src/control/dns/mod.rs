@@ -5,13 +5,14 @@
 //!                              └─no─► Forward ─► a resolver of the host ─► its answer
 //! ```
 //!
-//! What is answered is specified in docs/names.md, rules N6 to N12. The messages' format is
+//! What is answered is specified in docs/names.md, rules N6 to N13. The messages' format is
 //! hickory's; who is asked, and how long, is decided here.
 
 mod forward;
 mod message;
 mod resolvers;
 mod serve;
+mod srv;
 #[cfg(test)]
 mod tests;
 mod zone;

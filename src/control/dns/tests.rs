@@ -84,7 +84,7 @@ fn answered(query: &Message, code: ResponseCode, addresses: u8) -> Message {
 fn server(resolvers: &[&Resolver]) -> (SocketAddr, JoinSet<()>) {
     let addresses = Addresses::new((0..50).map(|last| IpAddr::from([10, 32, 0, last])));
     let mut names = Names::new(PeerId([1; 16]), Incarnation(1), [0; 32], Duration::ZERO);
-    names.set_own(&BTreeMap::from([("many".parse().expect("a name"), addresses)]));
+    names.set_own(&BTreeMap::from([("many".parse().expect("a name"), addresses.into())]));
     let fixed = Resolvers::fixed(resolvers.iter().map(|resolver| resolver.address).collect());
     let responder = Arc::new(Responder {
         zone: Zone::new("weft.local", Vec::new(), MeshNames::new(names)).expect("a domain"),

@@ -10,7 +10,7 @@
 //!      peers            endpoint of a peer we had a link with → JSON;  target → JSON
 //!      trust            who was admitted, who revoked, as the mesh protocol wants it
 //!      docker           networks, endpoints and addresses of the Docker engine → JSON
-//!      names            name that the operator gave → its addresses, as JSON
+//!      names            name that the operator gave → its addresses and what they serve, as JSON
 //!    weft.redb.unreadable-SECONDS     kept aside, never deleted by us
 //! ```
 //!

@@ -37,6 +37,8 @@ pub(super) struct Played {
     /// The networks that are kept apart, and the endpoints that are kept to one.
     pub(super) apart: Arc<Mutex<BTreeMap<String, Vec<IpNet>>>>,
     pub(super) members: Arc<Mutex<BTreeMap<String, String>>>,
+    /// Those that take no router advertisements, in the order in which that was asked for.
+    pub(super) shielded: Arc<Mutex<Vec<String>>>,
 }
 
 impl Played {
@@ -91,6 +93,11 @@ impl Ports for Played {
     async fn place(&self, endpoint: &str) -> Result<Place, NetlinkError> {
         let pairs = self.pairs.lock().expect("whole");
         Ok(pairs.get(&near(endpoint)).map_or(Place::Nowhere, |(place, _)| *place))
+    }
+
+    async fn shield(&self, endpoint: &str, _: u32) -> Result<(), NetlinkError> {
+        self.shielded.lock().expect("whole").push(near(endpoint));
+        Ok(())
     }
 
     async fn all(&self) -> Result<Vec<String>, NetlinkError> {

@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::control::guests::Named;
 use crate::docker::port::near;
 
 /// An engine with two containers in the network; of the second it tells when it is told to.
@@ -29,7 +30,8 @@ fn play(socket: &Path, mut told: mpsc::UnboundedReceiver<&'static str>) {
             "c1" => ("/web", joined('1', "www")),
             _ => ("/db", joined('2', "not a name")),
         };
-        json!({"Id": container, "Name": name, "NetworkSettings": {"Networks": networks}}).to_string()
+        let config = json!({"ExposedPorts": {"80/tcp": {}}});
+        json!({"Id": container, "Name": name, "State": {"Pid": 7}, "Config": config, "NetworkSettings": {"Networks": networks}}).to_string()
     };
     let app = axum::Router::new()
         .route("/events", get(events))
@@ -53,21 +55,25 @@ async fn containers_are_known_by_the_names_that_the_engine_tells() {
     world.reload(Some(Engine { socket }));
     let guests = world.docker.inner.guests.clone();
     let names = || {
-        let text = |(name, at, interface): (_, _, _)| format!("{name} {at} {interface}");
+        let text = |named: Named| {
+            let services: Vec<String> = named.services.iter().map(ToString::to_string).collect();
+            format!("{} {} {} {}", named.name, named.address, services.join(","), named.interface)
+        };
         guests.names().into_iter().map(text).collect::<Vec<String>>()
     };
     let listener = tokio::spawn(world.docker.clone().learn_names());
     let changed = || tokio::time::timeout(Duration::from_secs(10), guests.changed());
     changed().await.expect("those that run are looked for");
     let first = near(&id('1'));
-    assert_eq!(names(), [format!("web 10.32.0.1 {first}"), format!("www 10.32.0.1 {first}")]);
+    assert_eq!(names(), [format!("web 10.32.0.1 80/tcp {first}"), format!("www 10.32.0.1 80/tcp {first}")]);
     tell.send("{\"Type\":\"network\",\"Actor\":{\"ID\":\"n\",\"Attr").expect("heard");
     tell.send("ibutes\":{\"container\":\"c2\"}}}\n").expect("heard");
     changed().await.expect("one that joins is looked at, and what is no name is left out");
     assert_eq!(names().len(), 3);
-    assert!(names().contains(&format!("db 10.32.0.2 {}", near(&id('2')))), "{:?}", names());
+    assert_eq!(*world.ports.shielded.lock().expect("whole"), [first.clone(), near(&id('2'))]);
+    assert!(names().contains(&format!("db 10.32.0.2 80/tcp {}", near(&id('2')))), "{:?}", names());
     let gone = json!({"NetworkID": network, "EndpointID": id('1')});
     world.ok("NetworkDriver.DeleteEndpoint", &gone).await;
-    assert_eq!(names(), [format!("db 10.32.0.2 {}", near(&id('2')))]);
+    assert_eq!(names(), [format!("db 10.32.0.2 80/tcp {}", near(&id('2')))]);
     listener.abort();
 }

@@ -1,7 +1,7 @@
 //! What one peer says of names: a set that only it changes and that everybody can merge.
 //!
 //! ```text
-//!   name ─► (version, addresses)      no address: gone, remembered so that an old word does not
+//!   name ─► (version, addresses, services)      no address: gone, remembered so that an old word does not
 //!   floor: a version                  revive it; what is not above the floor is gone for good
 //! ```
 //!
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use super::super::crypto;
 use crate::wire::names::{Addresses, Entry, HASH_LEN, Name};
+use crate::wire::services::NameRecords;
 
 /// Most names of one peer.
 pub const NAMES_MAX: usize = 2048;
@@ -20,13 +21,19 @@ const GONE_MAX: usize = 256;
 /// Most names that are taken from another peer: while it tells all anew, old and new overlap.
 const TAKEN_MAX: usize = 2 * (NAMES_MAX + GONE_MAX);
 
-/// A change of one name: what it had before, and has now.
+/// A change of one name: which addresses it had before, and has now.
 pub(super) type Change = (Name, Addresses, Addresses);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
     version: u64,
-    addresses: Addresses,
+    records: NameRecords,
+}
+
+impl Claim {
+    fn is_gone(&self) -> bool {
+        self.records.addresses.is_empty()
+    }
 }
 
 /// The names of one peer in one of its lives.
@@ -40,8 +47,11 @@ pub(super) struct Claims {
     sum: u128,
 }
 
+/// Services are not in it, or peers that know of none would take what they have for incomplete. The
+/// version stands for them: it is another one with each change (names N2).
 fn hash(name: &Name, claim: &Claim) -> u128 {
     let addresses: Vec<u8> = claim
+        .records
         .addresses
         .list()
         .iter()
@@ -75,57 +85,51 @@ impl Claims {
         self.sum.wrapping_add(if self.floor == 0 { 0 } else { floor }).to_be_bytes()
     }
 
-    /// The addresses of a name; none if it has none.
-    pub(super) fn addresses(&self, name: &Name) -> &[core::net::IpAddr] {
-        self.claims.get(name).map_or(&[], |claim| claim.addresses.list())
+    /// What is said of a name, if it is there.
+    pub(super) fn records(&self, name: &Name) -> Option<&NameRecords> {
+        self.claims.get(name).map(|claim| &claim.records)
     }
 
-    /// The names that are there, with their addresses.
-    pub(super) fn live(&self) -> impl Iterator<Item = (&Name, &Addresses)> {
-        self.claims
-            .iter()
-            .filter(|(_, claim)| !claim.addresses.is_empty())
-            .map(|(name, claim)| (name, &claim.addresses))
+    /// The names that are there, with what is said of them.
+    pub(super) fn live(&self) -> impl Iterator<Item = (&Name, &NameRecords)> {
+        self.claims.iter().filter(|(_, claim)| !claim.is_gone()).map(|(name, claim)| (name, &claim.records))
     }
 
     /// What is beyond a version, in the order in which it came.
     pub(super) fn beyond(&self, version: u64) -> Vec<Entry> {
         let later = self.claims.iter().filter(|(_, claim)| claim.version > version);
-        let entry = |(name, claim): (&Name, &Claim)| Entry {
-            name: name.clone(),
-            version: claim.version,
-            addresses: claim.addresses.clone(),
-        };
+        let entry = |(name, claim): (&Name, &Claim)| Entry::new(name.clone(), claim.version, claim.records.clone());
         let mut entries: Vec<Entry> = later.map(entry).collect();
         entries.sort_unstable_by_key(|entry| entry.version);
         entries
     }
 
     /// Makes these the names of this peer. Those beyond [`NAMES_MAX`] are left out.
-    pub(super) fn change_to(&mut self, wanted: &BTreeMap<Name, Addresses>) -> Vec<Change> {
-        let wanted: BTreeMap<&Name, &Addresses> =
-            wanted.iter().filter(|(_, addresses)| !addresses.is_empty()).take(NAMES_MAX).collect();
+    pub(super) fn change_to(&mut self, wanted: &BTreeMap<Name, NameRecords>) -> Vec<Change> {
+        let there = |records: &NameRecords| !records.addresses.is_empty();
+        let wanted: BTreeMap<&Name, &NameRecords> =
+            wanted.iter().filter(|(_, records)| there(records)).take(NAMES_MAX).collect();
         let gone: Vec<Name> =
             self.live().map(|(name, _)| name).filter(|name| !wanted.contains_key(name)).cloned().collect();
         let mut changes = Vec::new();
         for name in gone {
-            changes.extend(self.next(name, Addresses::default()));
+            changes.extend(self.next(name, NameRecords::default()));
         }
-        for (name, addresses) in wanted {
-            changes.extend(self.next(name.clone(), addresses.clone()));
+        for (name, records) in wanted {
+            changes.extend(self.next(name.clone(), records.clone()));
         }
-        if self.claims.values().filter(|claim| claim.addresses.is_empty()).count() > GONE_MAX {
+        if self.claims.values().filter(|claim| claim.is_gone()).count() > GONE_MAX {
             self.begin_anew();
         }
         changes
     }
 
     /// The next version of a name, if that is a change.
-    fn next(&mut self, name: Name, addresses: Addresses) -> Option<Change> {
-        if self.claims.get(&name).is_some_and(|claim| claim.addresses == addresses) {
+    fn next(&mut self, name: Name, records: NameRecords) -> Option<Change> {
+        if self.claims.get(&name).is_some_and(|claim| claim.records == records) {
             return None;
         }
-        self.take(Entry { name, version: self.version + 1, addresses })
+        self.take(Entry::new(name, self.version + 1, records))
     }
 
     /// Forgets what is gone, and gives what is there a version above all that was.
@@ -133,7 +137,7 @@ impl Claims {
         let floor = self.version;
         let mut version = floor;
         self.sum = 0;
-        self.claims.retain(|_, claim| !claim.addresses.is_empty());
+        self.claims.retain(|_, claim| !claim.is_gone());
         for (name, claim) in &mut self.claims {
             version += 1;
             claim.version = version;
@@ -142,10 +146,11 @@ impl Claims {
         (self.floor, self.version) = (floor, version);
     }
 
-    /// Takes one entry in, if it is later than what is known.
+    /// Takes one entry in, if it is later than what is known. That services are others is no change of the
+    /// name's addresses.
     pub(super) fn take(&mut self, entry: Entry) -> Option<Change> {
-        let Entry { name, version, addresses } = entry;
-        let claim = Claim { version, addresses };
+        let Entry { name, version, addresses, services } = entry;
+        let claim = Claim { version, records: NameRecords { addresses, services } };
         let old = self.claims.get(&name);
         // Two of one version are of a data directory that ran twice: all take the same of them.
         if version <= self.floor
@@ -156,12 +161,12 @@ impl Claims {
         }
         self.version = self.version.max(version);
         self.sum = self.sum.wrapping_add(hash(&name, &claim));
-        let now = claim.addresses.clone();
+        let now = claim.records.addresses.clone();
         let before = self.claims.insert(name.clone(), claim);
         if let Some(before) = &before {
             self.sum = self.sum.wrapping_sub(hash(&name, before));
         }
-        let before = before.map(|before| before.addresses).unwrap_or_default();
+        let before = before.map(|before| before.records.addresses).unwrap_or_default();
         (before != now).then_some((name, before, now))
     }
 
@@ -178,8 +183,8 @@ impl Claims {
             let stays = claim.version > floor;
             if !stays {
                 *sum = sum.wrapping_sub(hash(name, claim));
-                if !claim.addresses.is_empty() {
-                    changes.push((name.clone(), claim.addresses.clone(), Addresses::default()));
+                if !claim.is_gone() {
+                    changes.push((name.clone(), claim.records.addresses.clone(), Addresses::default()));
                 }
             }
             stays
@@ -203,8 +208,15 @@ mod tests {
         Addresses::new((0..number).map(|last| IpAddr::from([10, 0, 0, last])))
     }
 
+    /// As many services as addresses, so that different addresses have different ones.
+    fn records(number: u8) -> NameRecords {
+        let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let served = (0..number).map(|last| (format!("http={}", 80 + u16::from(last)).parse().unwrap(), ip(last)));
+        NameRecords::new((0..number).map(ip), served)
+    }
+
     fn entry((number, version, count): (u8, u64, u8)) -> Entry {
-        Entry { name: name(number), version, addresses: addresses(count) }
+        Entry::new(name(number), version, records(count))
     }
 
     /// A state that some messages may have led to.
@@ -227,12 +239,27 @@ mod tests {
         into
     }
 
-    fn wanted(list: &[(u8, u8)]) -> BTreeMap<Name, Addresses> {
-        list.iter().map(|&(number, count)| (name(number), addresses(count))).collect()
+    fn wanted(list: &[(u8, u8)]) -> BTreeMap<Name, NameRecords> {
+        list.iter().map(|&(number, count)| (name(number), records(count))).collect()
     }
 
-    fn live(claims: &Claims) -> BTreeMap<Name, Addresses> {
-        claims.live().map(|(name, addresses)| (name.clone(), addresses.clone())).collect()
+    fn live(claims: &Claims) -> BTreeMap<Name, NameRecords> {
+        claims.live().map(|(name, records)| (name.clone(), records.clone())).collect()
+    }
+
+    #[test]
+    fn a_port_that_changes_is_a_change_that_everybody_hears_of() {
+        let (mut origin, name) = (Claims::default(), name(1));
+        let at = |port: &str| {
+            NameRecords::new(addresses(1).list().to_vec(), [(port.parse().unwrap(), addresses(1).list()[0])])
+        };
+        origin.change_to(&BTreeMap::from([(name.clone(), at("http=80"))]));
+        let before = origin.version();
+        let mut other = merged(Claims::default(), &origin);
+        assert!(origin.change_to(&BTreeMap::from([(name.clone(), at("http=8080"))])).is_empty(), "the same addresses");
+        assert_eq!(origin.beyond(before).len(), 1);
+        other = merged(other, &origin);
+        assert_eq!((other.records(&name), other.sum()), (Some(&at("http=8080")), origin.sum()));
     }
 
     #[test]
@@ -241,30 +268,30 @@ mod tests {
         let mut other = Claims::default();
         let keep: Name = "keep".parse().unwrap();
         for round in 0..=GONE_MAX {
-            let mut wanted = BTreeMap::from([(keep.clone(), addresses(1))]);
-            wanted.insert(format!("one-off-{round}").parse().unwrap(), addresses(2));
+            let mut wanted = BTreeMap::from([(keep.clone(), records(1))]);
+            wanted.insert(format!("one-off-{round}").parse().unwrap(), records(2));
             origin.change_to(&wanted);
             other = merged(other, &origin);
         }
         assert_eq!(origin.floor(), 0);
-        origin.change_to(&BTreeMap::from([(keep.clone(), addresses(1))]));
+        origin.change_to(&BTreeMap::from([(keep.clone(), records(1))]));
         assert!(origin.floor() > 0);
         assert_eq!(origin.beyond(0).len(), 1);
         other = merged(other, &origin);
         assert_eq!((&other, other.sum()), (&origin, origin.sum()));
-        assert_eq!(live(&other), BTreeMap::from([(keep, addresses(1))]));
+        assert_eq!(live(&other), BTreeMap::from([(keep, records(1))]));
     }
 
     #[test]
     fn there_is_room_for_so_many_names_and_no_more() {
         let number = |number: usize| -> Name { format!("n{number}").parse().unwrap() };
-        let all: BTreeMap<Name, Addresses> = (0..NAMES_MAX + 5).map(|n| (number(n), addresses(1))).collect();
+        let all: BTreeMap<Name, NameRecords> = (0..NAMES_MAX + 5).map(|n| (number(n), records(1))).collect();
         let mut own = Claims::default();
         own.change_to(&all);
         assert_eq!(own.live().count(), NAMES_MAX);
         let mut taken = Claims::default();
         for n in 0..TAKEN_MAX + 5 {
-            taken.take(Entry { name: number(n), version: n as u64 + 1, addresses: addresses(1) });
+            taken.take(Entry::new(number(n), n as u64 + 1, records(1)));
         }
         assert_eq!(taken.live().count(), TAKEN_MAX);
     }
@@ -323,14 +350,17 @@ mod tests {
         ) {
             let mut claims = Claims::default();
             claims.change_to(&wanted(&first));
-            let mut seen = live(&claims);
+            let addresses = |claims: &Claims| -> BTreeMap<Name, Addresses> {
+                claims.live().map(|(name, records)| (name.clone(), records.addresses.clone())).collect()
+            };
+            let mut seen = addresses(&claims);
             for (name, before, now) in claims.change_to(&wanted(&second)) {
                 prop_assert_eq!(seen.remove(&name).unwrap_or_default(), before);
                 if !now.is_empty() {
                     seen.insert(name, now);
                 }
             }
-            prop_assert_eq!(seen, live(&claims));
+            prop_assert_eq!(seen, addresses(&claims));
         }
     }
 }

@@ -10,8 +10,8 @@ use super::{description, schema};
 use crate::control::api::ROUTES;
 use crate::control::api::types::{
     Addresses, Allocation, Attachment, ConfigChange, ConfigRefusal, Contested, Counters, DnsEntry, DnsList, DnsName,
-    EventList, Held, Holding, Ipam, IpamCheck, IpamPeer, Me, Offloads, Peer, Released, Reloaded, RemovedPeer,
-    RevokedPeer, Status, Stopping, Target, Targets,
+    DnsService, EventList, Held, Holding, Ipam, IpamCheck, IpamPeer, Me, Offloads, Peer, Released, Reloaded,
+    RemovedPeer, RevokedPeer, Status, Stopping, Target, Targets,
 };
 use crate::control::events::Record;
 
@@ -145,6 +145,7 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         mac: text("02:00:00:00:00:01"),
         addresses: vec![text("10.32.0.1/12")],
         names: vec![text("web")],
+        services: vec![text("http=8080/tcp")],
         owner: text("docker:web"),
         host_interface: text("weft-abcdefghij"),
     };
@@ -154,9 +155,14 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         mtu: 1402,
         routes: vec![text("0.0.0.0/0 via 10.32.0.2")],
     };
+    let services = || {
+        let (service, protocol) = (text("http"), text("tcp"));
+        vec![DnsService { service, protocol, port: 8080, addresses: vec![text("10.32.0.1")] }]
+    };
     let dns = DnsEntry {
         name: text("web.weft.local"),
         addresses: vec![text("10.32.0.1")],
+        services: services(),
         peer: text("0123"),
         peer_name: text("host2"),
         served: true,
@@ -203,7 +209,11 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
             "/v1/dns",
             value(DnsList { domain: text("weft.local"), listen: vec![text("10.32.0.1:53")], names: vec![dns] }),
         ),
-        ("post", "/v1/dns/add", value(DnsName { name: text("db.weft.local"), addresses: vec![text("192.0.2.7")] })),
+        (
+            "post",
+            "/v1/dns/add",
+            value(DnsName { name: text("db.weft.local"), addresses: vec![text("192.0.2.7")], services: services() }),
+        ),
         ("post", "/v1/dns/remove", released()),
         ("post", "/v1/reload", value(reloaded)),
         ("post", "/v1/down", value(Stopping { pid: 1, removed: vec![text("bridge weft")] })),
