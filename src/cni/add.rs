@@ -51,6 +51,7 @@ pub(super) async fn add(environment: &Environment, conf: &Conf) -> Result<Value,
         mac: if conf.mac.is_empty() { environment.mac.clone() } else { conf.mac.clone() },
         hairpin: conf.hairpin,
         may_spoof: !conf.spoof_check,
+        masquerade: conf.masquerade,
     };
     let held: Held = router.post("/v1/hold", &request).await.map_err(|refusal| blame(refusal, environment))?;
     let result = result(&held, environment, conf, &gateways, routes)?;

@@ -23,7 +23,7 @@ const WAIT: u64 = 60;
 /// Longest wait: runtimes give up after a few minutes, and then nobody is told why.
 const WAIT_MAX: u64 = 240;
 /// What a configuration may have: our own keys, and those that runtimes put in.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "type",
     "socket",
     "waitSeconds",
@@ -33,6 +33,7 @@ const KEYS: [&str; 18] = [
     "isDefaultGateway",
     "routes",
     "hairpinMode",
+    "ipMasq",
     "spoofCheck",
     "dns",
     "cniVersion",
@@ -44,9 +45,8 @@ const KEYS: [&str; 18] = [
     "disableCheck",
 ];
 /// Keys of other plugins, which somebody may expect to work here too (kubernetes K10).
-const UNSUPPORTED: [(&str, &str); 4] = [
+const UNSUPPORTED: [(&str, &str); 3] = [
     ("ipam", "Weft gives addresses itself: leave it out, and choose where from with `subnet`"),
-    ("ipMasq", "Weft lays no rules for masquerading: leave it out, and lay them on the host"),
     ("macspoofchk", "Weft looks at addresses of all kinds: leave it out, for `spoofCheck` is on"),
     ("vlan", "leave it out"),
 ];
@@ -70,6 +70,8 @@ pub(super) struct Conf {
     /// MTU; 0: that of the overlay.
     pub(super) mtu: u16,
     pub(super) hairpin: bool,
+    /// Whether its connections to outside of the mesh go in the host's name (kubernetes K17).
+    pub(super) masquerade: bool,
     /// Whether the pod is kept to its own addresses (guard P2).
     pub(super) spoof_check: bool,
     /// The host has addresses in the network, and is the pods' gateway.
@@ -156,6 +158,7 @@ impl Conf {
             mac: mac(map)?,
             mtu: field(map, "mtu")?.unwrap_or(0),
             hairpin: field(map, "hairpinMode")?.unwrap_or(false),
+            masquerade: field(map, "ipMasq")?.unwrap_or(false),
             spoof_check: field(map, "spoofCheck")?.unwrap_or(true),
             gateway: default_gateway || field(map, "isGateway")?.unwrap_or(false),
             default_gateway,

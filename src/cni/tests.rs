@@ -200,7 +200,8 @@ fn what_cannot_be_is_refused_by_its_code_and_its_name() {
         (add.clone(), key(json!({"args": {"cni": {"ips": [7]}}})), 7, "args.cni.ips"),
         (add.clone(), key(json!({"prevResult": {"ips": [{"address": "x"}]}})), 7, "`prevResult`"),
         (add.clone(), key(json!({"ipam": {"type": "host-local"}})), 2, "host-local"),
-        (add.clone(), key(json!({"ipMasq": true})), 2, "`ipMasq` is true"),
+        (add.clone(), key(json!({"ipMasq": "nftables"})), 7, "`ipMasq`"),
+        (add.clone(), key(json!({"ipMasqBackend": "nftables"})), 2, "`ipMasqBackend` is"),
         (add.clone(), key(json!({"runtimeConfig": {"mac": "03:00:00:00:00:01"}})), 7, "03:00:00:00:00:01"),
         (add.clone(), key(json!({"runtimeConfig": {"mac": 7}})), 7, "runtimeConfig.mac"),
         (with("CNI_ARGS", "MAC=02:00:00:00:00"), good.clone(), 4, "MAC=02:00:00:00:00"),
@@ -253,7 +254,7 @@ fn what_real_runtimes_send_is_understood() {
         "prevResult": result().to_json(Version::V1_0_0),
     });
     let parsed = Conf::parse(&conf("1.0.0", kubelet), Command::Add).expect("kubelet's");
-    assert!(parsed.gateway && parsed.default_gateway && parsed.hairpin);
+    assert!(parsed.gateway && parsed.default_gateway && parsed.hairpin && !parsed.masquerade);
     let podman = json!({
         "capabilities": {"ips": true},
         "runtimeConfig": {"ips": ["10.32.0.7/16", "fd00::7"]},

@@ -55,8 +55,8 @@ struct State {
 pub struct Guarded {
     /// Frames that were dropped, by reason.
     pub dropped: Vec<(&'static str, u64)>,
-    /// Why ports are not looked at that should be.
-    pub problem: Option<String>,
+    /// Why containers are not treated as they should be.
+    pub problems: Vec<String>,
 }
 
 impl PortGuard {
@@ -177,7 +177,10 @@ impl PortGuard {
             }
         });
         let counts = counts.await.ok().flatten().unwrap_or_default();
-        Guarded { dropped: REASONS.into_iter().zip(counts).collect(), problem: self.state().problem.clone() }
+        Guarded {
+            dropped: REASONS.into_iter().zip(counts).collect(),
+            problems: self.state().problem.clone().into_iter().collect(),
+        }
     }
 
     /// Puts back what others take away, for as long as it is polled.

@@ -12,6 +12,7 @@ pub mod http;
 pub mod identity;
 pub mod ledger;
 pub mod locks;
+pub mod masquerade;
 pub mod names;
 pub mod quic;
 pub mod secret;

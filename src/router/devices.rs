@@ -92,6 +92,7 @@ impl Devices {
         Firewall::new(&self.bridge).remove().await;
         crate::fastpath::remove(&self.netlink, &self.bridge).await;
         crate::control::guard::remove(&self.bridge);
+        crate::control::masquerade::remove(&self.bridge);
         for name in [&self.tap, &self.bridge] {
             if let Err(error) = self.netlink.delete_link(name).await {
                 tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");

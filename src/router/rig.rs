@@ -30,6 +30,7 @@ use crate::control::guard::PortGuard;
 use crate::control::guests::Guests;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
+use crate::control::masquerade::Masquerade;
 use crate::control::names::Book;
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::store::{self, Store};
@@ -153,6 +154,7 @@ impl Rig {
             ranges: ranges(),
             others: ledger.clone(),
             guard: PortGuard::new("no bridge"),
+            masquerade: Masquerade::new("no bridge", &ranges()),
         })
         .expect("/proc");
         let info = Arc::new(Info {

@@ -38,6 +38,7 @@ use crate::control::guard::PortGuard;
 use crate::control::guests::Guests;
 use crate::control::identity::Identity;
 use crate::control::ledger::Ledger;
+use crate::control::masquerade::Masquerade;
 use crate::control::names::{Book, Teller};
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
@@ -105,6 +106,7 @@ async fn operate(
     let Ground { settings, netlink, sizes, listener, metrics, dns, .. } = ground;
     let (others, guests) = (Ledger::default(), Guests::default());
     let guard = PortGuard::new(&settings.bridge);
+    let masquerade = Masquerade::new(&settings.bridge, &settings.ranges);
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -114,6 +116,7 @@ async fn operate(
         ranges: settings.ranges.clone(),
         others: others.clone(),
         guard: guard.clone(),
+        masquerade: masquerade.clone(),
     })?;
     let docker = Docker::new(DockerConfig {
         router: core.handle.clone(),
@@ -136,6 +139,7 @@ async fn operate(
     attachments.load(&stored_attachments).await;
     // The kernel has kept the table of the last run until now (guard P6).
     guard.adopt([attachments.ports(), docker.members()].concat(), docker.networks()).await;
+    masquerade.adopt(attachments.masqueraded()).await;
 
     let (stop, stopped) = watch::channel(Stop::No);
     let (reloads, reload_inbox) = Reloads::new();
@@ -186,6 +190,7 @@ async fn operate(
     tasks.spawn(reloader.run(reload_inbox, signals.reload.take()));
     tasks.spawn(firewall.keep());
     tasks.spawn(guard.keep());
+    tasks.spawn(masquerade.keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
     tasks.spawn(docker.clone().look_after());
     if let Some(path) = &settings.docker_socket {

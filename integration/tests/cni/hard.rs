@@ -156,7 +156,7 @@ pub(crate) fn bad_input() {
     unknown.gc(&[&pod.pod]).must("GC");
     unknown.del(&pod.pod, Some(&result)).must("DEL");
     world.nothing_is_left();
-    code(with("ipMasq", json!(true)).add(&pod.pod), 2, "ipMasq");
+    code(with("ipMasq", json!("yes")).add(&pod.pod), 7, "ipMasq");
     with("example.org/colour", json!("red")).add(&pod.pod).must("a key of somebody's");
     driver(keys()).del(&pod.pod, None).must("DEL");
 

@@ -41,7 +41,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 pub(super) async fn status(State(api): State<Api>) -> Answer<Status> {
     let snapshot = api.router.snapshot().await?;
     let report = api.data.report().await;
-    let guarded = api.attachments.guard().look().await;
+    let guarded = api.attachments.guarded().await;
     Ok(Json(view::status(&api.info, &snapshot, report.as_ref(), &guarded)))
 }
 
@@ -179,10 +179,22 @@ pub(super) async fn detach(State(api): State<Api>, Body(request): Body<TargetReq
 
 /// Attaches a namespace for a holder.
 pub(super) async fn hold(State(api): State<Api>, Body(request): Body<HoldRequest>) -> Answer<Held> {
-    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, mac, hairpin, may_spoof } = request;
+    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, mac, hairpin, may_spoof, masquerade } =
+        request;
     let attachments = api.attachments;
-    let hold =
-        Hold { holder, target, interface, addresses, subnets, routes: routes.clone(), mtu, mac, hairpin, may_spoof };
+    let hold = Hold {
+        holder,
+        target,
+        interface,
+        addresses,
+        subnets,
+        routes: routes.clone(),
+        mtu,
+        mac,
+        hairpin,
+        may_spoof,
+        masquerade,
+    };
     let work = async move {
         let record = attachments.hold(&hold).await?;
         let end = attachments.host_end(&record).await?;

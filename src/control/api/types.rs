@@ -367,6 +367,10 @@ pub struct HoldRequest {
     // A router of before does not know it, and need not, where it is not set.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_spoof: bool,
+    /// Whether its connections to outside of the mesh go in the host's name.
+    // As above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade: bool,
 }
 
 /// Answer to `POST /v1/hold`.

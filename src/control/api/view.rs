@@ -210,7 +210,7 @@ fn problems(snapshot: &Snapshot, report: Option<&Report>, guarded: &Guarded, pee
     if let Err(waiting) = &snapshot.readiness {
         problems.push(format!("addresses cannot be given yet: {waiting}"));
     }
-    problems.extend(guarded.problem.clone());
+    problems.extend(guarded.problems.iter().cloned());
     problems.extend(snapshot.problems.iter().cloned());
     for target in snapshot.targets.iter().filter(|target| !target.connected) {
         problems.push(format!("peer {} is not connected: {}", target.target, target.reason));

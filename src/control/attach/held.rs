@@ -45,6 +45,8 @@ pub struct Hold {
     pub hairpin: bool,
     /// Whether it may send from addresses that are not its own (guard P2).
     pub may_spoof: bool,
+    /// Whether its connections to outside of the mesh go in the host's name (kubernetes K17).
+    pub masquerade: bool,
 }
 
 impl Attachments {
@@ -85,7 +87,14 @@ impl Attachments {
             owner: owner.clone(),
             names: Vec::new(),
             services: Vec::new(),
-            held: Some(Terms { namespace: found.owner, mtu, routes, hairpin: hold.hairpin, may_spoof: hold.may_spoof }),
+            held: Some(Terms {
+                namespace: found.owner,
+                mtu,
+                routes,
+                hairpin: hold.hairpin,
+                may_spoof: hold.may_spoof,
+                masquerade: hold.masquerade,
+            }),
         };
         if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await {
             self.give_back(&owner, &fresh).await;

@@ -33,10 +33,11 @@ pub use record::{Record, Terms, mac_text, parse_mac};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
-use crate::control::guard::PortGuard;
+use crate::control::guard::{Guarded, PortGuard};
 use crate::control::guests::Named;
 use crate::control::ledger::Ledger;
 use crate::control::locks::Locks;
+use crate::control::masquerade::Masquerade;
 use crate::control::store::{Edit, Store, Table};
 use crate::netlink::container::{self, Plug};
 use crate::netlink::{NetNs, NetNsId, Netlink, NetlinkError, Route};
@@ -72,6 +73,7 @@ struct Inner {
     /// What other parts of the router hold.
     others: Ledger,
     guard: PortGuard,
+    masquerade: Masquerade,
 }
 
 /// What attachments are made with.
@@ -93,6 +95,8 @@ pub struct AttachConfig {
     pub others: Ledger,
     /// Keeps containers to what is their own.
     pub guard: PortGuard,
+    /// Lets containers reach outside of the mesh in the host's name.
+    pub masquerade: Masquerade,
 }
 
 /// Why something was not attached, detached, exposed or hidden. Nothing was changed then.
@@ -119,6 +123,12 @@ pub enum AttachError {
          (CONFIG_NF_TABLES_BRIDGE); `\"spoofCheck\": false` in the network configuration does without"
     )]
     Guard(std::io::Error),
+    /// Its connections would go in its own name.
+    #[error(
+        "nftables cannot masquerade the container: {0}; the kernel needs NAT by nftables (CONFIG_NFT_MASQ, since Linux 5.2 \
+         for the family inet); without `ipMasq` in the network configuration it is not needed"
+    )]
+    Masquerade(std::io::Error),
     /// The record could not be written.
     #[error("what is attached could not be written to the data directory: {0}")]
     Storage(String),
@@ -186,6 +196,7 @@ impl Attachments {
             locks: Locks::default(),
             others: config.others,
             guard: config.guard,
+            masquerade: config.masquerade,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -210,10 +221,11 @@ impl Attachments {
         records.values().filter(|record| record.owner != EXPOSE).flat_map(of_record).collect()
     }
 
-    /// What keeps containers to what is their own.
-    #[must_use]
-    pub fn guard(&self) -> &PortGuard {
-        &self.inner.guard
+    /// What was dropped of what containers sent, and why they are not treated as they should be.
+    pub async fn guarded(&self) -> Guarded {
+        let mut guarded = self.inner.guard.look().await;
+        guarded.problems.extend(self.inner.masquerade.problem());
+        guarded
     }
 
     /// Waits until what is attached has changed since the last time.
@@ -438,19 +450,34 @@ impl Attachments {
         before: Option<&Record>,
         make: Make,
     ) -> Result<(), AttachError> {
-        // Before there is an interface that anything could be sent by (guard P6).
-        if let Some(port) = record.port() {
-            self.inner.guard.protect(port).await.map_err(AttachError::Guard)?;
-        }
-        let result = self.plug_guarded(namespace, record, before, make).await;
+        let result = match self.prepare(record).await {
+            Ok(()) => self.plug_guarded(namespace, record, before, make).await,
+            Err(error) => Err(error),
+        };
         if result.is_err() {
-            match before.filter(|old| old.host_interface == record.host_interface).and_then(Record::port) {
+            let before = before.filter(|old| old.host_interface == record.host_interface);
+            match before.and_then(Record::port) {
                 // What is there already is looked at, whatever went wrong now.
                 Some(port) => _ = self.inner.guard.protect(port).await,
                 None => self.inner.guard.release(&record.host_interface).await,
             }
+            match before.and_then(Record::masqueraded) {
+                Some(one) => _ = self.inner.masquerade.begin(one).await,
+                None => self.inner.masquerade.end(&record.host_interface).await,
+            }
         }
         result
+    }
+
+    /// Before there is an interface that anything could be sent by (guard P6).
+    async fn prepare(&self, record: &Record) -> Result<(), AttachError> {
+        if let Some(port) = record.port() {
+            self.inner.guard.protect(port).await.map_err(AttachError::Guard)?;
+        }
+        if let Some(one) = record.masqueraded() {
+            self.inner.masquerade.begin(one).await.map_err(AttachError::Masquerade)?;
+        }
+        Ok(())
     }
 
     async fn plug_guarded(
@@ -528,14 +555,19 @@ impl Attachments {
         };
         self.inner.store.write_and_wait(vec![edit]).await.map_err(AttachError::Storage)?;
         let now = record.as_ref().and_then(Record::port).map(|port| port.interface);
+        let masqueraded = record.as_ref().and_then(Record::masqueraded).map(|one| one.interface);
         let before = match record {
             Some(record) => self.records().insert(owner.to_owned(), record),
             None => self.records().remove(owner),
         };
-        if let Some(before) =
-            before.and_then(|record| record.port()).filter(|port| Some(&port.interface) != now.as_ref())
+        if let Some(port) = before.as_ref().and_then(Record::port).filter(|port| Some(&port.interface) != now.as_ref())
         {
-            self.inner.guard.release(&before.interface).await;
+            self.inner.guard.release(&port.interface).await;
+        }
+        if let Some(one) = before.as_ref().and_then(Record::masqueraded)
+            && Some(&one.interface) != masqueraded.as_ref()
+        {
+            self.inner.masquerade.end(&one.interface).await;
         }
         self.inner.changed.notify_one();
         Ok(())

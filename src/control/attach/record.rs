@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::control::masquerade::Masqueraded;
 use crate::netlink::nft::{Kept, Port};
 use crate::netlink::{Mac, Route};
 
@@ -48,6 +49,9 @@ pub struct Terms {
     /// Whether it may send what is not its own (guard P1).
     #[serde(default)]
     pub may_spoof: bool,
+    /// Whether its connections to outside of the mesh go in the host's name (kubernetes K17).
+    #[serde(default)]
+    pub masquerade: bool,
 }
 
 impl Record {
@@ -63,6 +67,14 @@ impl Record {
         self.held.as_ref().filter(|terms| !terms.may_spoof)?;
         let addresses = self.addresses.iter().map(IpNet::addr).collect();
         Some(Port { interface: self.host_interface.clone(), mac: self.mac, kept: Kept::Own(addresses) })
+    }
+
+    /// For whom connections to outside of the mesh go in the host's name; `None`: they do not (kubernetes K17).
+    #[must_use]
+    pub fn masqueraded(&self) -> Option<Masqueraded> {
+        self.held.as_ref().filter(|terms| terms.masquerade)?;
+        let addresses = self.addresses.iter().map(IpNet::addr).collect();
+        Some(Masqueraded { interface: self.host_interface.clone(), addresses })
     }
 
     /// The addresses as text.

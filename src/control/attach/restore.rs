@@ -17,6 +17,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{AttachError, Attachments, EXPOSE, FindError, Make, Record, Target};
+use crate::control::masquerade::Masqueraded;
 use crate::netlink::nft::Port;
 use crate::netlink::{NetlinkError, container};
 
@@ -65,6 +66,12 @@ impl Attachments {
     #[must_use]
     pub fn ports(&self) -> Vec<Port> {
         self.all().iter().filter_map(Record::port).collect()
+    }
+
+    /// Those whose connections to outside of the mesh go in the host's name (kubernetes K17).
+    #[must_use]
+    pub fn masqueraded(&self) -> Vec<Masqueraded> {
+        self.all().iter().filter_map(Record::masqueraded).collect()
     }
 
     /// Connects what was attached in the last run and is still there, and releases what has gone.

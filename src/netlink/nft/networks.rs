@@ -81,7 +81,7 @@ impl Rules<'_> {
     fn of_subnet4(&mut self, chain: &str, subnet: IpNet) {
         self.add(chain, |rule| {
             rule.bytes(BASE_LINK, ETHERTYPE, &IPV4_TYPE);
-            within(rule, BASE_NETWORK, IP4_SOURCE, subnet);
+            rule.within(BASE_NETWORK, IP4_SOURCE, subnet, true);
             rule.accept();
         });
         let arp = |rule: &mut Rule<'_, '_>| {
@@ -90,13 +90,13 @@ impl Rules<'_> {
         };
         self.add(chain, |rule| {
             arp(rule);
-            within(rule, BASE_NETWORK, ARP_SENDER_IP, subnet);
+            rule.within(BASE_NETWORK, ARP_SENDER_IP, subnet, true);
             rule.accept();
         });
         self.add(chain, |rule| {
             arp(rule);
             rule.bytes(BASE_NETWORK, ARP_SENDER_IP, &[0; 4]);
-            within(rule, BASE_NETWORK, ARP_TARGET_IP, subnet);
+            rule.within(BASE_NETWORK, ARP_TARGET_IP, subnet, true);
             rule.accept();
         });
     }
@@ -104,7 +104,7 @@ impl Rules<'_> {
     fn of_subnet6(&mut self, chain: &str, subnet: IpNet) {
         self.add(chain, |rule| {
             rule.bytes(BASE_LINK, ETHERTYPE, &IPV6_TYPE);
-            within(rule, BASE_NETWORK, IP6_SOURCE, subnet);
+            rule.within(BASE_NETWORK, IP6_SOURCE, subnet, true);
             rule.accept();
         });
         for (prefix, mask) in LINK_LOCAL {
@@ -115,7 +115,7 @@ impl Rules<'_> {
                 rule.payload(REGISTER, BASE_TRANSPORT, 0, 1);
                 rule.compare(Is::AtLeast, &[SOLICIT]);
                 rule.compare(Is::AtMost, &[ADVERTISE]);
-                within(rule, BASE_TRANSPORT, TARGET, subnet);
+                rule.within(BASE_TRANSPORT, TARGET, subnet, true);
                 rule.accept();
             });
         }
@@ -133,16 +133,4 @@ fn masked(rule: &mut Rule<'_, '_>, offset: u32, prefix: &[u8; 16], mask: &[u8; 1
     rule.payload(REGISTER, BASE_NETWORK, offset, 16);
     rule.mask(mask);
     rule.compare(Is::Equal, prefix);
-}
-
-/// Goes on only if the address there is in the subnet.
-fn within(rule: &mut Rule<'_, '_>, base: u32, offset: u32, subnet: IpNet) {
-    let (prefix, mask) = match subnet.trunc() {
-        IpNet::V4(net) => (net.addr().octets().to_vec(), net.netmask().octets().to_vec()),
-        IpNet::V6(net) => (net.addr().octets().to_vec(), net.netmask().octets().to_vec()),
-    };
-    // Four bytes, or sixteen.
-    rule.payload(REGISTER, base, offset, mask.len() as u32);
-    rule.mask(&mask);
-    rule.compare(Is::Equal, &prefix);
 }

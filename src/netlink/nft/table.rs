@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ipnet::IpNet;
 use rtnetlink::sys::protocols;
 use tokio::io::unix::AsyncFd;
 
@@ -33,7 +34,11 @@ const GET_OBJECT: u16 = 19;
 /// Length of `struct nfgenmsg`.
 const FIXED: usize = 4;
 /// Before everybody else's chains at the hook.
-const PRIORITY: i32 = -350;
+const FIRST: i32 = -350;
+/// Where sources are translated (`NF_IP_PRI_NAT_SRC`).
+const SOURCES: i32 = 100;
+/// Whether a port is free is not asked before it is drawn by lot (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
+const RANDOM_FULLY: u32 = 1 << 4;
 const OBJECT_COUNTER: u32 = 1;
 const VERDICT: u32 = 0;
 const DROP: u32 = 0;
@@ -188,14 +193,23 @@ impl Table {
 
     /// A chain at a hook, or one that others go to.
     pub(super) fn chain(&self, batch: &mut Batch, name: &str, hook: Option<u32>) {
+        self.chain_at(batch, name, hook.map(|hook| (hook, FIRST, "filter")));
+    }
+
+    /// A chain that sees the first packet of each connection at a hook, and may translate its source.
+    pub(super) fn source_chain(&self, batch: &mut Batch, name: &str, hook: u32) {
+        self.chain_at(batch, name, Some((hook, SOURCES, "nat")));
+    }
+
+    fn chain_at(&self, batch: &mut Batch, name: &str, at: Option<(u32, i32, &str)>) {
         self.message(batch, NEW_CHAIN, libc::NLM_F_CREATE, |body| {
             body.text(3, name);
-            if let Some(hook) = hook {
+            if let Some((hook, priority, kind)) = at {
                 body.nest(4, |body| {
                     body.number(1, hook);
-                    body.put(2, &PRIORITY.to_be_bytes());
+                    body.put(2, &priority.to_be_bytes());
                 });
-                body.text(7, "filter");
+                body.text(7, kind);
             }
         });
     }
@@ -359,6 +373,24 @@ impl Rule<'_, '_> {
                 body.number(5, INVERT);
             }
         });
+    }
+
+    /// Goes on only if the address there is in the network, or only if it is not.
+    pub(super) fn within(&mut self, base: u32, offset: u32, network: IpNet, wanted: bool) {
+        let (prefix, mask) = match network.trunc() {
+            IpNet::V4(net) => (net.addr().octets().to_vec(), net.netmask().octets().to_vec()),
+            IpNet::V6(net) => (net.addr().octets().to_vec(), net.netmask().octets().to_vec()),
+        };
+        // Four bytes, or sixteen.
+        self.payload(REGISTER, base, offset, mask.len() as u32);
+        self.mask(&mask);
+        self.compare(if wanted { Is::Equal } else { Is::Other }, &prefix);
+    }
+
+    /// The connection goes on in the name of the interface that it leaves by, from a port drawn by lot: of
+    /// ports that are tried one after the other, two connections at once can get the same, and one is lost.
+    pub(super) fn masquerade(&mut self) {
+        self.expression("masq", |body| body.number(1, RANDOM_FULLY));
     }
 
     /// The end of the packet.

@@ -1,0 +1,257 @@
+//! Whose connections to outside of the mesh go in the host's name, and that they do (kubernetes K17).
+//!
+//! ```text
+//!  attach ─ begin, end ─► what shall be ─► table of nftables ◄─ whoever takes it away
+//!                               └──────── put back ◄─ notice ──────┘
+//! ```
+//!
+//! As with [the guard of the ports](super::guard), what is known here is what the kernel was told. The
+//! router's records are where it comes from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::Notify;
+
+use crate::netlink::nft::{Cuts, MasqueradeTable};
+
+/// Everything is compared with the kernel this often, whatever notices came.
+const AUDIT: Duration = Duration::from_secs(60);
+/// After something failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// Notices within this are answered together.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// A container whose connections to outside are masqueraded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Masqueraded {
+    /// Name of its interface on the bridge.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Masquerading for one bridge. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Masquerade {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    bridge: String,
+    ranges: Vec<IpNet>,
+    state: Mutex<State>,
+    /// Told when something went wrong.
+    failed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Addresses, by the name of the interface.
+    sources: BTreeMap<String, Vec<IpAddr>>,
+    /// Why the kernel is not as it shall be.
+    problem: Option<String>,
+}
+
+impl Masquerade {
+    /// For nobody yet; changes nothing. To the `ranges`, nothing is masqueraded.
+    #[must_use]
+    pub fn new(bridge: &str, ranges: &[IpNet]) -> Self {
+        let shared = Shared {
+            bridge: bridge.to_owned(),
+            ranges: ranges.to_vec(),
+            state: Mutex::default(),
+            failed: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Takes over those of the last run: replaces what the kernel has in one step. With none, what an earlier
+    /// run left goes.
+    pub async fn adopt(&self, all: Vec<Masqueraded>) {
+        let adopted = self.in_kernel(move |table, state| {
+            state.sources = all.into_iter().map(|one| (one.interface, one.addresses)).collect();
+            state.install(table)
+        });
+        match adopted.await {
+            // A kernel without nftables has nothing of an earlier run either.
+            Err(error) if self.state().sources.is_empty() => tracing::debug!(%error, "no masquerading was looked for"),
+            Err(error) => tracing::error!(%error, "containers that should be masqueraded to outside may not be"),
+            Ok(()) => {}
+        }
+    }
+
+    /// From now on new connections of a container to outside go in the host's name.
+    ///
+    /// # Errors
+    /// If the kernel refuses; then nothing is changed.
+    pub async fn begin(&self, one: Masqueraded) -> io::Result<()> {
+        self.in_kernel(move |table, state| {
+            let Masqueraded { interface, addresses } = one;
+            let before = state.sources.get(&interface).cloned();
+            let old = difference(before.as_deref().unwrap_or_default(), &addresses);
+            let new = difference(&addresses, before.as_deref().unwrap_or_default());
+            state.sources.insert(interface.clone(), addresses);
+            // The first one, or somebody took the table away.
+            let told = match before {
+                Some(_) => table.change(&old, &new),
+                None if state.sources.len() > 1 => table.change(&[], &new),
+                None => Err(io::ErrorKind::NotFound.into()),
+            };
+            let told = told.or_else(|_| state.install(table));
+            if told.is_err() {
+                match before {
+                    Some(before) => state.sources.insert(interface, before),
+                    None => state.sources.remove(&interface),
+                };
+            }
+            told
+        })
+        .await
+    }
+
+    /// A container is masqueraded no more: it is gone, or shall not be. Fine if it never was.
+    pub async fn end(&self, interface: &str) {
+        if !self.state().sources.contains_key(interface) {
+            return;
+        }
+        let interface = interface.to_owned();
+        let ended = self.in_kernel(move |table, state| {
+            let before = state.sources.remove(&interface).unwrap_or_default();
+            if state.sources.is_empty() {
+                return table.remove();
+            }
+            // If somebody took the table away, the task that keeps it puts it back without this one.
+            let _ = table.change(&before, &[]);
+            Ok(())
+        });
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "a table for nobody is left in nftables");
+        }
+    }
+
+    /// Why containers are not masqueraded that should be.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.state().problem.clone()
+    }
+
+    /// Puts back what others take away, for as long as it is polled.
+    pub async fn keep(self) {
+        // Without notices there is the timer.
+        let mut cuts = Cuts::watch(&table(&self.shared.bridge)).ok();
+        loop {
+            let cut = async {
+                match &mut cuts {
+                    Some(cuts) => cuts.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                cut = cut => match cut {
+                    Ok(()) => tokio::time::sleep(SETTLE).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "changes of the masquerading are looked for instead");
+                        cuts = None;
+                    }
+                },
+                () = self.shared.failed.notified() => tokio::time::sleep(RETRY).await,
+                () = tokio::time::sleep(AUDIT) => {}
+            }
+            self.check().await;
+        }
+    }
+
+    /// Looks whether the table stands, and puts it back where it does not.
+    async fn check(&self) {
+        let before = self.problem();
+        let checked = self.in_kernel(|table, state| {
+            if state.sources.is_empty() || table.stands(&state.all())? {
+                return Ok(false);
+            }
+            state.install(table).map(|()| true)
+        });
+        match checked.await {
+            Ok(true) => tracing::warn!("the masquerading of containers was not whole: it was put back"),
+            Ok(false) => {}
+            Err(error) if before.is_none() => {
+                tracing::error!(%error, "the masquerading of containers cannot be put back");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Changes what shall be and tells the kernel, on a thread that may wait. One at a time.
+    async fn in_kernel<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&MasqueradeTable, &mut State) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let shared = self.shared.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let mut state = shared.state();
+            let name = table(&shared.bridge);
+            let made = MasqueradeTable::new(&name, &shared.bridge, &shared.ranges);
+            let result = made.and_then(|table| work(&table, &mut state));
+            // Who was refused is not on the bridge: only what should stand is missed.
+            state.problem = match &result {
+                Err(error) if !state.sources.is_empty() => Some(format!(
+                    "containers may reach outside of the mesh in their own name, or not at all: the table {name} of nftables cannot be kept: {error}"
+                )),
+                _ => None,
+            };
+            if state.problem.is_some() {
+                shared.failed.notify_one();
+            }
+            result
+        });
+        work.await.map_err(io::Error::other)?
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+}
+
+impl State {
+    fn all(&self) -> BTreeSet<IpAddr> {
+        self.sources.values().flatten().copied().collect()
+    }
+
+    /// Tells the kernel all of it; nothing is there for nobody.
+    fn install(&self, table: &MasqueradeTable) -> io::Result<()> {
+        match self.sources.is_empty() {
+            true => table.remove(),
+            false => table.install(&self.all()),
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn difference(of: &[IpAddr], without: &[IpAddr]) -> Vec<IpAddr> {
+    of.iter().copied().filter(|address| !without.contains(address)).collect()
+}
+
+/// Name of the table in the packet filter.
+#[must_use]
+pub fn table(bridge: &str) -> String {
+    format!("{bridge}-masquerade")
+}
+
+/// Takes the table out of the kernel, whoever made it; fine if there is none.
+pub fn remove(bridge: &str) {
+    let table = table(bridge);
+    if let Err(error) = MasqueradeTable::new(&table, bridge, &[]).and_then(|table| table.remove()) {
+        // A kernel without nftables has nothing to remove.
+        tracing::debug!(%error, table, "the masquerading could not be looked for");
+    }
+}
