@@ -18,8 +18,10 @@ mod forge;
 mod hard;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod outside;
 mod runtimes;
 mod spoof;
+mod witness;
 mod world;
 
 use std::{
@@ -69,7 +71,7 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the runtimes will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 13] = [
+    let cases: [(&str, fn()); 14] = [
         ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
         ("wishes_are_met_or_refused_by_their_code", driven::wishes),
         ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         ("the_guard_of_pods_outlives_its_router_and_is_put_back", spoof::the_guard_stays),
         ("a_pod_that_cannot_be_guarded_is_refused", spoof::closed),
         ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
+        ("pods_reach_outside_in_the_hosts_name_or_in_their_own_as_asked", outside::as_asked),
         ("containers_of_two_containerds_share_a_network", runtimes::containerds),
         ("containers_of_two_podmans_share_a_network", runtimes::podmans),
         ("containers_of_podman_are_attached_by_hand", runtimes::attached_podmans),

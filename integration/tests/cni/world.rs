@@ -4,9 +4,10 @@ use std::{
     collections::BTreeSet,
     fmt::Display,
     fs,
+    io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
     thread,
     time::Duration,
 };
@@ -50,7 +51,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn start() -> Self {
-        let lab = Lab::new(&LabConfig::hosts(2)).must("make two hosts");
+        Self::beside(0)
+    }
+
+    /// Besides the two, hosts that know nothing of the mesh: the third of the lab and so on.
+    pub(crate) fn beside(others: usize) -> Self {
+        let lab = Lab::new(&LabConfig::hosts(2 + others)).must("make hosts");
         let bin = lab.dir().join("bin");
         fs::create_dir(&bin).must("make a directory");
         let exe = std::env::current_exe().must("find this binary");
@@ -125,6 +131,30 @@ impl World {
         let run = || ["veth", "ifb"].map(|kind| list(kind).must("run ip").stdout).concat();
         let output = self.lab.host(host).namespace().run(run).must("enter the host");
         String::from_utf8_lossy(&output).lines().map(str::to_owned).collect()
+    }
+
+    /// Runs a program on a host with that on its standard input; what it prints.
+    #[track_caller]
+    pub(crate) fn tool(&self, host: usize, command: &[&str], input: &str) -> String {
+        let output = self.try_tool(host, command, input);
+        assert!(output.status.success(), "{command:?}: {}\n{input}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The same, if it may fail.
+    #[track_caller]
+    pub(crate) fn try_tool(&self, host: usize, command: &[&str], input: &str) -> Output {
+        let run = || -> io::Result<Output> {
+            let mut process = Command::new(command[0]);
+            process.args(&command[1..]).env("PATH", PATH);
+            let mut child = process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            if let Some(mut stdin) = child.stdin.take() {
+                // One that has ended already does not read.
+                let _ = stdin.write_all(input.as_bytes());
+            }
+            child.wait_with_output()
+        };
+        self.lab.host(host).namespace().run(run).must("enter the host").must(command[0])
     }
 
     /// Rules of the host's packet filter, of all tables that plugins write into.
@@ -232,6 +262,13 @@ impl Served {
 pub(crate) fn both_families(addresses: &[IpNet]) {
     let of = |v4: bool| addresses.iter().filter(|net| net.addr().is_ipv4() == v4).count();
     assert_eq!((of(true), of(false)), (1, 1), "{addresses:?}");
+}
+
+/// The one address of each family, IPv4 first.
+#[track_caller]
+pub(crate) fn both(addresses: &[IpNet]) -> [IpAddr; 2] {
+    both_families(addresses);
+    [true, false].map(|v4| addresses.iter().map(IpNet::addr).find(|ip| ip.is_ipv4() == v4).must("one of each"))
 }
 
 /// The one address of a family.
