@@ -11,20 +11,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use ipnet::IpNet;
 
-use crate::netlink::nft::{Cuts, Kept, Network, Port, PortTable, REASONS};
-
-/// Everything is compared with the kernel this often, whatever notices came.
-const AUDIT: Duration = Duration::from_secs(60);
-/// After something failed.
-const RETRY: Duration = Duration::from_secs(1);
-/// Notices within this are answered together.
-const SETTLE: Duration = Duration::from_millis(20);
+use super::keeper::Occasions;
+use crate::netlink::nft::{Kept, Network, Port, PortTable, REASONS};
 
 /// The guard of the ports of one bridge. Clones share it.
 #[derive(Debug, Clone)]
@@ -185,26 +178,9 @@ impl PortGuard {
 
     /// Puts back what others take away, for as long as it is polled.
     pub async fn keep(self) {
-        // Without notices there is the timer.
-        let mut cuts = Cuts::watch(&self.shared.table).ok();
+        let mut occasions = Occasions::of(&self.shared.table);
         loop {
-            let cut = async {
-                match &mut cuts {
-                    Some(cuts) => cuts.next().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                cut = cut => match cut {
-                    Ok(()) => tokio::time::sleep(SETTLE).await,
-                    Err(error) => {
-                        tracing::debug!(%error, "changes of the port guard are looked for instead");
-                        cuts = None;
-                    }
-                },
-                () = self.shared.failed.notified() => tokio::time::sleep(RETRY).await,
-                () = tokio::time::sleep(AUDIT) => {}
-            }
+            occasions.next(&self.shared.failed).await;
             self.check().await;
         }
     }

@@ -12,19 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::Notify;
 
-use crate::netlink::nft::{Cuts, MasqueradeTable};
-
-/// Everything is compared with the kernel this often, whatever notices came.
-const AUDIT: Duration = Duration::from_secs(60);
-/// After something failed.
-const RETRY: Duration = Duration::from_secs(1);
-/// Notices within this are answered together.
-const SETTLE: Duration = Duration::from_millis(20);
+use super::keeper::Occasions;
+use crate::netlink::nft::MasqueradeTable;
 
 /// A container whose connections to outside are masqueraded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,26 +136,9 @@ impl Masquerade {
 
     /// Puts back what others take away, for as long as it is polled.
     pub async fn keep(self) {
-        // Without notices there is the timer.
-        let mut cuts = Cuts::watch(&table(&self.shared.bridge)).ok();
+        let mut occasions = Occasions::of(&table(&self.shared.bridge));
         loop {
-            let cut = async {
-                match &mut cuts {
-                    Some(cuts) => cuts.next().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                cut = cut => match cut {
-                    Ok(()) => tokio::time::sleep(SETTLE).await,
-                    Err(error) => {
-                        tracing::debug!(%error, "changes of the masquerading are looked for instead");
-                        cuts = None;
-                    }
-                },
-                () = self.shared.failed.notified() => tokio::time::sleep(RETRY).await,
-                () = tokio::time::sleep(AUDIT) => {}
-            }
+            occasions.next(&self.shared.failed).await;
             self.check().await;
         }
     }

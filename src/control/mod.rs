@@ -10,6 +10,7 @@ pub mod guard;
 pub mod guests;
 pub mod http;
 pub mod identity;
+mod keeper;
 pub mod ledger;
 pub mod locks;
 pub mod masquerade;
