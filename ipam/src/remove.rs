@@ -128,7 +128,9 @@ impl Machine {
         let same = &self.voter.same_panel;
         let heard = |it: &Id| self.peers.contains_key(it) && same.get(it).is_some_and(|&at| self.now <= at + SURE);
         let kept = self.keeping.owners().map(|owner| owner.peer);
-        let all = owners.chain(voters).chain(kept).chain(self.met.iter().copied());
+        // Not all that are in reach are noted as met, if there are too many.
+        let seen = self.met.iter().chain(self.peers.keys()).copied();
+        let all = owners.chain(voters).chain(kept).chain(seen);
         all.filter(|it| *it != peer && *it != self.me.peer && !self.is_gone(it) && !heard(it)).collect()
     }
 
