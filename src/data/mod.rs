@@ -18,7 +18,9 @@
 mod batch;
 mod events;
 mod handle;
+mod lanes;
 mod outbox;
+mod patience;
 mod quiet;
 mod report;
 mod sys;

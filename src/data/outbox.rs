@@ -15,16 +15,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::lanes::Lanes;
+use super::patience::Patience;
 use super::quiet::Quiet;
 use super::sys::Gather;
 use super::tap::Tap;
 use super::udp::for_socket;
 use super::{IoCounters, Offloads};
 
-/// How long one call may wait for room in the socket's buffer: meanwhile nothing is read, so what
-/// is too fast is slowed down instead of lost. Long enough for the interface to send a part of
-/// the buffer, short enough that the timers do not notice.
-const SEND_PATIENCE: Duration = Duration::from_millis(2);
+/// How often a full buffer is asked for room: the kernel tells of it only when half of it is free.
+const ASK_AGAIN: Duration = Duration::from_micros(100);
 
 /// Most datagrams remembered, until the forwarder is told, as larger than their interface's MTU.
 const TOO_LARGE_MAX: usize = 16;
@@ -35,6 +35,10 @@ pub(super) struct Outbox {
     tap: Arc<Tap>,
     socket: Arc<UdpSocket>,
     socket_is_ipv6: bool,
+    lanes: Lanes,
+    patience: Patience,
+    /// When the turn began.
+    now: Duration,
     /// Whether the kernel cuts trains into datagrams.
     segmented: bool,
     gather: Gather,
@@ -54,6 +58,9 @@ impl Outbox {
             tap,
             socket_is_ipv6: socket.local_addr()?.is_ipv6(),
             socket,
+            lanes: Lanes::default(),
+            patience: Patience::default(),
+            now: Duration::ZERO,
             segmented: true,
             gather: Gather::new(),
             whole: vec![0; SUPER_FRAME_MAX].into(),
@@ -98,35 +105,59 @@ impl Outbox {
         }
     }
 
-    /// Sends one message, waiting for room for a while.
+    /// A turn begins.
+    pub(super) fn begin(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// Something came from there.
+    pub(super) fn heard(&mut self, from: SocketAddr) {
+        self.patience.sees(from, self.now);
+    }
+
+    /// Sends one message, by the destination's own lane where it has one.
     fn send(&mut self, to: SocketAddr, bytes: Parts<'_>, size: Option<u16>, count: u64) -> io::Result<()> {
-        let mut until: Option<Instant> = None;
-        loop {
-            match self.gather.send(&self.socket, to, bytes.iter(), size) {
-                Ok(()) => {
-                    self.counters.udp_sent += count;
-                    self.counters.udp_sent_bytes += bytes.len() as u64;
-                    self.counters.udp_sends += 1;
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_busy(&error) => {
-                    let until = *until.get_or_insert_with(|| Instant::now() + SEND_PATIENCE);
-                    if !self.wait_writable(until.saturating_duration_since(Instant::now())) {
-                        self.counters.udp_send_busy += count;
-                        return Ok(());
-                    }
-                }
-                Err(error) => return Err(error),
+        self.patience.sees(canonical(to), self.now);
+        let socket = self.lanes.of(to, self.now).unwrap_or(&self.socket);
+        let mut result = self.gather.send(socket, to, bytes.iter(), size);
+        if let Err(error) = &result
+            && is_busy(error)
+        {
+            result = self.send_when_there_is_room(to, bytes, size);
+        }
+        match result {
+            Ok(()) => {
+                self.counters.udp_sent += count;
+                self.counters.udp_sent_bytes += bytes.len() as u64;
+                self.counters.udp_sends += 1;
+                Ok(())
             }
+            Err(error) if is_busy(&error) => {
+                self.counters.udp_send_busy += count;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// False if there is no room after `patience`.
-    fn wait_writable(&self, patience: Duration) -> bool {
-        let Ok(timeout) = Timespec::try_from(patience) else { return false };
-        let mut sources = [PollFd::new(&self.socket, PollFlags::OUT)];
-        !patience.is_zero() && matches!(poll(&mut sources, Some(&timeout)), Ok(1..))
+    /// The buffer was full: sends it by a lane, or when there is room, or gives up.
+    #[cold]
+    fn send_when_there_is_room(&mut self, to: SocketAddr, bytes: Parts<'_>, size: Option<u16>) -> io::Result<()> {
+        if self.lanes.of(to, self.now).is_none() {
+            // Err: it waits with the others.
+            let _ = self.lanes.open(&self.socket, to, self.now);
+        }
+        let socket = self.lanes.of(to, self.now).unwrap_or(&self.socket);
+        let (start, patience) = (Instant::now(), self.patience.left(self.now));
+        loop {
+            let result = self.gather.send(socket, to, bytes.iter(), size);
+            let waited = start.elapsed();
+            if !result.as_ref().is_err_and(is_busy) || waited >= patience {
+                self.patience.spend(waited);
+                return result;
+            }
+            wait_writable(socket, (patience - waited).min(ASK_AGAIN));
+        }
     }
 
     #[cold]
@@ -160,9 +191,17 @@ impl Outbox {
     }
 }
 
+/// Returns when much of the socket's buffer is free, or after `patience`.
+fn wait_writable(socket: &UdpSocket, patience: Duration) {
+    let Ok(timeout) = Timespec::try_from(patience) else { return };
+    // Whatever it says, the caller tries.
+    let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout));
+}
+
 /// The socket's buffer is full, or the interface's queue.
 fn is_busy(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 impl Sink for Outbox {

@@ -54,6 +54,22 @@ pub(super) fn set_option(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `setsockopt(SO_ATTACH_REUSEPORT_CBPF)`: of all sockets of its port, the one that was there first receives
+/// everything (socket(7)).
+pub(super) fn first_of_port_receives(socket: impl AsFd) -> io::Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "an instruction's code has 16 bits")]
+    let code = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut program = libc::sock_filter { code, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut program };
+    let length = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or(16);
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF);
+    // SAFETY: the descriptor is open for the call; the kernel reads the program's one instruction, which
+    // outlives the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const program).cast(), length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// `ioctl(TUNSETOFFLOAD)`: the kernel may give super-frames of these `TUN_F_*` kinds.
 pub(super) fn tun_set_offload(tun: impl AsFd, kinds: libc::c_uint) -> io::Result<()> {
     // SAFETY: the descriptor is open for the call, and TUNSETOFFLOAD takes a number.

@@ -8,9 +8,9 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::sys;
 
-/// The socket's send buffer, in bytes: what does not fit waits in the TAP. The value that
-/// WireGuard implementations use.
-const SEND_BUFFER: usize = 7 << 20;
+/// A socket's send buffer, in bytes; the kernel doubles it and counts its own structures too. It holds what waits in
+/// front of an interface, and so how long: 3 ms at 10 Gbit/s, 30 ms at 1 Gbit/s.
+const SEND_BUFFER: usize = 2 << 20;
 
 /// The socket's receive buffer, in bytes; the kernel doubles it and counts its own structures
 /// too. It holds a burst of 5 MB, or 8 ms at 5 Gbit/s. A quarter of that lost one datagram in a
@@ -25,20 +25,28 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// # Errors
 /// A port in use, an address that is not this machine's; each says what to do.
 pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let bound = match bind(address) {
+    let bound = match bind(address, false) {
         Err(error) if address.ip().is_unspecified() && address.is_ipv6() && no_ipv6(&error) => {
-            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into(), false)
         }
         other => other,
     };
     bound.map_err(|error| explain(&error, address))
 }
 
+/// Binds another socket to the address of one that is there, which must permit it (`SO_REUSEPORT`).
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn bind_beside(address: SocketAddr) -> io::Result<UdpSocket> {
+    bind(address, true)
+}
+
 fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+fn bind(address: SocketAddr, beside: bool) -> io::Result<UdpSocket> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -61,6 +69,9 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     }
     // Kernels before 5.0 do not put datagrams together: then they come one by one.
     let _ = sys::set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+    if beside {
+        sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    }
     net::bind(&socket, &address)?;
     Ok(socket.into())
 }

@@ -184,6 +184,7 @@ impl Thread {
         let ready = self.look();
         self.turns += 1;
         let now = self.clock.now();
+        self.outbox.begin(now);
         if ready.wake || self.more_inputs {
             self.inputs(now);
         }
@@ -379,6 +380,7 @@ impl Thread {
         }
         let counters = &mut self.outbox.counters;
         counters.udp_messages += self.receiver.messages();
+        let mut last = None;
         let (datagrams, arena) = self.receiver.datagrams();
         for datagram in datagrams {
             let Some((from, at)) = datagram else {
@@ -388,7 +390,11 @@ impl Thread {
             self.outbox.counters.udp_received += 1;
             self.outbox.counters.udp_received_bytes += at.len() as u64;
             self.found += at.len();
+            last = Some(from);
             self.forwarder.handle_received(from, arena, at, now, &mut self.outbox);
+        }
+        if let Some(from) = last {
+            self.outbox.heard(from);
         }
         if self.forwarder.is_joining() && self.receiver.has_room() {
             self.held_until.get_or_insert_with(|| self.clock.now() + HOLD);

@@ -17,6 +17,7 @@ mod addresses_replace;
 mod broadcast;
 mod cli;
 mod connect;
+mod fairness;
 mod fastpath;
 mod fastpath_guard;
 mod fastpath_life;
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 22] = [
+    let groups: [(&str, &[Case]); 23] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         ("broadcast", broadcast::CASES),
         ("frames", frames::CASES),
         ("order", order::CASES),
+        ("fairness", fairness::CASES),
         ("mtu", mtu::CASES),
         ("secrets", secrets::CASES),
         ("restart", restart::CASES),
