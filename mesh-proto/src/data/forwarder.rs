@@ -102,6 +102,8 @@ pub struct Forwarder {
     too_big: TooBig,
     circles: Circles,
     timers: BinaryHeap<Reverse<(Duration, u32)>>,
+    /// What stands first among the timers may not be due any more.
+    put_off: bool,
     events: VecDeque<DataEvent>,
     counters: Counters,
     random: u64,
@@ -138,6 +140,7 @@ impl Forwarder {
             too_big: TooBig::new(seed),
             circles: Circles::new(seed),
             timers: BinaryHeap::with_capacity(256),
+            put_off: false,
             events: VecDeque::with_capacity(256),
             counters: Counters::default(),
             random: seed,
@@ -230,6 +233,9 @@ impl Forwarder {
     /// The batch is over: send what waits for company.
     pub fn flush(&mut self, now: Duration, sink: &mut impl Sink) {
         self.flush_stages(now, sink);
+        if core::mem::take(&mut self.put_off) {
+            self.settle_timers();
+        }
     }
 
     /// The time that [`Self::poll_timeout`] named has come (earlier or later is harmless).

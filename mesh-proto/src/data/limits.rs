@@ -13,6 +13,8 @@ const fn ms(n: u64) -> Duration {
 pub const DEAD_AFTER: Duration = ms(2500);
 /// Between two probes of a path that answers, or that is known to be dead.
 pub const PROBE_EVERY: Duration = ms(1000);
+/// A probe that is due in so much time goes with the echo of the other end's: it wakes nobody by itself then.
+pub const PROBE_EARLY: Duration = ms(500);
 /// Between two probes once an echo is missing.
 pub const PROBE_QUICK: Duration = ms(100);
 /// An echo is missing after three round trips, but not before this.

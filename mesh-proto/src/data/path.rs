@@ -12,7 +12,7 @@
 
 use core::time::Duration;
 
-use super::limits::{DEAD_AFTER, ECHO_MISSING_MIN, PROBE_EVERY, PROBE_QUICK, RTT_CHANGE_MIN};
+use super::limits::{DEAD_AFTER, ECHO_MISSING_MIN, PROBE_EARLY, PROBE_EVERY, PROBE_QUICK, RTT_CHANGE_MIN};
 
 /// What is known of a direct path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,16 @@ impl Path {
         true
     }
 
+    /// Whether a probe goes with an echo that is sent now; if so it counts as sent.
+    pub(crate) fn probe_early(&mut self, now: Duration) -> bool {
+        let calm = self.life == Life::Up && self.waiting_since.is_none();
+        if !calm || self.next_probe > now + PROBE_EARLY {
+            return false;
+        }
+        self.hurry(now);
+        self.probe_due(now)
+    }
+
     /// An echo of a probe that was sent at `sent` came back by the direct path.
     pub(crate) fn echo(&mut self, sent: Duration, now: Duration) -> Option<Change> {
         self.history |= 1;
@@ -203,6 +213,18 @@ mod tests {
         assert_eq!(changes, [(10, Change::Up(ms(10)))]);
         assert_eq!(probes, 10);
         assert!(path.loss() < 0.001);
+    }
+
+    #[test]
+    fn a_probe_goes_early_with_an_echo_and_not_while_one_is_missing() {
+        let mut path = Path::new(ms(0));
+        assert!(!path.probe_early(ms(0)), "nothing is known of it yet");
+        path.echo(ms(0), ms(1));
+        assert!(!path.probe_early(ms(499)));
+        assert!(path.probe_early(ms(500)));
+        assert!(!path.probe_early(ms(501)), "under way");
+        path.echo(ms(500), ms(502));
+        assert_eq!(path.due(), (ms(1500), "path probe"), "a second after the last");
     }
 
     #[test]

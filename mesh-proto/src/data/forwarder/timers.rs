@@ -43,6 +43,26 @@ impl Forwarder {
         self.flush_stages(now, sink);
     }
 
+    /// Moves what stands first and is not due any more to when it is: an echo has come, or a probe went early.
+    pub(super) fn settle_timers(&mut self) {
+        while let Some(&Reverse((at, slot))) = self.timers.peek() {
+            let peer = &self.peers[slot as usize];
+            if peer.scheduled != Some(at) {
+                self.timers.pop();
+                continue;
+            }
+            let due = self.due(slot).filter(|_| peer.alive).map(|(due, _)| due);
+            if due.is_some_and(|due| due <= at) {
+                return;
+            }
+            self.timers.pop();
+            self.peers[slot as usize].scheduled = None;
+            if let Some(due) = due {
+                self.schedule(slot, due);
+            }
+        }
+    }
+
     pub(super) fn next_timer(&self) -> Option<(Duration, &'static str)> {
         let Reverse((at, slot)) = *self.timers.peek()?;
         Some((at, self.due(slot).map_or("housekeeping", |(_, why)| why)))
@@ -192,7 +212,8 @@ impl Forwarder {
         self.scratch = buffer;
     }
 
-    /// Answers a probe at once, on the way by which it came (sleeve S22).
+    /// Answers a probe at once, on the way by which it came, with one of this host's own if that is due soon
+    /// (sleeve S22).
     pub(super) fn send_echo(&mut self, slot: u32, probe: Probe, arrival: Arrival, now: Duration, sink: &mut impl Sink) {
         let route = match arrival {
             Arrival::Direct(from) => Some(Route::Direct(from)),
@@ -204,7 +225,21 @@ impl Forwarder {
         let mut buffer = core::mem::take(&mut self.scratch);
         let at = records_at(matches!(route, Route::Relay { .. }));
         buffer[at..at + PROBE_LEN].copy_from_slice(&probe.echo());
-        self.transmit(slot, &mut buffer, PROBE_LEN, route, now, sink);
+        let mut end = at + PROBE_LEN;
+        let peer = &mut self.peers[slot as usize];
+        let direct = matches!(route, Route::Direct(from) if peer.direct == Some(from));
+        if let Some(link) = peer.link.as_mut().filter(|_| direct)
+            && let Some(tag) = link.sessions.sender().map(|session| session.tag_len())
+            && link.path.as_mut().is_some_and(|path| path.probe_early(now))
+        {
+            self.put_off = true;
+            let size = (end + PROBE_LEN + tag) as u16;
+            let own = Probe { id: link.probe(size, Way::Direct, now), size };
+            self.counters.probes += 1;
+            buffer[end..end + PROBE_LEN].copy_from_slice(&own.probe(0));
+            end += PROBE_LEN;
+        }
+        self.transmit(slot, &mut buffer, end - at, route, now, sink);
         self.scratch = buffer;
     }
 
@@ -222,6 +257,7 @@ impl Forwarder {
         let path = link.path.as_mut().filter(|_| direct);
         let change = path.and_then(|path| path.echo(sent.sent, now));
         self.path_changed(slot, change, now);
+        self.put_off = true;
         self.poll_peer(slot, now, sink);
     }
 
