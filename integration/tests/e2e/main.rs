@@ -35,8 +35,11 @@ mod order;
 mod resolvers;
 mod restart;
 mod secrets;
+mod services;
 mod start;
 mod underlay;
+#[path = "../cni/witness.rs"]
+mod witness;
 
 use std::{
     collections::BTreeSet,
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 22] = [
+    let groups: [(&str, &[Case]); 23] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         ("names", names::CASES),
         ("resolvers", resolvers::CASES),
         ("firewall", firewall::CASES),
+        ("services", services::CASES),
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),
         ("fastpath", fastpath_life::CASES),
