@@ -46,7 +46,7 @@ pub async fn serve(listener: TcpListener, api: Api) {
 async fn scrape(State(api): State<Api>) -> Result<Response, ApiError> {
     let snapshot = api.router.snapshot().await?;
     let report = api.data.report().await;
-    let guarded = api.attachments.guarded().await;
+    let guarded = api.guarded().await;
     let status = status(&api.info, &snapshot, report.as_ref(), &guarded);
     let ipam = ipam(&api.info, &snapshot, &api.router.ipam().await?);
     let text =

@@ -66,6 +66,7 @@ fn every_rule_that_code_cites_stands_in_the_specification() {
         ("kubernetes", 'K'),
         ("names", 'N'),
         ("guard", 'P'),
+        ("services", 'V'),
     ];
     let specifications =
         documents.map(|(name, _)| fs::read_to_string(root().join(format!("docs/{name}.md"))).unwrap_or_default());

@@ -7,6 +7,7 @@ mod demo;
 mod dns;
 mod edit;
 mod read;
+mod service;
 mod table;
 mod up;
 
@@ -60,8 +61,11 @@ enum Command {
     Detach(edit::DetachArgs),
     /// Give this host addresses in the network; prints one CIDR a line
     Expose(edit::ExposeArgs),
-    /// Take this host's addresses away
+    /// Take this host's addresses away, with what it exports and imports by them
     Hide(edit::HideArgs),
+    /// Let ports of this host lead into the mesh, and ports in the mesh outside
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
     /// Tell whether all is well; exits with 1 if it is not
     Status(read::StatusArgs),
     /// List the other peers
@@ -164,6 +168,7 @@ fn client_command(command: Command, socket: Option<String>) -> anyhow::Result<Ex
             Command::Detach(args) => edit::detach(&client, &args).await,
             Command::Expose(args) => edit::expose(&client, &args).await,
             Command::Hide(args) => edit::hide(&client, &args).await,
+            Command::Service(command) => service::run(&client, &command).await,
             Command::Status(args) => read::status(&client, &args).await,
             Command::Peers(args) => read::peers(&client, &args).await,
             Command::Ps(args) => read::ps(&client, &args).await,
@@ -255,6 +260,11 @@ mod tests {
             "weft detach docker:a",
             "weft expose",
             "weft hide 10.32.0.1",
+            "weft service list -o json",
+            "weft service export 10.32.0.5:80 --at 192.0.2.1:8080",
+            "weft service export [fd00::5]:53/udp -o json",
+            "weft service import db 192.0.2.7:5432 --at 10.32.0.1:5433",
+            "weft service remove 8080",
             "weft status --wait -o json",
             "weft status --wait=5",
             "weft peers -o json --socket /x",
@@ -308,7 +318,8 @@ mod tests {
 
     /// Arguments that any text may be for the parser. The configuration or the router looks at
     /// them, and each has its own test there.
-    const TEXTS: &[&str] = &["config", "socket", "target", "addresses", "peers", "peer", "name", "names", "services"];
+    const TEXTS: &[&str] =
+        &["config", "socket", "target", "addresses", "peers", "peer", "name", "names", "services", "to", "at"];
 
     /// Tries what each command cannot take.
     fn refuses(command: &clap::Command, line: &str) {

@@ -11,6 +11,10 @@
 //! for frames from the bridge to the bridge. It overrides the policy and none of the operator's own
 //! rules. An accept elsewhere, in a table of our own, would not do: a drop in any table is final.
 //!
+//! The same chains drop what goes between the bridge and elsewhere, so services of this host
+//! (services V4) have two rules more, for as long as there is one: for connections from the bridge and to it
+//! whose destination was translated.
+//!
 //! | where the chain is | how the rule gets there |
 //! |---|---|
 //! | nftables, and iptables that is a face of it | netlink, in this process |
@@ -23,8 +27,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::sync::watch;
 
-use crate::netlink::filter::{Changes, Family, Filter, ForwardChain};
+use crate::netlink::filter::{Changes, Family, Filter, ForwardChain, Pass};
 
 /// How often the rules are looked for: the old iptables does not tell when somebody changes it.
 const LOOK: Duration = Duration::from_secs(10);
@@ -57,41 +62,63 @@ pub struct Firewall {
     complaint: Option<String>,
     /// The kernel did not answer once: it is not asked again.
     stuck: bool,
+    /// Whether there are services of this host.
+    services: watch::Receiver<bool>,
+    /// Whether rules for them may be there.
+    served: bool,
 }
 
 impl Firewall {
-    /// Of the bridge of that name; nothing is changed yet.
+    /// Of the bridge of that name, for services of this host as long as there are any; nothing is changed
+    /// yet.
     #[must_use]
-    pub fn new(bridge: &str) -> Self {
-        Self { bridge: bridge.to_owned(), complaint: None, stuck: false }
+    pub fn new(bridge: &str, services: watch::Receiver<bool>) -> Self {
+        // Of an earlier run.
+        Self { bridge: bridge.to_owned(), complaint: None, stuck: false, services, served: true }
     }
 
     /// Adds the rules that are needed and not there.
     pub async fn ensure(&mut self) {
-        if !is_filtered(Family::Both) {
+        let services = *self.services.borrow_and_update();
+        let served = std::mem::replace(&mut self.served, services);
+        if !is_filtered(Family::Both) && !services && !served {
             return;
         }
         let bridge = self.bridge.clone();
-        let added = self.in_kernel(move |filter| ensure_rules(filter, &bridge)).await;
+        let added = self.in_kernel(move |filter| ensure_rules(filter, &bridge, services)).await;
         let mut complaint = match added {
             Ok(places) => {
                 for place in places {
-                    tracing::info!("frames within `{}` are let through the host's filter ({place})", self.bridge);
+                    tracing::info!("{place} for `{}`", self.bridge);
                 }
                 None
             }
             Err(error) => Some(format!("nftables: {error}")),
         };
-        for old in OLD.iter().filter(|old| is_filtered(old.family) && old.is_used()) {
-            if let Err(why) = self.ensure_old(old).await {
-                complaint.get_or_insert(why);
+        for old in OLD.iter().filter(|old| old.is_used()) {
+            for pass in Pass::ALL {
+                let made = match (is_wanted(pass, old.family, services), pass) {
+                    (true, _) => self.ensure_old(old, pass).await,
+                    (false, Pass::From | Pass::Into) if served => {
+                        self.remove_old(old, pass).await;
+                        Ok(())
+                    }
+                    (false, _) => Ok(()),
+                };
+                if let Err(why) = made {
+                    complaint.get_or_insert(why);
+                }
             }
+        }
+        if complaint.is_some() {
+            // Looked at once more, though there may be none any more.
+            self.served = true;
         }
         if complaint != self.complaint {
             if let Some(why) = &complaint {
                 let bridge = &self.bridge;
                 tracing::warn!(
-                    "this host filters what its bridges carry, and the rule that lets containers reach each other cannot be added: {why}; where they cannot, run `iptables -A FORWARD -i {bridge} -o {bridge} -j ACCEPT` (and ip6tables)"
+                    "this host filters what it forwards, and the rules that let containers reach each other, and services be reached, cannot be added: {why}; where they cannot, run `iptables -A FORWARD -i {bridge} -o {bridge} -j ACCEPT` (and ip6tables), for services also with `-i {bridge} -m conntrack --ctstate DNAT` and `-o {bridge} -m conntrack --ctstate DNAT`"
                 );
             }
             self.complaint = complaint;
@@ -109,13 +136,22 @@ impl Firewall {
                     None => std::future::pending().await,
                 }
             };
-            match tokio::time::timeout(LOOK, changed).await {
-                Ok(Ok(())) => tokio::time::sleep(BURST).await,
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "changes of the host's filter are looked for instead");
-                    changes = None;
+            let services = &mut self.services;
+            let served = async {
+                if services.changed().await.is_err() {
+                    std::future::pending().await
                 }
-                Err(_) => {}
+            };
+            tokio::select! {
+                () = served => {}
+                changed = tokio::time::timeout(LOOK, changed) => match changed {
+                    Ok(Ok(())) => tokio::time::sleep(BURST).await,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "changes of the host's filter are looked for instead");
+                        changes = None;
+                    }
+                    Err(_) => {}
+                }
             }
             if let Some(open) = &mut changes {
                 open.skip();
@@ -131,11 +167,17 @@ impl Firewall {
             tracing::warn!(%error, "a rule for `{}` may be left in the host's filter", self.bridge);
         }
         for old in OLD.iter().filter(|old| old.is_used()) {
-            // More than once if somebody else added it too.
-            for _ in 0..RULES_MAX {
-                if self.call(old, "-D").await.is_err() {
-                    break;
-                }
+            for pass in Pass::ALL {
+                self.remove_old(old, pass).await;
+            }
+        }
+    }
+
+    async fn remove_old(&self, old: &Old, pass: Pass) {
+        // More than once if somebody else added it too.
+        for _ in 0..RULES_MAX {
+            if self.call(old, "-D", pass).await.is_err() {
+                break;
             }
         }
     }
@@ -158,23 +200,23 @@ impl Firewall {
         }
     }
 
-    async fn ensure_old(&self, old: &Old) -> Result<(), String> {
-        if self.call(old, "-C").await.is_ok() {
+    async fn ensure_old(&self, old: &Old, pass: Pass) -> Result<(), String> {
+        if self.call(old, "-C", pass).await.is_ok() {
             return Ok(());
         }
         // Somebody may have added it in between: no harm in a second one.
-        let program = self.call(old, "-A").await?;
-        tracing::info!("frames within `{}` are let through the host's filter ({program})", self.bridge);
+        let program = self.call(old, "-A", pass).await?;
+        tracing::info!("{} ({program}) for `{}`", what_passes(pass), self.bridge);
         Ok(())
     }
 
     /// The program that was called.
-    async fn call(&self, old: &Old, action: &str) -> Result<&'static str, String> {
+    async fn call(&self, old: &Old, action: &str, pass: Pass) -> Result<&'static str, String> {
         let mut folders = std::env::var_os("PATH").unwrap_or_default();
         // Services often have a PATH without the administrator's programs.
         folders.push(OsString::from(":/usr/sbin:/sbin"));
         let (program, path) = old.program(&folders).await?;
-        run(&path, &arguments(action, &self.bridge)).await.map_err(|why| format!("{program}: {why}"))?;
+        run(&path, &arguments(action, pass, &self.bridge)).await.map_err(|why| format!("{program}: {why}"))?;
         Ok(program)
     }
 }
@@ -200,25 +242,48 @@ impl Old {
     }
 }
 
-/// Where the rule was missing, and now is.
-fn ensure_rules(filter: &mut Filter, bridge: &str) -> io::Result<Vec<String>> {
+/// Whether what passes so would be dropped without a rule.
+fn is_wanted(pass: Pass, family: Family, services: bool) -> bool {
+    match pass {
+        Pass::Within => is_filtered(family),
+        Pass::From | Pass::Into => services,
+    }
+}
+
+/// Where a rule was missing, and now is.
+fn ensure_rules(filter: &mut Filter, bridge: &str, services: bool) -> io::Result<Vec<String>> {
     let mut added = Vec::new();
-    for chain in filter.forward_chains()? {
-        if chain.drops && is_filtered(chain.family) && filter.rules_within(&chain, bridge)?.is_empty() {
-            filter.accept_within(&chain, bridge)?;
-            added.push(place(&chain));
+    for chain in filter.forward_chains()?.into_iter().filter(|chain| chain.drops) {
+        let there = filter.passes(&chain, bridge)?;
+        for pass in Pass::ALL {
+            let is_there = there.iter().any(|(found, _)| *found == pass);
+            if is_wanted(pass, chain.family, services) && !is_there {
+                filter.accept(&chain, pass, bridge)?;
+                added.push(format!("{} ({})", what_passes(pass), place(&chain)));
+            }
         }
+        let over = there.iter().filter(|(pass, _)| *pass != Pass::Within && !services);
+        over.take(RULES_MAX).try_for_each(|(_, rule)| filter.delete(&chain, *rule))?;
     }
     Ok(added)
 }
 
 fn remove_rules(filter: &mut Filter, bridge: &str) -> io::Result<()> {
     for chain in filter.forward_chains()? {
-        for rule in filter.rules_within(&chain, bridge)?.into_iter().take(RULES_MAX) {
+        for (_, rule) in filter.passes(&chain, bridge)?.into_iter().take(RULES_MAX) {
             filter.delete(&chain, rule)?;
         }
     }
     Ok(())
+}
+
+/// What is said of a rule that was added.
+const fn what_passes(pass: Pass) -> &'static str {
+    match pass {
+        Pass::Within => "frames within the bridge are let through the host's filter",
+        Pass::From => "what services send from the bridge is let through the host's filter",
+        Pass::Into => "what services send to the bridge is let through the host's filter",
+    }
 }
 
 fn place(chain: &ForwardChain) -> String {
@@ -245,8 +310,14 @@ fn is_on(setting: &Path) -> bool {
     std::fs::read_to_string(setting).is_ok_and(|text| text.trim() != "0")
 }
 
-fn arguments<'a>(action: &'a str, bridge: &'a str) -> [&'a str; 9] {
-    ["--wait", action, "FORWARD", "-i", bridge, "-o", bridge, "-j", "ACCEPT"]
+fn arguments<'a>(action: &'a str, pass: Pass, bridge: &'a str) -> Vec<&'a str> {
+    const TRANSLATED: [&str; 4] = ["-m", "conntrack", "--ctstate", "DNAT"];
+    let which: Vec<&str> = match pass {
+        Pass::Within => vec!["-i", bridge, "-o", bridge],
+        Pass::From => [&["-i", bridge][..], &TRANSLATED].concat(),
+        Pass::Into => [&["-o", bridge][..], &TRANSLATED].concat(),
+    };
+    [&["--wait", action, "FORWARD"][..], &which, &["-j", "ACCEPT"]].concat()
 }
 
 /// What a program prints, or its first complaint.
@@ -280,8 +351,11 @@ mod tests {
     }
 
     #[test]
-    fn the_rule_is_for_what_stays_within_the_bridge() {
-        assert_eq!(arguments("-A", "weft").join(" "), "--wait -A FORWARD -i weft -o weft -j ACCEPT");
+    fn the_rules_are_for_what_stays_within_the_bridge_and_for_services() {
+        let line = |pass| arguments("-A", pass, "weft").join(" ");
+        assert_eq!(line(Pass::Within), "--wait -A FORWARD -i weft -o weft -j ACCEPT");
+        assert_eq!(line(Pass::From), "--wait -A FORWARD -i weft -m conntrack --ctstate DNAT -j ACCEPT");
+        assert_eq!(line(Pass::Into), "--wait -A FORWARD -o weft -m conntrack --ctstate DNAT -j ACCEPT");
     }
 
     #[tokio::test]

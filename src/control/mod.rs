@@ -17,4 +17,5 @@ pub mod masquerade;
 pub mod names;
 pub mod quic;
 pub mod secret;
+pub mod services;
 pub mod store;

@@ -4,7 +4,8 @@
 //! ```text
 //!   attachments ─┬─ a name for as long as the interface is on the bridge ─┐
 //!   guests ──────┘                                                        │
-//!   book: names that the operator gave, in the store ─────────────────────┴─► Handle::set_names
+//!   book: names that the operator gave, in the store ─────────────────────┤
+//!   services: names of what is imported ──────────────────────────────────┴─► Handle::set_names
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::attach::Attachments;
 use super::guests::{Guests, Named};
+use super::services::Services;
 use super::store::{Edit, Store, Table};
 use crate::netlink::{Monitor, Netlink, NetlinkError, Topic};
 use crate::router::Handle;
@@ -204,6 +206,8 @@ pub struct Teller {
     pub guests: Guests,
     /// What the operator gave.
     pub book: Book,
+    /// What is imported.
+    pub services: Services,
     /// The host's network.
     pub netlink: Netlink,
     /// Name of the bridge.
@@ -239,6 +243,7 @@ impl Teller {
                 () = self.attachments.changed() => {}
                 () = self.guests.changed() => {}
                 () = self.book.inner.changed.notified() => {}
+                () = self.services.changed() => {}
                 () = noticed(&mut monitor) => {}
                 () = tokio::time::sleep(patience) => {}
             }
@@ -250,6 +255,9 @@ impl Teller {
         let mut attached = self.attachments.names();
         attached.extend(self.guests.names());
         let mut found: BTreeMap<Name, Places> = self.book.names();
+        for (name, address, service) in self.services.names() {
+            found.entry(name).or_default().entry(address).or_default().insert(service);
+        }
         if !attached.is_empty() {
             let ports = match self.netlink.link(&self.bridge).await? {
                 Some(bridge) => self.netlink.bridge_ports(bridge.index).await?,

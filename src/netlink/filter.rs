@@ -1,4 +1,4 @@
-//! The host's packet filter: the chains of nftables that forwarded packets pass, and one rule in
+//! The host's packet filter: the chains of nftables that forwarded packets pass, and a few rules in
 //! them.
 //!
 //! iptables of today (`iptables -V` says `nf_tables`) keeps its FORWARD chain in the same place, so
@@ -7,13 +7,13 @@
 //!
 //! The calls block for the time of a netlink exchange and work in the namespace of the thread.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 
 use futures_util::FutureExt as _;
 use netlink_bindings::nftables::{
-    Chained, CmpOps, DataAttrs, ExprCmpAttrs, ExprListAttrs, ExprMetaAttrs, ExprOps, IterableExprListAttrs, MetaKeys,
-    Nfgenmsg, Registers, Request, VerdictCode,
+    Chained, CmpOps, CtKeys, DataAttrs, ExprCmpAttrs, ExprCtAttrs, ExprListAttrs, ExprMetaAttrs, ExprOps,
+    IterableDataAttrs, IterableExprListAttrs, MetaKeys, Nfgenmsg, Registers, Request, VerdictCode,
 };
 use netlink_socket2::NetlinkSocket;
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
@@ -75,6 +75,29 @@ pub struct ForwardChain {
     pub drops: bool,
 }
 
+impl ForwardChain {
+    /// Whether iptables shows it: in its chains it knows only rules as it writes them itself.
+    fn is_of_iptables(&self) -> bool {
+        self.family != Family::Both && self.table.as_bytes() == b"filter" && self.name.as_bytes() == b"FORWARD"
+    }
+}
+
+/// What a rule lets pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pass {
+    /// What comes from the bridge and goes to it.
+    Within,
+    /// What comes from the bridge, of connections whose destination was translated.
+    From,
+    /// What goes to the bridge, of such connections.
+    Into,
+}
+
+impl Pass {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Within, Self::From, Self::Into];
+}
+
 /// A connection to nf_tables.
 pub struct Filter(NetlinkSocket);
 
@@ -120,13 +143,12 @@ impl Filter {
         Ok(found)
     }
 
-    /// Handles of the rules of a chain that accept what comes from `bridge` and goes to it, and
-    /// ask for nothing else.
+    /// The rules of a chain that accept one of these and ask for nothing else, with their handles.
     ///
     /// # Errors
     /// If the kernel refuses or the chain is gone.
-    pub fn rules_within(&mut self, chain: &ForwardChain, bridge: &str) -> io::Result<Vec<u64>> {
-        let wanted = rule_within(bridge);
+    pub fn passes(&mut self, chain: &ForwardChain, bridge: &str) -> io::Result<Vec<(Pass, u64)>> {
+        let wanted = Pass::ALL.map(|pass| (pass, rule(chain, pass, bridge)));
         let mut request = Request::new().op_getrule_dump(&chain.family.header());
         request.encode().push_table(&chain.table).push_chain(&chain.name);
         let mut replies = self.0.request(&request)?;
@@ -134,9 +156,9 @@ impl Filter {
         while let Some(reply) = replies.recv() {
             let (_, rule) = reply?;
             if let (Ok(handle), Ok(expressions)) = (rule.get_handle(), rule.get_expressions())
-                && steps(expressions).is_some_and(|steps| steps == wanted)
+                && let Some(steps) = steps(expressions)
             {
-                found.push(handle);
+                found.extend(wanted.iter().filter(|(_, rule)| *rule == steps).map(|(pass, _)| (*pass, handle)));
             }
         }
         Ok(found)
@@ -146,45 +168,43 @@ impl Filter {
     ///
     /// # Errors
     /// If the kernel refuses or the chain is gone.
-    pub fn accept_within(&mut self, chain: &ForwardChain, bridge: &str) -> io::Result<()> {
-        let name = padded(bridge);
+    pub fn accept(&mut self, chain: &ForwardChain, pass: Pass, bridge: &str) -> io::Result<()> {
+        let steps = rule(chain, pass, bridge);
         self.transaction(|batch| {
             let mut request = batch.request().set_create().set_append().op_newrule_do(&chain.family.header());
-            // Step by step as iptables makes it, or iptables does not know it for a rule of its own.
             let mut rule = request.encode().push_table(&chain.table).push_chain(&chain.name).nested_expressions();
-            for key in [MetaKeys::Iifname, MetaKeys::Oifname] {
-                rule = rule
-                    .nested_elem()
-                    .nested_data_meta()
-                    .push_key(key as u32)
-                    .push_dreg(Registers::Reg1 as u32)
-                    .end_nested()
-                    .end_nested()
-                    .nested_elem()
-                    .nested_data_cmp()
-                    .push_sreg(Registers::Reg1 as u32)
-                    .push_op(CmpOps::Eq as u32)
-                    .nested_data()
-                    .push_value(&name)
-                    .end_nested()
-                    .end_nested()
-                    .end_nested();
+            let register = Registers::Reg1 as u32;
+            for step in &steps {
+                let element = rule.nested_elem();
+                rule = match step {
+                    Step::Load(key) => {
+                        element.nested_data_meta().push_key(*key).push_dreg(register).end_nested().end_nested()
+                    }
+                    Step::Connection(key) => {
+                        element.nested_data_ct().push_dreg(register).push_key(*key).end_nested().end_nested()
+                    }
+                    Step::Mask(mask) => {
+                        let bitwise = element.nested_data_bitwise().push_sreg(register).push_dreg(register);
+                        let bitwise = bitwise.push_len(4).nested_mask().push_value(mask).end_nested();
+                        bitwise.nested_xor().push_value(&[0; 4]).end_nested().end_nested().end_nested()
+                    }
+                    Step::Match(info) => {
+                        let extension = element.nested_data_match().push_name(CONNTRACK).push_rev(CONNTRACK_REVISION);
+                        extension.push_info(info).end_nested().end_nested()
+                    }
+                    Step::Compare(how, value) => {
+                        let compare = element.nested_data_cmp().push_sreg(register).push_op(*how);
+                        compare.nested_data().push_value(value).end_nested().end_nested().end_nested()
+                    }
+                    Step::Verdict(code) => {
+                        let counted = element.nested_data_counter().end_nested().end_nested();
+                        let verdict = counted.nested_elem().nested_data_immediate();
+                        let verdict = verdict.push_dreg(Registers::RegVerdict as u32).nested_data().nested_verdict();
+                        verdict.push_code(*code).end_nested().end_nested().end_nested().end_nested()
+                    }
+                };
             }
-            rule.nested_elem()
-                .nested_data_counter()
-                .end_nested()
-                .end_nested()
-                .nested_elem()
-                .nested_data_immediate()
-                .push_dreg(Registers::RegVerdict as u32)
-                .nested_data()
-                .nested_verdict()
-                .push_code(VerdictCode::Accept as u32)
-                .end_nested()
-                .end_nested()
-                .end_nested()
-                .end_nested()
-                .end_nested();
+            rule.end_nested();
         })
     }
 
@@ -223,8 +243,33 @@ fn is_missing(error: &io::Error) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Load(u32),
-    Equals(Vec<u8>),
+    Connection(u32),
+    Mask(Vec<u8>),
+    /// An extension of iptables, about connections.
+    Match(Vec<u8>),
+    Compare(u32, Vec<u8>),
     Verdict(u32),
+}
+
+/// The extension `conntrack` of iptables, in the form of `struct xt_conntrack_mtinfo3`.
+const CONNTRACK: &CStr = c"conntrack";
+const CONNTRACK_REVISION: u32 = 3;
+/// Destinations were translated, in a connection's status (`IPS_DST_NAT`).
+const TRANSLATED: u32 = 1 << 5;
+
+/// What iptables calls `-m conntrack --ctstate DNAT`.
+fn translated_info() -> Vec<u8> {
+    /// The structure's size, as the kernel rounds it up.
+    const SIZE: usize = 168;
+    /// Where it says what is compared, and that it is the state (`XT_CONNTRACK_STATE`).
+    const FLAGS: (usize, u16) = (146, 1);
+    /// Where the states are that fit, and that it is this one (`XT_CONNTRACK_STATE_DNAT`).
+    const STATES: (usize, u16) = (150, 1 << 7);
+    let mut info = vec![0; SIZE];
+    for (at, value) in [FLAGS, STATES] {
+        info[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    }
+    info
 }
 
 fn padded(name: &str) -> [u8; NAME_SIZE] {
@@ -235,15 +280,25 @@ fn padded(name: &str) -> [u8; NAME_SIZE] {
     padded
 }
 
-fn rule_within(bridge: &str) -> Vec<Step> {
-    let name = || Step::Equals(padded(bridge).to_vec());
-    vec![
-        Step::Load(MetaKeys::Iifname as u32),
-        name(),
-        Step::Load(MetaKeys::Oifname as u32),
-        name(),
-        Step::Verdict(VerdictCode::Accept as u32),
-    ]
+/// A rule, step by step as iptables makes it in a chain of its own, or iptables does not know it.
+fn rule(chain: &ForwardChain, pass: Pass, bridge: &str) -> Vec<Step> {
+    let is =
+        |key: MetaKeys| [Step::Load(key as u32), Step::Compare(CmpOps::Eq as u32, padded(bridge).to_vec())].into_iter();
+    let translated = || match chain.is_of_iptables() {
+        true => vec![Step::Match(translated_info())],
+        false => vec![
+            Step::Connection(CtKeys::Status as u32),
+            Step::Mask(TRANSLATED.to_ne_bytes().to_vec()),
+            Step::Compare(CmpOps::Neq as u32, vec![0; 4]),
+        ],
+    };
+    let mut steps: Vec<Step> = match pass {
+        Pass::Within => is(MetaKeys::Iifname).chain(is(MetaKeys::Oifname)).collect(),
+        Pass::From => is(MetaKeys::Iifname).chain(translated()).collect(),
+        Pass::Into => is(MetaKeys::Oifname).chain(translated()).collect(),
+    };
+    steps.push(Step::Verdict(VerdictCode::Accept as u32));
+    steps
 }
 
 /// The steps of a rule, without counters; `None` if there is one of another kind.
@@ -259,21 +314,38 @@ fn steps(expressions: IterableExprListAttrs<'_>) -> Option<Vec<Step>> {
                 });
                 steps.push(Step::Load(key?));
             }
+            ExprOps::Ct(connection) => {
+                let mut key = None;
+                for attribute in connection {
+                    match attribute.ok()? {
+                        ExprCtAttrs::Key(found) => key = Some(found),
+                        // Of one direction, or one that is set.
+                        ExprCtAttrs::Direction(_) | ExprCtAttrs::Sreg(_) => return None,
+                        ExprCtAttrs::Dreg(_) => {}
+                    }
+                }
+                steps.push(Step::Connection(key?));
+            }
+            ExprOps::Bitwise(bitwise) => {
+                if bitwise.get_op().is_ok_and(|op| op != 0) {
+                    return None;
+                }
+                steps.push(Step::Mask(bytes(bitwise.get_mask().ok()?)?));
+            }
+            ExprOps::Match(extension) => {
+                let is_ours = extension.get_name() == Ok(CONNTRACK) && extension.get_rev() == Ok(CONNTRACK_REVISION);
+                steps.push(Step::Match(extension.get_info().ok().filter(|_| is_ours)?.to_vec()));
+            }
             ExprOps::Cmp(compare) => {
-                let mut value = None;
+                let (mut how, mut value) = (None, None);
                 for attribute in compare {
                     match attribute.ok()? {
-                        ExprCmpAttrs::Op(op) if op != CmpOps::Eq as u32 => return None,
-                        ExprCmpAttrs::Data(data) => {
-                            value = data.filter_map(Result::ok).find_map(|data| match data {
-                                DataAttrs::Value(value) => Some(value.to_vec()),
-                                DataAttrs::Verdict(_) => None,
-                            });
-                        }
+                        ExprCmpAttrs::Op(op) => how = Some(op),
+                        ExprCmpAttrs::Data(data) => value = bytes(data),
                         _ => {}
                     }
                 }
-                steps.push(Step::Equals(value?));
+                steps.push(Step::Compare(how?, value?));
             }
             ExprOps::Counter(_) => {}
             ExprOps::Immediate(immediate) => {
@@ -284,6 +356,13 @@ fn steps(expressions: IterableExprListAttrs<'_>) -> Option<Vec<Step>> {
         }
     }
     Some(steps)
+}
+
+fn bytes(data: IterableDataAttrs<'_>) -> Option<Vec<u8>> {
+    data.filter_map(Result::ok).find_map(|data| match data {
+        DataAttrs::Value(value) => Some(value.to_vec()),
+        DataAttrs::Verdict(_) => None,
+    })
 }
 
 /// Tells when anything in nf_tables changes.

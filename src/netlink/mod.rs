@@ -4,7 +4,7 @@
 //!   Netlink ─┬─ link.rs       interfaces: find, bridge, TAP as a port, veth, MTU, MAC, up, delete
 //!            ├─ tunnel.rs     a VXLAN device to one other host
 //!            ├─ address.rs    addresses and routes of an interface, and those of the host
-//!            ├─ filter.rs     forward chains of nftables, one rule in them
+//!            ├─ filter.rs     forward chains of nftables, a few rules in them
 //!            ├─ monitor.rs    what changes, told by the kernel
 //!            ├─ sysctl.rs     the few settings that have no netlink attribute (/proc/sys/net)
 //!            ├─ netns.rs      namespaces: open, identify, run inside
@@ -12,8 +12,8 @@
 //!            └─ container.rs  a container's interface, plugged into the bridge and out again
 //!
 //!   raw.rs ─┬─ fdb.rs         forwarding entries, thousands at a time
-//!           └─ nft/           tables of our own: the guard in front of the VXLAN port, and that of
-//!                             the bridge's ports
+//!           └─ nft/           tables of our own: the guard in front of the VXLAN port, that of
+//!                             the bridge's ports, what is translated
 //! ```
 //!
 //! Every call is idempotent by meaning: what is there already is adopted, what is gone already is
@@ -47,6 +47,7 @@ pub use self::{
     link::{ALIAS_MAX, Link, Mac, VethPeer},
     monitor::{FdbChange, Monitor, Notice, Topic},
     netns::{NetNs, NetNsId},
+    sysctl::forward,
     vxlan::Vxlan,
 };
 

@@ -1,7 +1,7 @@
 //! Settings that have no netlink attribute, written to `/proc/sys/net`, which shows each thread
 //! the values of its own network namespace.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use super::{
     Netlink,
@@ -30,4 +30,23 @@ impl Netlink {
             tracing::debug!(%error, "setting left as it is");
         }
     }
+}
+
+/// Lets this host pass on packets of a family that are not for itself, in the namespace of this thread.
+/// Fine if it does already.
+///
+/// # Errors
+/// If the setting cannot be written (an unprivileged container), or there is no such family.
+pub fn forward(v4: bool) -> io::Result<()> {
+    let setting = if v4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
+    let failed = |error: io::Error| {
+        io::Error::other(format!(
+            "this host does not forward, and that cannot be changed: {setting}: {error}; write 1 to it, or run the router \
+             with a writable /proc/sys (in a container: --security-opt systempaths=unconfined)"
+        ))
+    };
+    if fs::read_to_string(setting).map_err(failed)?.trim() != "0" {
+        return Ok(());
+    }
+    fs::write(setting, "1").map_err(failed)
 }

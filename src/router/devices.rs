@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::control::firewall::Firewall;
@@ -89,10 +90,11 @@ impl Devices {
 
     /// Removes both, and what lets their frames pass the host's filter.
     pub(super) async fn remove(&self) {
-        Firewall::new(&self.bridge).remove().await;
+        Firewall::new(&self.bridge, watch::channel(false).1).remove().await;
         crate::fastpath::remove(&self.netlink, &self.bridge).await;
         crate::control::guard::remove(&self.bridge);
         crate::control::masquerade::remove(&self.bridge);
+        crate::control::services::remove(&self.bridge);
         for name in [&self.tap, &self.bridge] {
             if let Err(error) = self.netlink.delete_link(name).await {
                 tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");

@@ -33,6 +33,7 @@ use crate::control::ledger::Ledger;
 use crate::control::masquerade::Masquerade;
 use crate::control::names::Book;
 use crate::control::quic::{Quic, QuicConfig};
+use crate::control::services::Services;
 use crate::control::store::{self, Store};
 use crate::data::{DataConfig, DataHandle, bind_udp};
 use crate::netlink::Netlink;
@@ -157,6 +158,7 @@ impl Rig {
             masquerade: Masquerade::new("no bridge", &ranges()),
         })
         .expect("/proc");
+        let services = Services::new(store.clone(), &state.services, attachments.clone(), "no bridge", &ranges());
         let info = Arc::new(Info {
             id,
             name: options.name.to_owned(),
@@ -184,6 +186,7 @@ impl Rig {
             guests: Guests::default(),
             names,
             book,
+            services,
             events,
             info,
             reloads,

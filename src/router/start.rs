@@ -42,6 +42,7 @@ use crate::control::masquerade::Masquerade;
 use crate::control::names::{Book, Teller};
 use crate::control::quic::{Quic, QuicConfig};
 use crate::control::secret::Secret;
+use crate::control::services::Services;
 use crate::control::store::{File, Store};
 use crate::data::{DataConfig, DataHandle};
 use crate::docker::{self, Docker, DockerConfig, Engine, KernelPorts};
@@ -102,6 +103,7 @@ async fn operate(
     let stored_attachments = std::mem::take(&mut ground.state.attachments);
     let stored_docker = std::mem::take(&mut ground.state.docker);
     let stored_names = std::mem::take(&mut ground.state.names);
+    let stored_services = std::mem::take(&mut ground.state.services);
     let (core, made) = RunningCore::start(&mut ground, file, devices, clock).await?;
     let Ground { settings, netlink, sizes, listener, metrics, dns, .. } = ground;
     let (others, guests) = (Ledger::default(), Guests::default());
@@ -134,12 +136,15 @@ async fn operate(
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
     });
-    let mut firewall = Firewall::new(&settings.bridge);
+    let services =
+        Services::new(core.store.clone(), &stored_services, attachments.clone(), &settings.bridge, &settings.ranges);
+    let mut firewall = Firewall::new(&settings.bridge, services.any());
     firewall.ensure().await;
     attachments.load(&stored_attachments).await;
     // The kernel has kept the table of the last run until now (guard P6).
     guard.adopt([attachments.ports(), docker.members()].concat(), docker.networks()).await;
     masquerade.adopt(attachments.masqueraded()).await;
+    services.adopt().await;
 
     let (stop, stopped) = watch::channel(Stop::No);
     let (reloads, reload_inbox) = Reloads::new();
@@ -150,6 +155,7 @@ async fn operate(
         guests: guests.clone(),
         names: core.names.clone(),
         book: Book::new(core.store.clone(), &stored_names),
+        services: services.clone(),
         events: core.events.clone(),
         info: core.info.clone(),
         reloads,
@@ -168,6 +174,7 @@ async fn operate(
         attachments: attachments.clone(),
         guests,
         book: api.book.clone(),
+        services: services.clone(),
         netlink: netlink.clone(),
         bridge: settings.bridge.clone(),
     };
@@ -191,6 +198,7 @@ async fn operate(
     tasks.spawn(firewall.keep());
     tasks.spawn(guard.keep());
     tasks.spawn(masquerade.keep());
+    tasks.spawn(services.keep());
     tasks.spawn(look_after(attachments, core.handle.clone()));
     tasks.spawn(docker.clone().look_after());
     if let Some(path) = &settings.docker_socket {

@@ -15,12 +15,14 @@ use std::{
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use weft::{lab::wait_until, netlink::NetNs};
 
-use crate::world::{Must as _, PATIENCE};
+use crate::harness::Must as _;
 
 /// Where it listens, by TCP and UDP, IPv4 and IPv6.
 pub(crate) const PORT: u16 = 8080;
 /// Bytes of a question by TCP: more than goes into one packet.
 const QUESTION: usize = 4000;
+/// How long it is asked again until there is an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(50);
 /// After this a datagram is sent again.
 const AGAIN: Duration = Duration::from_millis(200);

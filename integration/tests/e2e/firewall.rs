@@ -6,7 +6,7 @@ use netlink_bindings::nftables::{Chained, Nfgenmsg, Registers, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 use weft::{
     lab::{traffic::udp_echo, wait_until},
-    netlink::filter::{Family, Filter, ForwardChain},
+    netlink::filter::{Family, Filter, ForwardChain, Pass},
 };
 
 use crate::{
@@ -83,7 +83,9 @@ fn rules(mesh: &Mesh, host: usize) -> Vec<usize> {
             let family = family.must("a family").1;
             let wanted = ForwardChain { family, table: table.to_owned(), name: name.to_owned(), drops: true };
             assert!(chains.contains(&wanted), "{wanted:?} is not in {chains:?}");
-            counts.push(filter.rules_within(&wanted, "weft")?.len());
+            let passes = filter.passes(&wanted, "weft")?;
+            assert!(passes.iter().all(|(pass, _)| *pass == Pass::Within), "no services, no rules for them: {passes:?}");
+            counts.push(passes.len());
         }
         Ok(counts)
     };

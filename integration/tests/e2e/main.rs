@@ -36,8 +36,11 @@ mod order;
 mod resolvers;
 mod restart;
 mod secrets;
+mod services;
 mod start;
 mod underlay;
+#[path = "../cni/witness.rs"]
+mod witness;
 
 use std::{
     collections::BTreeSet,
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         ("names", names::CASES),
         ("resolvers", resolvers::CASES),
         ("firewall", firewall::CASES),
+        ("services", services::CASES),
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),
         ("fastpath", fastpath_life::CASES),

@@ -12,6 +12,7 @@ use super::BODY_MAX;
 use super::types::ErrorBody;
 use crate::control::attach::AttachError;
 use crate::control::names::BookError;
+use crate::control::services::ServiceError;
 use crate::router::{ReloadError, RevokeRefused, Stopped};
 
 /// A refusal.
@@ -74,6 +75,18 @@ impl From<BookError> for ApiError {
             BookError::NotFound(_) => StatusCode::NOT_FOUND,
             BookError::Full(_) => StatusCode::CONFLICT,
             BookError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        let status = match &error {
+            ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,
+            ServiceError::NotFound(_) => StatusCode::NOT_FOUND,
+            ServiceError::Unusable(_) => StatusCode::CONFLICT,
+            ServiceError::Kernel(_) | ServiceError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
     }

@@ -27,7 +27,7 @@ use crate::control::attach::{AttachError, Hold, Record, mac_text};
 use crate::control::guests::Connected;
 use crate::router::{RemoveError, Whom};
 
-type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
 /// The interface inside a container of Docker's: the engine gives it the first number that is free there.
 const DOCKERS: &str = "eth*";
@@ -41,7 +41,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 pub(super) async fn status(State(api): State<Api>) -> Answer<Status> {
     let snapshot = api.router.snapshot().await?;
     let report = api.data.report().await;
-    let guarded = api.attachments.guarded().await;
+    let guarded = api.guarded().await;
     Ok(Json(view::status(&api.info, &snapshot, report.as_ref(), &guarded)))
 }
 
@@ -223,8 +223,12 @@ pub(super) async fn expose(State(api): State<Api>, Body(request): Body<Addresses
 }
 
 pub(super) async fn hide(State(api): State<Api>, Body(request): Body<AddressesRequest>) -> Answer<Released> {
-    let attachments = api.attachments;
-    let work = async move { attachments.hide(&request.addresses).await };
+    let Api { attachments, services, .. } = api;
+    let work = async move {
+        let released = attachments.hide(&request.addresses).await?;
+        services.hide().await?;
+        Ok::<_, ApiError>(released)
+    };
     Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
 }
 
@@ -295,14 +299,14 @@ pub(super) async fn dns_remove(State(api): State<Api>, Body(request): Body<DnsRe
 }
 
 /// A name as people write it: with the domain, and maybe the dot at its end, or without.
-fn mesh_name(api: &Api, text: &str) -> Result<Name, ApiError> {
+pub(super) fn mesh_name(api: &Api, text: &str) -> Result<Name, ApiError> {
     let domain = format!(".{}", api.info.domain);
     let short = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
     let name = short.strip_suffix(&domain).unwrap_or(&short);
     name.parse().map_err(|error: InvalidName| ApiError::bad(error.to_string()))
 }
 
-fn full_name(api: &Api, name: &Name) -> String {
+pub(super) fn full_name(api: &Api, name: &Name) -> String {
     format!("{name}.{}", api.info.domain)
 }
 
@@ -323,8 +327,16 @@ pub(super) async fn reload(State(api): State<Api>, Body(ReloadRequest {}): Body<
 }
 
 pub(super) async fn down(State(api): State<Api>, Body(DownRequest {}): Body<DownRequest>) -> Answer<Stopping> {
-    let attachments = api.attachments;
-    let removed = to_the_end(async move { Ok(attachments.remove_all().await) }).await?;
+    let Api { attachments, services, .. } = api.clone();
+    let work = async move {
+        let mut removed = attachments.remove_all().await;
+        match services.hide().await {
+            Ok(gone) => removed.extend(gone.iter().map(|one| format!("{} {}", one.kind, one.place()))),
+            Err(error) => tracing::warn!(%error, "services stay recorded for the next start"),
+        }
+        Ok::<_, ApiError>(removed)
+    };
+    let removed = to_the_end(work).await?;
     api.stop.send_replace(Stop::Remove);
     Ok(Json(Stopping { pid: std::process::id(), removed }))
 }
@@ -343,11 +355,11 @@ pub(super) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 
 /// Runs a change to its end, even if whoever asked for it goes away: a change that stops half-way
 /// would leave an address without an interface.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, AttachError>> + Send + 'static,
+pub(super) async fn to_the_end<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, tokio::spawn(work)).await {
-        Ok(Ok(result)) => Ok(result?),
+        Ok(Ok(result)) => result.map_err(Into::into),
         Ok(Err(panicked)) => {
             tracing::error!(%panicked, "a request failed in a way that nobody foresaw");
             let text = "the request failed in a way that nobody foresaw; the log has more";

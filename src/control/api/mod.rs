@@ -5,6 +5,7 @@
 mod error;
 mod handlers;
 mod listen;
+mod services;
 #[cfg(test)]
 mod tests;
 pub mod types;
@@ -23,8 +24,10 @@ pub use view::{Info, ipam, status};
 
 use crate::control::attach::Attachments;
 use crate::control::events::Events;
+use crate::control::guard::Guarded;
 use crate::control::guests::Guests;
 use crate::control::names::Book;
+use crate::control::services::Services;
 use crate::data::DataHandle;
 use crate::router::{Handle, MeshNames, Reloads};
 
@@ -48,6 +51,8 @@ pub struct Api {
     pub names: MeshNames,
     /// Those that the operator gave here.
     pub book: Book,
+    /// What this host exports and imports.
+    pub services: Services,
     /// What happened.
     pub events: Events,
     /// What does not change.
@@ -56,6 +61,15 @@ pub struct Api {
     pub reloads: Reloads,
     /// Turned true by `down`.
     pub stop: Arc<watch::Sender<Stop>>,
+}
+
+impl Api {
+    /// What was dropped of what containers sent, and what in the host's filter is not as it should be.
+    pub async fn guarded(&self) -> Guarded {
+        let mut guarded = self.attachments.guarded().await;
+        guarded.problems.extend(self.services.problem());
+        guarded
+    }
 }
 
 /// What the router was told to do.
@@ -99,6 +113,10 @@ routes! {
     post "/v1/unhold" => handlers::unhold,
     post "/v1/expose" => handlers::expose,
     post "/v1/hide" => handlers::hide,
+    get "/v1/services" => services::list,
+    post "/v1/services/export" => services::export,
+    post "/v1/services/import" => services::import,
+    post "/v1/services/remove" => services::remove,
     get "/v1/dns" => handlers::dns,
     post "/v1/dns/add" => handlers::dns_add,
     post "/v1/dns/remove" => handlers::dns_remove,

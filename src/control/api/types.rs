@@ -477,6 +477,59 @@ pub struct Released {
     pub released: Vec<String>,
 }
 
+/// Answer to `GET /v1/services`, and to `POST /v1/services/remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceList {
+    /// In the order of their places.
+    pub services: Vec<HostService>,
+}
+
+/// A service of this host: a port that leads elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostService {
+    /// `export`: from this host into the mesh; `import`: from the mesh to outside.
+    pub kind: String,
+    /// Where it is found, as `[ADDRESS:]PORT/PROTOCOL`; without an address: at any of this host's.
+    pub at: String,
+    /// Where it leads, as `ADDRESS:PORT`.
+    pub to: String,
+    /// What an import is called in the mesh, with the domain; null of an export.
+    pub name: Option<String>,
+}
+
+/// Body of `POST /v1/services/export`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRequest {
+    /// Where it leads, in the mesh, as `ADDRESS:PORT[/tcp|/udp]`.
+    pub to: String,
+    /// Where it is found, as `[ADDRESS:]PORT`; empty: the same port, at any address of this host.
+    #[serde(default)]
+    pub at: String,
+}
+
+/// Body of `POST /v1/services/import`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportRequest {
+    /// What it is called in the mesh, with or without the domain.
+    pub name: String,
+    /// Where it leads, outside, as `ADDRESS:PORT[/tcp|/udp]`.
+    pub to: String,
+    /// Where it is found, as `[ADDRESS:]PORT`, with an address that the host has in the mesh; empty: the same
+    /// port, at the first of these.
+    #[serde(default)]
+    pub at: String,
+}
+
+/// Body of `POST /v1/services/remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceRemoveRequest {
+    /// Where it is found, as `[ADDRESS:]PORT[/tcp|/udp]`; without an address: all with this port.
+    pub at: String,
+}
+
 /// Query of `GET /v1/dns`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

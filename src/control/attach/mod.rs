@@ -350,6 +350,12 @@ impl Attachments {
         Ok(all)
     }
 
+    /// The host's own addresses in the network.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<IpAddr> {
+        self.record(EXPOSE).map(|record| record.addresses.iter().map(IpNet::addr).collect()).unwrap_or_default()
+    }
+
     /// Takes the host's addresses away, all or some; the answer is what was released.
     ///
     /// # Errors

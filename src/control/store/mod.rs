@@ -11,6 +11,7 @@
 //!      trust            who was admitted, who revoked, as the mesh protocol wants it
 //!      docker           networks, endpoints and addresses of the Docker engine → JSON
 //!      names            name that the operator gave → its addresses and what they serve, as JSON
+//!      services         place of a service of this host → where it leads, as JSON
 //!    weft.redb.unreadable-SECONDS     kept aside, never deleted by us
 //! ```
 //!
@@ -47,11 +48,21 @@ pub enum Table {
     Docker,
     /// Names that the operator gave.
     Names,
+    /// Services of this host.
+    Services,
 }
 
 impl Table {
-    const ALL: [Self; 7] =
-        [Self::Meta, Self::Ipam, Self::Attachments, Self::Peers, Self::Trust, Self::Docker, Self::Names];
+    const ALL: [Self; 8] = [
+        Self::Meta,
+        Self::Ipam,
+        Self::Attachments,
+        Self::Peers,
+        Self::Trust,
+        Self::Docker,
+        Self::Names,
+        Self::Services,
+    ];
 
     const fn definition(self) -> redb::TableDefinition<'static, &'static [u8], &'static [u8]> {
         redb::TableDefinition::new(match self {
@@ -62,6 +73,7 @@ impl Table {
             Self::Trust => "trust",
             Self::Docker => "docker",
             Self::Names => "names",
+            Self::Services => "services",
         })
     }
 }
@@ -114,6 +126,8 @@ pub struct State {
     pub docker: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Names that the operator gave.
     pub names: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Services of this host.
+    pub services: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl std::fmt::Debug for State {
@@ -127,6 +141,7 @@ impl std::fmt::Debug for State {
             .field("trust", &self.trust.len())
             .field("docker", &self.docker.len())
             .field("names", &self.names.len())
+            .field("services", &self.services.len())
             .finish_non_exhaustive()
     }
 }

@@ -196,6 +196,7 @@ fn load(database: &Database, path: &Path) -> Result<State, Trouble> {
         trust: read(database, Table::Trust).map_err(unreadable)?.into_iter().collect(),
         docker: read(database, Table::Docker).map_err(unreadable)?,
         names: read(database, Table::Names).map_err(unreadable)?,
+        services: read(database, Table::Services).map_err(unreadable)?,
     };
     write_meta(database, &meta)
         .map_err(|error| Trouble::Fatal(OpenError::Refused { path: path.to_owned(), why: error.to_string() }))?;

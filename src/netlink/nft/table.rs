@@ -37,6 +37,21 @@ const FIXED: usize = 4;
 const FIRST: i32 = -350;
 /// Where sources are translated (`NF_IP_PRI_NAT_SRC`).
 const SOURCES: i32 = 100;
+/// Where destinations are translated (`NF_IP_PRI_NAT_DST`).
+const DESTINATIONS: i32 = -100;
+/// The kind of `nat` that translates destinations (`NFT_NAT_DNAT`).
+const DESTINATION_NAT: u32 = 1;
+/// Second register of sixteen bytes.
+const REGISTER_TWO: u32 = 2;
+/// What the routing table says an address is (`NFT_FIB_RESULT_ADDRTYPE`), of a destination (`NFTA_FIB_F_DADDR`).
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_DESTINATION: u32 = 2;
+/// An address of this host (`RTN_LOCAL`).
+const LOCAL: u32 = 2;
+/// The connection as it was before anything was translated (`IP_CT_DIR_ORIGINAL`).
+const ORIGINAL: u8 = 0;
+/// Destinations were translated (`IPS_DST_NAT`).
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
 /// Whether a port is free is not asked before it is drawn by lot (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
 const RANDOM_FULLY: u32 = 1 << 4;
 const OBJECT_COUNTER: u32 = 1;
@@ -68,8 +83,18 @@ pub(super) const BASE_LINK: u32 = 0;
 pub(super) const BASE_NETWORK: u32 = 1;
 /// Offsets from the header above IP. Not for fragments but the first.
 pub(super) const BASE_TRANSPORT: u32 = 2;
+/// The number of TCP.
+pub(super) const TCP: u8 = 6;
 /// The number of UDP.
 pub(super) const UDP: u8 = 17;
+/// Whether and how a connection was translated.
+const CT_STATUS: u32 = 2;
+/// The port that a connection is for, as its first packet said it.
+pub(super) const CT_PORT: u32 = 12;
+/// The IPv4 address that a connection is for.
+pub(super) const CT_ADDRESS_4: u32 = 20;
+/// The IPv6 address.
+pub(super) const CT_ADDRESS_6: u32 = 22;
 
 /// Elements in one message: an attribute has at most 64 KiB.
 const ELEMENTS: usize = 500;
@@ -199,6 +224,11 @@ impl Table {
     /// A chain that sees the first packet of each connection at a hook, and may translate its source.
     pub(super) fn source_chain(&self, batch: &mut Batch, name: &str, hook: u32) {
         self.chain_at(batch, name, Some((hook, SOURCES, "nat")));
+    }
+
+    /// The same for its destination.
+    pub(super) fn destination_chain(&self, batch: &mut Batch, name: &str, hook: u32) {
+        self.chain_at(batch, name, Some((hook, DESTINATIONS, "nat")));
     }
 
     fn chain_at(&self, batch: &mut Batch, name: &str, at: Option<(u32, i32, &str)>) {
@@ -385,6 +415,55 @@ impl Rule<'_, '_> {
         self.payload(REGISTER, base, offset, mask.len() as u32);
         self.mask(&mask);
         self.compare(if wanted { Is::Equal } else { Is::Other }, &prefix);
+    }
+
+    /// Goes on only if the packet is for an address of this host.
+    pub(super) fn is_for_this_host(&mut self) {
+        self.expression("fib", |body| {
+            body.number(1, REGISTER);
+            body.number(2, FIB_ADDRESS_TYPE);
+            body.number(3, FIB_DESTINATION);
+        });
+        self.compare(Is::Equal, &LOCAL.to_ne_bytes());
+    }
+
+    /// Goes on only if the destination of the packet's connection was translated.
+    pub(super) fn is_translated(&mut self) {
+        self.expression("ct", |body| {
+            body.number(1, REGISTER);
+            body.number(2, CT_STATUS);
+        });
+        self.mask(&DESTINATION_TRANSLATED.to_ne_bytes());
+        self.compare(Is::Other, &[0; 4]);
+    }
+
+    /// Goes on only if the first packet of the connection was so.
+    pub(super) fn was(&mut self, key: u32, value: &[u8]) {
+        self.expression("ct", |body| {
+            body.number(1, REGISTER);
+            body.number(2, key);
+            body.put(3, &[ORIGINAL]);
+        });
+        self.compare(Is::Equal, value);
+    }
+
+    /// The connection goes on to this address and port.
+    pub(super) fn redirect(&mut self, family: u8, address: &[u8], port: u16) {
+        self.immediate(REGISTER, address);
+        self.immediate(REGISTER_TWO, &port.to_be_bytes());
+        self.expression("nat", |body| {
+            body.number(1, DESTINATION_NAT);
+            body.number(2, family.into());
+            body.number(3, REGISTER);
+            body.number(5, REGISTER_TWO);
+        });
+    }
+
+    fn immediate(&mut self, register: u32, value: &[u8]) {
+        self.expression("immediate", |body| {
+            body.number(1, register);
+            body.nest(2, |body| body.put(1, value));
+        });
     }
 
     /// The connection goes on in the name of the interface that it leaves by, from a port drawn by lot: of

@@ -10,8 +10,8 @@ use super::{description, schema};
 use crate::control::api::ROUTES;
 use crate::control::api::types::{
     Addresses, Allocation, Attachment, ConfigChange, ConfigRefusal, Contested, Counters, DnsEntry, DnsList, DnsName,
-    DnsService, EventList, Held, Holding, Ipam, IpamCheck, IpamPeer, Me, Offloads, Peer, Released, Reloaded,
-    RemovedPeer, RevokedPeer, Status, Stopping, Target, Targets,
+    DnsService, EventList, Held, Holding, HostService, Ipam, IpamCheck, IpamPeer, Me, Offloads, Peer, Released,
+    Reloaded, RemovedPeer, RevokedPeer, ServiceList, Status, Stopping, Target, Targets,
 };
 use crate::control::events::Record;
 
@@ -176,6 +176,14 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
     };
     let event =
         Record { seq: 1, at: text("2026-01-01T00:00:00Z"), kind: text("link-up"), message: text("host2 is linked") };
+    let service = |kind: &str, name: Option<&str>| HostService {
+        kind: text(kind),
+        at: text("8080/tcp"),
+        to: text("10.32.0.1:80"),
+        name: name.map(text),
+    };
+    let (export, import) = (service("export", None), service("import", Some("db.weft.local")));
+    let both = || value(ServiceList { services: vec![export.clone(), import.clone()] });
     let targets = || value(Targets { targets: vec![text("host2")] });
     let released = || value(Released { released: vec![text("10.32.0.1/12")] });
     let (key, from, to) = (text("port"), text("1"), text("2"));
@@ -204,6 +212,10 @@ fn answers() -> Vec<(&'static str, &'static str, Value)> {
         ("post", "/v1/unhold", released()),
         ("post", "/v1/expose", value(Addresses { addresses: vec![text("10.32.0.2/12")] })),
         ("post", "/v1/hide", released()),
+        ("get", "/v1/services", both()),
+        ("post", "/v1/services/export", value(&export)),
+        ("post", "/v1/services/import", value(&import)),
+        ("post", "/v1/services/remove", both()),
         (
             "get",
             "/v1/dns",
