@@ -12,8 +12,9 @@ use super::read::{ReadArgs, json};
 use super::table::clean;
 use super::{FAILED, Format, complain, print};
 use crate::control::api::types::{
-    Addresses, AddressesRequest, AttachRequest, Attachment, ConfigRefusal, DownRequest, PeersRequest, Released,
-    ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Stopping, TargetRequest, Targets,
+    Addresses, AddressesRequest, AttachRequest, Attachment, ConfigRefusal, DownRequest, ExposeRequest, PeersRequest,
+    Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer, Stopping, TargetRequest,
+    Targets,
 };
 
 /// How long `weft down` waits until the router has gone.
@@ -84,6 +85,9 @@ pub(super) struct ExposeArgs {
     /// Addresses to have; without any, one of each range
     #[arg(value_name = "ADDRESS")]
     addresses: Vec<String>,
+    /// What leaves the mesh at this host goes in its name from now on, until all its addresses are hidden
+    #[arg(long)]
+    masquerade: bool,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
@@ -141,7 +145,7 @@ pub(super) async fn detach(client: &Client, args: &DetachArgs) -> anyhow::Result
 }
 
 pub(super) async fn expose(client: &Client, args: &ExposeArgs) -> anyhow::Result<ExitCode> {
-    let body = AddressesRequest { addresses: args.addresses.clone() };
+    let body = ExposeRequest { addresses: args.addresses.clone(), masquerade: args.masquerade };
     let answer: Addresses = client.post("/v1/expose", &body).await?;
     show(args.output, &answer.addresses, &answer)
 }

@@ -259,6 +259,7 @@ mod tests {
             "weft dns remove db",
             "weft detach docker:a",
             "weft expose",
+            "weft expose 10.32.0.1 --masquerade",
             "weft hide 10.32.0.1",
             "weft service list -o json",
             "weft service export 10.32.0.5:80 --at 192.0.2.1:8080",

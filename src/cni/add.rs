@@ -11,7 +11,7 @@ use super::error::{CniError, Kind};
 use super::inside;
 use super::result::{CniResult, Interface, Ip, Route};
 use super::router::{Refusal, Router};
-use crate::control::api::types::{Addresses, AddressesRequest, Held, HoldRequest};
+use crate::control::api::types::{Addresses, ExposeRequest, Held, HoldRequest};
 
 /// Where the kernel says whether a host forwards what is not for itself.
 const FORWARDING_V4: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -73,7 +73,7 @@ async fn gateways(router: &Router, conf: &Conf) -> Result<Vec<IpNet>, CniError> 
     if !conf.gateway {
         return Ok(Vec::new());
     }
-    let exposed: Addresses = router.post("/v1/expose", &AddressesRequest::default()).await.map_err(Refusal::error)?;
+    let exposed: Addresses = router.post("/v1/expose", &ExposeRequest::default()).await.map_err(Refusal::error)?;
     exposed.addresses.iter().map(|address| parse(address)).collect()
 }
 

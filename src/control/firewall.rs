@@ -5,8 +5,8 @@
 //!                      └─ (module not loaded) ────────────┘  or dropped: Docker's policy is DROP
 //! ```
 //!
-//! Where `br_netfilter` is loaded, what the bridge carries goes through the host's forward chains as
-//! if it were routed, and an engine that forwards sets the policy of iptables' FORWARD to DROP: no
+//! Where `br_netfilter` is at work, for all bridges or for this one ([`Firewall::prepare`]), what the bridge carries
+//! goes through the host's forward chains as if it were routed, and an engine that forwards sets the policy of iptables' FORWARD to DROP: no
 //! container would reach another. So in each chain that drops by policy one rule is kept at the end,
 //! for frames from the bridge to the bridge. It overrides the policy and none of the operator's own
 //! rules. An accept elsewhere, in a table of our own, would not do: a drop in any table is final.
@@ -24,10 +24,11 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::process::Command;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::netlink::filter::{Changes, Family, Filter, ForwardChain, Pass};
 
@@ -54,75 +55,67 @@ const OLD: [Old; 2] = [
     Old { family: Family::V6, programs: ["ip6tables-legacy", "ip6tables"], tables: "/proc/net/ip6_tables_names" },
 ];
 
-/// The rules of one bridge.
-#[derive(Debug)]
+/// The settings of the host for all its bridges.
+const BRIDGED_V4: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+const BRIDGED_V6: &str = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
+
+/// The rules of one bridge. Clones share them.
+#[derive(Debug, Clone)]
 pub struct Firewall {
+    rules: Arc<Mutex<Rules>>,
+    /// Whether there are services of this host.
+    services: watch::Receiver<bool>,
+}
+
+#[derive(Debug)]
+struct Rules {
     bridge: String,
-    /// What was last complained of, so that it is said once.
-    complaint: Option<String>,
-    /// The kernel did not answer once: it is not asked again.
-    stuck: bool,
+    /// What this bridge carries is filtered, or will be, whatever the host's settings say.
+    needed: bool,
     /// Whether there are services of this host.
     services: watch::Receiver<bool>,
     /// Whether rules for them may be there.
     served: bool,
+    /// What was last complained of, so that it is said once.
+    complaint: Option<String>,
+    /// The kernel did not answer once: it is not asked again.
+    stuck: bool,
 }
 
 impl Firewall {
-    /// Of the bridge of that name, for services of this host as long as there are any; nothing is changed
+    /// Of the bridge of that name, and for services of this host as long as there are any; nothing is changed
     /// yet.
     #[must_use]
     pub fn new(bridge: &str, services: watch::Receiver<bool>) -> Self {
-        // Of an earlier run.
-        Self { bridge: bridge.to_owned(), complaint: None, stuck: false, services, served: true }
+        let rules = Rules {
+            bridge: bridge.to_owned(),
+            needed: false,
+            services: services.clone(),
+            // Of an earlier run.
+            served: true,
+            complaint: None,
+            stuck: false,
+        };
+        Self { rules: Arc::new(Mutex::new(rules)), services }
     }
 
     /// Adds the rules that are needed and not there.
-    pub async fn ensure(&mut self) {
-        let services = *self.services.borrow_and_update();
-        let served = std::mem::replace(&mut self.served, services);
-        if !is_filtered(Family::Both) && !services && !served {
-            return;
+    pub async fn ensure(&self) {
+        self.rules.lock().await.ensure().await;
+    }
+
+    /// Adds them for a bridge that is about to be filtered, so that nothing is dropped meanwhile.
+    pub async fn prepare(&self) {
+        let mut rules = self.rules.lock().await;
+        if !rules.needed {
+            rules.needed = true;
+            rules.ensure().await;
         }
-        let bridge = self.bridge.clone();
-        let added = self.in_kernel(move |filter| ensure_rules(filter, &bridge, services)).await;
-        let mut complaint = match added {
-            Ok(places) => {
-                for place in places {
-                    tracing::info!("{place} for `{}`", self.bridge);
-                }
-                None
-            }
-            Err(error) => Some(format!("nftables: {error}")),
-        };
-        for old in OLD.iter().filter(|old| old.is_used()) {
-            for pass in Pass::ALL {
-                let made = match (is_wanted(pass, old.family, services), pass) {
-                    (true, _) => self.ensure_old(old, pass).await,
-                    (false, Pass::From | Pass::Into) if served => {
-                        self.remove_old(old, pass).await;
-                        Ok(())
-                    }
-                    (false, _) => Ok(()),
-                };
-                if let Err(why) = made {
-                    complaint.get_or_insert(why);
-                }
-            }
-        }
-        if complaint.is_some() {
-            // Looked at once more, though there may be none any more.
-            self.served = true;
-        }
-        if complaint != self.complaint {
-            if let Some(why) = &complaint {
-                let bridge = &self.bridge;
-                tracing::warn!(
-                    "this host filters what it forwards, and the rules that let containers reach each other, and services be reached, cannot be added: {why}; where they cannot, run `iptables -A FORWARD -i {bridge} -o {bridge} -j ACCEPT` (and ip6tables), for services also with `-i {bridge} -m conntrack --ctstate DNAT` and `-o {bridge} -m conntrack --ctstate DNAT`"
-                );
-            }
-            self.complaint = complaint;
-        }
+    }
+
+    /// Takes the rules away.
+    pub async fn remove(&self) {
+        self.rules.lock().await.remove().await;
     }
 
     /// Keeps the rules there for as long as it is polled.
@@ -159,9 +152,54 @@ impl Firewall {
             self.ensure().await;
         }
     }
+}
 
-    /// Takes the rules away.
-    pub async fn remove(&mut self) {
+impl Rules {
+    async fn ensure(&mut self) {
+        let services = *self.services.borrow();
+        let served = std::mem::replace(&mut self.served, services);
+        if !self.needed && !is_filtered(Family::Both) && !services && !served {
+            return;
+        }
+        let wanted = Wanted { within: self.needed, services };
+        let bridge = self.bridge.clone();
+        let added = self.in_kernel(move |filter| ensure_rules(filter, &bridge, wanted)).await;
+        let mut complaint = match added {
+            Ok(places) => {
+                for place in places {
+                    tracing::info!("{place} for `{}`", self.bridge);
+                }
+                None
+            }
+            Err(error) => Some(format!("nftables: {error}")),
+        };
+        for old in OLD.iter().filter(|old| old.is_used()) {
+            for pass in Pass::ALL {
+                if wanted.has(pass, old.family) {
+                    if let Err(why) = self.ensure_old(old, pass).await {
+                        complaint.get_or_insert(why);
+                    }
+                } else if served && pass != Pass::Within {
+                    self.remove_old(old, pass).await;
+                }
+            }
+        }
+        if complaint.is_some() {
+            // Looked at once more, though there may be no services any more.
+            self.served = true;
+        }
+        if complaint != self.complaint {
+            if let Some(why) = &complaint {
+                let bridge = &self.bridge;
+                tracing::warn!(
+                    "this host filters what it forwards, and the rules that let containers reach each other, and services be reached, cannot be added: {why}; where they cannot, run `iptables -A FORWARD -i {bridge} -o {bridge} -j ACCEPT` (and ip6tables), for services also with `-i {bridge} -m conntrack --ctstate DNAT` and `-o {bridge} -m conntrack --ctstate DNAT`"
+                );
+            }
+            self.complaint = complaint;
+        }
+    }
+
+    async fn remove(&mut self) {
         let bridge = self.bridge.clone();
         if let Err(error) = self.in_kernel(move |filter| remove_rules(filter, &bridge)).await {
             tracing::warn!(%error, "a rule for `{}` may be left in the host's filter", self.bridge);
@@ -242,27 +280,37 @@ impl Old {
     }
 }
 
-/// Whether what passes so would be dropped without a rule.
-fn is_wanted(pass: Pass, family: Family, services: bool) -> bool {
-    match pass {
-        Pass::Within => is_filtered(family),
-        Pass::From | Pass::Into => services,
+/// What would be dropped without a rule.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// What this bridge carries is filtered, whatever the host's settings say.
+    within: bool,
+    /// There are services of this host.
+    services: bool,
+}
+
+impl Wanted {
+    fn has(self, pass: Pass, family: Family) -> bool {
+        match pass {
+            Pass::Within => self.within || is_filtered(family),
+            Pass::From | Pass::Into => self.services,
+        }
     }
 }
 
 /// Where a rule was missing, and now is.
-fn ensure_rules(filter: &mut Filter, bridge: &str, services: bool) -> io::Result<Vec<String>> {
+fn ensure_rules(filter: &mut Filter, bridge: &str, wanted: Wanted) -> io::Result<Vec<String>> {
     let mut added = Vec::new();
     for chain in filter.forward_chains()?.into_iter().filter(|chain| chain.drops) {
         let there = filter.passes(&chain, bridge)?;
         for pass in Pass::ALL {
             let is_there = there.iter().any(|(found, _)| *found == pass);
-            if is_wanted(pass, chain.family, services) && !is_there {
+            if wanted.has(pass, chain.family) && !is_there {
                 filter.accept(&chain, pass, bridge)?;
                 added.push(format!("{} ({})", what_passes(pass), place(&chain)));
             }
         }
-        let over = there.iter().filter(|(pass, _)| *pass != Pass::Within && !services);
+        let over = there.iter().filter(|(pass, _)| *pass != Pass::Within && !wanted.services);
         over.take(RULES_MAX).try_for_each(|(_, rule)| filter.delete(&chain, *rule))?;
     }
     Ok(added)
@@ -295,10 +343,16 @@ fn place(chain: &ForwardChain) -> String {
     format!("chain {} of table {family} {}", chain.name.to_string_lossy(), chain.table.to_string_lossy())
 }
 
-/// Whether bridged packets of the family go through the forward chains.
+/// Whether the kernel can show what bridges carry to the filter of IP: its module is loaded.
+#[must_use]
+pub fn can_filter_bridged() -> bool {
+    Path::new(BRIDGED_V4).exists()
+}
+
+/// Whether bridged packets of the family go through the forward chains, of whatever bridge.
 fn is_filtered(family: Family) -> bool {
-    let v4 = || is_on(Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables"));
-    let v6 = || is_on(Path::new("/proc/sys/net/bridge/bridge-nf-call-ip6tables"));
+    let v4 = || is_on(Path::new(BRIDGED_V4));
+    let v6 = || is_on(Path::new(BRIDGED_V6));
     match family {
         Family::V4 => v4(),
         Family::V6 => v6(),

@@ -1,4 +1,5 @@
-//! Whose connections to outside of the mesh go in the host's name, and that they do (kubernetes K17).
+//! Whose connections to outside of the mesh go in the host's name, and that they do: those of some
+//! containers (kubernetes K17), or of the whole mesh (services V7).
 //!
 //! ```text
 //!  attach ─ begin, end ─► what shall be ─► table of nftables ◄─ whoever takes it away
@@ -17,6 +18,7 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use super::keeper::Occasions;
+use crate::netlink::forward;
 use crate::netlink::nft::MasqueradeTable;
 
 /// A container whose connections to outside are masqueraded.
@@ -47,6 +49,8 @@ struct Shared {
 struct State {
     /// Addresses, by the name of the interface.
     sources: BTreeMap<String, Vec<IpAddr>>,
+    /// For which families it is so for all of the mesh: true for IPv4.
+    families: BTreeSet<bool>,
     /// Why the kernel is not as it shall be.
     problem: Option<String>,
 }
@@ -66,14 +70,15 @@ impl Masquerade {
 
     /// Takes over those of the last run: replaces what the kernel has in one step. With none, what an earlier
     /// run left goes.
-    pub async fn adopt(&self, all: Vec<Masqueraded>) {
+    pub async fn adopt(&self, all: Vec<Masqueraded>, families: BTreeSet<bool>) {
         let adopted = self.in_kernel(move |table, state| {
             state.sources = all.into_iter().map(|one| (one.interface, one.addresses)).collect();
+            state.families = families;
             state.install(table)
         });
         match adopted.await {
             // A kernel without nftables has nothing of an earlier run either.
-            Err(error) if self.state().sources.is_empty() => tracing::debug!(%error, "no masquerading was looked for"),
+            Err(error) if self.state().is_empty() => tracing::debug!(%error, "no masquerading was looked for"),
             Err(error) => tracing::error!(%error, "containers that should be masqueraded to outside may not be"),
             Ok(()) => {}
         }
@@ -108,6 +113,26 @@ impl Masquerade {
         .await
     }
 
+    /// New connections of the whole mesh that leave it at this host go in its name, of these families: true
+    /// for IPv4. None: they do so no more. The host forwards them.
+    ///
+    /// # Errors
+    /// If the kernel refuses; then nothing is changed.
+    pub async fn all(&self, families: BTreeSet<bool>) -> io::Result<()> {
+        if self.state().families == families {
+            return Ok(());
+        }
+        self.in_kernel(move |table, state| {
+            let before = std::mem::replace(&mut state.families, families);
+            let told = state.install(table);
+            if told.is_err() {
+                state.families = before;
+            }
+            told
+        })
+        .await
+    }
+
     /// A container is masqueraded no more: it is gone, or shall not be. Fine if it never was.
     pub async fn end(&self, interface: &str) {
         if !self.state().sources.contains_key(interface) {
@@ -116,7 +141,7 @@ impl Masquerade {
         let interface = interface.to_owned();
         let ended = self.in_kernel(move |table, state| {
             let before = state.sources.remove(&interface).unwrap_or_default();
-            if state.sources.is_empty() {
+            if state.is_empty() {
                 return table.remove();
             }
             // If somebody took the table away, the task that keeps it puts it back without this one.
@@ -147,7 +172,7 @@ impl Masquerade {
     async fn check(&self) {
         let before = self.problem();
         let checked = self.in_kernel(|table, state| {
-            if state.sources.is_empty() || table.stands(&state.all())? {
+            if state.is_empty() || table.stands(&state.all(), !state.families.is_empty())? {
                 return Ok(false);
             }
             state.install(table).map(|()| true)
@@ -175,7 +200,7 @@ impl Masquerade {
             let result = made.and_then(|table| work(&table, &mut state));
             // Who was refused is not on the bridge: only what should stand is missed.
             state.problem = match &result {
-                Err(error) if !state.sources.is_empty() => Some(format!(
+                Err(error) if !state.is_empty() => Some(format!(
                     "containers may reach outside of the mesh in their own name, or not at all: the table {name} of nftables cannot be kept: {error}"
                 )),
                 _ => None,
@@ -198,12 +223,17 @@ impl State {
         self.sources.values().flatten().copied().collect()
     }
 
+    fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.families.is_empty()
+    }
+
     /// Tells the kernel all of it; nothing is there for nobody.
     fn install(&self, table: &MasqueradeTable) -> io::Result<()> {
-        match self.sources.is_empty() {
-            true => table.remove(),
-            false => table.install(&self.all()),
+        if self.is_empty() {
+            return table.remove();
         }
+        self.families.iter().try_for_each(|v4| forward(*v4))?;
+        table.install(&self.all(), !self.families.is_empty())
     }
 }
 

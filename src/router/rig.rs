@@ -158,7 +158,14 @@ impl Rig {
             masquerade: Masquerade::new("no bridge", &ranges()),
         })
         .expect("/proc");
-        let services = Services::new(store.clone(), &state.services, attachments.clone(), "no bridge", &ranges());
+        let services = Services::new(
+            store.clone(),
+            &state.services,
+            attachments.clone(),
+            "no bridge",
+            &ranges(),
+            watch::channel(false).0,
+        );
         let info = Arc::new(Info {
             id,
             name: options.name.to_owned(),

@@ -109,6 +109,9 @@ async fn operate(
     let (others, guests) = (Ledger::default(), Guests::default());
     let guard = PortGuard::new(&settings.bridge);
     let masquerade = Masquerade::new(&settings.bridge, &settings.ranges);
+    let (serving, served) = watch::channel(!stored_services.is_empty());
+    let firewall = Firewall::new(&settings.bridge, served);
+    firewall.ensure().await;
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -136,14 +139,18 @@ async fn operate(
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
     });
-    let services =
-        Services::new(core.store.clone(), &stored_services, attachments.clone(), &settings.bridge, &settings.ranges);
-    let mut firewall = Firewall::new(&settings.bridge, services.any());
-    firewall.ensure().await;
+    let services = Services::new(
+        core.store.clone(),
+        &stored_services,
+        attachments.clone(),
+        &settings.bridge,
+        &settings.ranges,
+        serving,
+    );
     attachments.load(&stored_attachments).await;
     // The kernel has kept the table of the last run until now (guard P6).
     guard.adopt([attachments.ports(), docker.members()].concat(), docker.networks()).await;
-    masquerade.adopt(attachments.masqueraded()).await;
+    masquerade.adopt(attachments.masqueraded(), attachments.masquerades()).await;
     services.adopt().await;
 
     let (stop, stopped) = watch::channel(Stop::No);

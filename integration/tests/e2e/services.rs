@@ -23,6 +23,7 @@ use crate::{
 pub(crate) const CASES: &[Case] = &[
     ("a_port_of_a_host_leads_to_containers_on_both_hosts_until_it_is_hidden", 120, exported),
     ("a_service_outside_has_a_name_and_an_address_in_the_mesh_until_it_is_hidden", 120, imported),
+    ("what_leaves_the_mesh_at_a_host_goes_in_its_name_if_it_was_told_so", 90, masqueraded),
     ("what_cannot_be_a_service_is_refused_and_says_why", 60, refused),
 ];
 
@@ -318,6 +319,61 @@ fn imported() {
     assert_eq!((world.table(), world.let_through()), (None, 0));
     world.mesh.routers[0].restart().must("start again");
     assert_eq!(world.list(), Value::Array(Vec::new()), "nothing of it is left");
+}
+
+fn masqueraded() {
+    const TABLE: &str = "weft-masquerade";
+    let mut world = World::new();
+    let container = world.mesh.containers[1].namespace().try_clone().must("open it again");
+    let route = |namespace: &NetNs, args: &[&str], via: IpAddr| {
+        let family = if via.is_ipv4() { "-4" } else { "-6" };
+        let run =
+            || Command::new("ip").args([family, "route", "add"]).args(args).args(["via", &via.to_string()]).output();
+        let output = namespace.run(run).must("enter").must("run ip");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    for (family, range) in [(0, "10.32.0.0/12"), (1, "fd00:77::/64")] {
+        route(&container, &["default"], world.exposed[family]);
+        // So that who comes in its own name is answered.
+        route(world.host(OUTSIDE), &[range], world.underlay(0)[family]);
+    }
+    let asks = |world: &World, family: usize, protocol: Protocol| {
+        seen(&container, protocol, SocketAddr::new(world.underlay(OUTSIDE)[family], PORT))
+    };
+    let works = |world: &World, when: &str| {
+        for family in 0..2 {
+            for protocol in PROTOCOLS {
+                let host = world.underlay(0)[family];
+                assert_eq!(asks(world, family, protocol), testimony("outside", host), "{when}: {protocol:?}");
+                // Within the mesh nothing is.
+                let near = SocketAddr::new(world.container(0)[family], PORT);
+                assert_eq!(seen(&container, protocol, near), testimony("box0", world.container(1)[family]), "{when}");
+            }
+        }
+    };
+    let table = |world: &World| world.tool(0, &["nft", "list", "table", "inet", TABLE]).status.success();
+    world.mesh.routers[0].command(["expose", "--masquerade"]).must("expose");
+    works(&world, "once it was told so");
+    world.mesh.routers[0].command(["expose"]).must("expose");
+    works(&world, "after another `expose`");
+    world.must(&["nft", "delete", "table", "inet", TABLE]);
+    assert!(wait_until(PUT_BACK, || table(&world)), "it is put back");
+    works(&world, "after it was deleted");
+    world.mesh.routers[0].kill().must("kill");
+    assert!(table(&world), "it is there without the router");
+    world.mesh.routers[0].restart().must("start again");
+    world.mesh.wait_established(PATIENCE);
+    works(&world, "after a start");
+    world.mesh.routers[0].command(["hide"]).must("hide");
+    assert!(!table(&world), "it goes with the addresses");
+    let back: Vec<String> = world.exposed.iter().map(ToString::to_string).collect();
+    world.mesh.routers[0].command([&["expose".to_owned()][..], &back].concat()).must("expose");
+    for family in 0..2 {
+        for protocol in PROTOCOLS {
+            let own = world.container(1)[family];
+            assert_eq!(asks(&world, family, protocol), testimony("outside", own), "without it, in its own name");
+        }
+    }
 }
 
 fn refused() {

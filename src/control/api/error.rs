@@ -109,9 +109,11 @@ impl From<AttachError> for ApiError {
                 AllocError::TimedOut { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             },
-            AttachError::Kernel(_) | AttachError::Guard(_) | AttachError::Masquerade(_) | AttachError::Storage(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            AttachError::Kernel(_)
+            | AttachError::Guard(_)
+            | AttachError::Masquerade(_)
+            | AttachError::Outside(_)
+            | AttachError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
             AttachError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())

@@ -17,9 +17,9 @@ use mesh_proto::wire::services::Service;
 use super::error::Body;
 use super::types::{
     Addresses, AddressesRequest, AttachRequest, Attachment, CheckRequest, DnsAddRequest, DnsEntry, DnsList, DnsName,
-    DnsQuery, DnsRequest, DnsService, DownRequest, EventList, EventsQuery, Held, HoldRequest, Holding, Ipam, IpamCheck,
-    Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest, RevokedPeer,
-    Status, Stopping, TargetRequest, Targets, UnholdRequest,
+    DnsQuery, DnsRequest, DnsService, DownRequest, EventList, EventsQuery, ExposeRequest, Held, HoldRequest, Holding,
+    Ipam, IpamCheck, Peer, PeersRequest, Released, ReloadRequest, Reloaded, RemoveRequest, RemovedPeer, RevokeRequest,
+    RevokedPeer, Status, Stopping, TargetRequest, Targets, UnholdRequest,
 };
 use super::{Api, ApiError, REQUEST_TIMEOUT, Stop, view};
 use crate::config::peer;
@@ -216,9 +216,9 @@ pub(super) async fn unhold(State(api): State<Api>, Body(request): Body<UnholdReq
     Ok(Json(Released { released: texts(&to_the_end(work).await?) }))
 }
 
-pub(super) async fn expose(State(api): State<Api>, Body(request): Body<AddressesRequest>) -> Answer<Addresses> {
+pub(super) async fn expose(State(api): State<Api>, Body(request): Body<ExposeRequest>) -> Answer<Addresses> {
     let attachments = api.attachments;
-    let work = async move { attachments.expose(&request.addresses).await };
+    let work = async move { attachments.expose(&request.addresses, request.masquerade).await };
     Ok(Json(Addresses { addresses: texts(&to_the_end(work).await?) }))
 }
 

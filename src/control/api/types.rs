@@ -454,11 +454,24 @@ pub struct TargetRequest {
     pub addresses: Vec<String>,
 }
 
-/// Body of `POST /v1/expose` and `POST /v1/hide`.
+/// Body of `POST /v1/expose`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExposeRequest {
+    /// Addresses; none means one of each range, or those that the host has already.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Whether the connections of the whole mesh that leave it here go in the host's name from now on.
+    // A router of before does not know it, and need not, where it is not set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade: bool,
+}
+
+/// Body of `POST /v1/hide`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressesRequest {
-    /// Addresses; none means one of each range (expose) or all (hide).
+    /// Addresses; none means all.
     #[serde(default)]
     pub addresses: Vec<String>,
 }

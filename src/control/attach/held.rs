@@ -87,6 +87,7 @@ impl Attachments {
             owner: owner.clone(),
             names: Vec::new(),
             services: Vec::new(),
+            masquerade: false,
             held: Some(Terms {
                 namespace: found.owner,
                 mtu,

@@ -40,7 +40,8 @@ use crate::control::locks::Locks;
 use crate::control::masquerade::Masquerade;
 use crate::control::store::{Edit, Store, Table};
 use crate::netlink::container::{self, Plug};
-use crate::netlink::{NetNs, NetNsId, Netlink, NetlinkError, Route};
+use crate::netlink::nft::link_local;
+use crate::netlink::{Link, NetNs, NetNsId, Netlink, NetlinkError, Route};
 use crate::router::{Handle, Stopped};
 
 /// Owner of the host's own addresses.
@@ -129,6 +130,12 @@ pub enum AttachError {
          for the family inet); without `ipMasq` in the network configuration it is not needed"
     )]
     Masquerade(std::io::Error),
+    /// What leaves the mesh here would go in nobody's name.
+    #[error(
+        "what leaves the mesh at this host cannot be masqueraded: {0}; the kernel needs NAT by nftables (CONFIG_NFT_MASQ, \
+         since Linux 5.2 for the family inet), and the router a writable /proc/sys; `weft expose` alone needs neither"
+    )]
+    Outside(std::io::Error),
     /// The record could not be written.
     #[error("what is attached could not be written to the data directory: {0}")]
     Storage(String),
@@ -266,6 +273,7 @@ impl Attachments {
             addresses: all,
             host_interface,
             owner: owner.clone(),
+            masquerade: false,
             held: before.as_ref().and_then(|old| old.held.clone()),
             names,
             services,
@@ -316,11 +324,12 @@ impl Attachments {
         Ok(released)
     }
 
-    /// Gives the host itself addresses in the network; the answer is all that it has.
+    /// Gives the host itself addresses in the network; the answer is all that it has. With `masquerade`, the
+    /// connections of the whole mesh that leave it here go in the host's name, until it has none (services V7).
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub async fn expose(&self, addresses: &[String]) -> Result<Vec<IpNet>, AttachError> {
+    pub async fn expose(&self, addresses: &[String], masquerade: bool) -> Result<Vec<IpNet>, AttachError> {
         let wanted = self.wanted(addresses)?;
         let lock = self.lock(EXPOSE);
         let _busy = lock.lock().await;
@@ -333,21 +342,31 @@ impl Attachments {
             addresses: all.clone(),
             host_interface: self.inner.bridge.clone(),
             owner: EXPOSE.to_owned(),
+            masquerade: masquerade || before.as_ref().is_some_and(|record| record.masquerade),
             held: None,
             names: Vec::new(),
             services: Vec::new(),
         };
-        let exposed = match self.put_on_bridge(&all).await {
+        let exposed = match self.open(&record).await {
             Ok(()) if before.as_ref() == Some(&record) => Ok(()),
             Ok(()) => self.keep(EXPOSE, Some(record)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = exposed {
+            let families = before.as_ref().map(Record::masquerades).unwrap_or_default();
+            // What is wrong with it is said already.
+            let _ = self.inner.masquerade.all(families).await;
             self.take_off_bridge(&fresh).await;
             self.give_back(EXPOSE, &fresh).await;
             return Err(error);
         }
         Ok(all)
+    }
+
+    /// What is recorded of the host's own addresses is so.
+    async fn open(&self, record: &Record) -> Result<(), AttachError> {
+        self.put_on_bridge(&record.addresses).await?;
+        self.inner.masquerade.all(record.masquerades()).await.map_err(AttachError::Outside)
     }
 
     /// The host's own addresses in the network.
@@ -374,6 +393,9 @@ impl Attachments {
             .map_err(|address| AttachError::NotFound(format!("the host does not have {address}")))?;
         self.take_off_bridge(&released).await;
         record.addresses.retain(|address| !released.contains(address));
+        if let Err(error) = self.inner.masquerade.all(record.masquerades()).await {
+            tracing::warn!(%error, "what leaves the mesh at this host is still masqueraded");
+        }
         self.keep(EXPOSE, (!record.addresses.is_empty()).then_some(record)).await?;
         self.give_back(EXPOSE, &released).await;
         Ok(released)
@@ -533,6 +555,11 @@ impl Attachments {
         for address in addresses {
             self.inner.netlink.add_address(&bridge, *address).await?;
         }
+        if addresses.iter().any(|net| net.addr().is_ipv6())
+            && let Some(own) = own_link_local(&bridge)
+        {
+            self.inner.netlink.add_address(&bridge, own).await?;
+        }
         Ok(())
     }
 
@@ -542,6 +569,12 @@ impl Attachments {
             let bridge = netlink.need_link(&self.inner.bridge).await?;
             for address in addresses {
                 netlink.del_address(&bridge, *address).await?;
+            }
+            let left = netlink.addresses(&bridge).await?;
+            if let Some(own) = own_link_local(&bridge).filter(|own| left.contains(own))
+                && left.iter().all(|net| net.addr().is_ipv4() || *net == own)
+            {
+                netlink.del_address(&bridge, own).await?;
             }
             Ok::<_, NetlinkError>(())
         };
@@ -654,6 +687,12 @@ fn pick(have: &[IpNet], wanted: &[Wanted]) -> Result<Vec<IpNet>, IpAddr> {
     }
     let find = |want: &Wanted| have.iter().copied().find(|net| net.addr() == want.0).ok_or(want.0);
     wanted.iter().map(find).collect()
+}
+
+/// The address by which the host finds neighbours of IPv6 for others: of a packet that it passes on, it has
+/// no other to ask from, and whom it does not know yet would never get it.
+fn own_link_local(bridge: &Link) -> Option<IpNet> {
+    IpNet::new(link_local(bridge.mac?).into(), 64).ok()
 }
 
 fn first(addresses: &[IpNet]) -> IpAddr {

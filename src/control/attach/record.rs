@@ -1,5 +1,6 @@
 //! What is kept of an attachment.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -30,6 +31,10 @@ pub struct Record {
     /// What it serves, as far as somebody has said so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
+    /// Whether the connections of the whole mesh that leave it at this host go in its name; only of the host's
+    /// own addresses (services V7).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade: bool,
     /// What its holder asked for; `None`: it has none, and belongs to its target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Terms>,
@@ -75,6 +80,13 @@ impl Record {
         self.held.as_ref().filter(|terms| terms.masquerade)?;
         let addresses = self.addresses.iter().map(IpNet::addr).collect();
         Some(Masqueraded { interface: self.host_interface.clone(), addresses })
+    }
+
+    /// The families of which everybody's connections to outside go in this host's name: true for IPv4.
+    #[must_use]
+    pub fn masquerades(&self) -> BTreeSet<bool> {
+        let families = self.addresses.iter().map(|net| net.addr().is_ipv4());
+        families.filter(|_| self.masquerade).collect()
     }
 
     /// The addresses as text.

@@ -74,6 +74,12 @@ impl Attachments {
         self.all().iter().filter_map(Record::masqueraded).collect()
     }
 
+    /// The families of which everybody's connections to outside go in this host's name (services V7).
+    #[must_use]
+    pub fn masquerades(&self) -> BTreeSet<bool> {
+        self.record(EXPOSE).map(|record| record.masquerades()).unwrap_or_default()
+    }
+
     /// Connects what was attached in the last run and is still there, and releases what has gone.
     /// Does not need the mesh.
     pub async fn restore(&self) {
@@ -155,6 +161,8 @@ impl Attachments {
             let lock = self.lock(&record.owner);
             let _busy = lock.lock().await;
             if record.owner == EXPOSE {
+                // The table goes with the bridge, whatever is said here.
+                let _ = self.inner.masquerade.all(BTreeSet::new()).await;
                 self.take_off_bridge(&record.addresses).await;
             } else if let Err(error) = container::unplug(&self.inner.netlink, &record.host_interface).await {
                 tracing::warn!(%error, "an interface is left");

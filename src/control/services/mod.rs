@@ -86,7 +86,7 @@ struct Shared {
 
 impl Services {
     /// Those of the store; changes nothing. The host's addresses in the mesh are those of `attachments`,
-    /// the mesh's those of `ranges`.
+    /// the mesh's those of `ranges`. Whoever listens to `any` is told whether there are any.
     #[must_use]
     pub fn new(
         store: Store,
@@ -94,6 +94,7 @@ impl Services {
         attachments: Attachments,
         bridge: &str,
         ranges: &[IpNet],
+        any: watch::Sender<bool>,
     ) -> Self {
         let mut records = BTreeMap::new();
         for (key, value) in stored {
@@ -105,12 +106,13 @@ impl Services {
                 }
             }
         }
+        any.send_replace(!records.is_empty());
         let shared = Shared {
             store,
             attachments,
             bridge: bridge.to_owned(),
             ranges: ranges.to_vec(),
-            any: watch::Sender::new(!records.is_empty()),
+            any,
             records: Mutex::new(records),
             problem: Mutex::default(),
             busy: tokio::sync::Mutex::default(),
@@ -139,12 +141,6 @@ impl Services {
     /// Waits until the services have changed since the last time.
     pub async fn changed(&self) {
         self.shared.changed.notified().await;
-    }
-
-    /// Whether there is any service, now and later.
-    #[must_use]
-    pub fn any(&self) -> watch::Receiver<bool> {
-        self.shared.any.subscribe()
     }
 
     /// Why services do not work that should.

@@ -6,6 +6,7 @@
 //!    set sources4, sources6    addresses of containers
 //!    chain leaving             postrouting: the first packet of each connection
 //!      not out by the bridge, from one of the sources, to no range of the mesh and no group   masquerade
+//!      if the host does so for all: … from any address of the mesh, …                         masquerade
 //! ```
 //!
 //! What other rules have translated already (kube-proxy's come by the same hook) stays as it is: the
@@ -18,7 +19,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::table::{
-    BASE_NETWORK, DEL_ELEMENT, Is, META_FAMILY, META_OIFNAME, NEW_ELEMENT, REGISTER, Table, interface_name,
+    BASE_NETWORK, DEL_ELEMENT, Is, META_FAMILY, META_OIFNAME, NEW_ELEMENT, REGISTER, Rule, Table, interface_name,
 };
 use crate::netlink::raw::Batch;
 
@@ -85,12 +86,13 @@ impl MasqueradeTable {
         Ok(Self { table: Table::new(table, INET)?, bridge: bridge.to_owned(), ranges: ranges.to_vec() })
     }
 
-    /// Sets the table up, or anew, for these sources, in one step: there is no moment without. Connections
-    /// that are there go on as they are. Of more than a thousand sources the rest follow at once.
+    /// Sets the table up, or anew, for these sources or for the whole mesh, in one step: there is no moment
+    /// without. Connections that are there go on as they are. Of more than a thousand sources the rest follow at
+    /// once.
     ///
     /// # Errors
     /// If the kernel has no nftables or cannot masquerade by them, or refuses.
-    pub fn install(&self, sources: &BTreeSet<IpAddr>) -> io::Result<()> {
+    pub fn install(&self, sources: &BTreeSet<IpAddr>, all: bool) -> io::Result<()> {
         let sources: Vec<IpAddr> = sources.iter().copied().collect();
         let mut parts = sources.chunks(ELEMENTS);
         let first = parts.next().unwrap_or_default();
@@ -100,7 +102,7 @@ impl MasqueradeTable {
                 self.table.set(batch, family.sources, id, family.length, family.key_type);
             }
             self.table.source_chain(batch, LEAVING, HOOK_POSTROUTING);
-            self.rules(batch);
+            self.rules(batch, all);
             self.elements(batch, NEW_ELEMENT, first);
         })?;
         parts.try_for_each(|part| self.table.transact(|batch| self.elements(batch, NEW_ELEMENT, part)))
@@ -125,13 +127,13 @@ impl MasqueradeTable {
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub fn stands(&self, sources: &BTreeSet<IpAddr>) -> io::Result<bool> {
+    pub fn stands(&self, sources: &BTreeSet<IpAddr>, all: bool) -> io::Result<bool> {
         let mut found = BTreeSet::new();
         for family in &FAMILIES {
             self.table.list(family.sources, |key| _ = found.insert(key.to_vec()))?;
         }
         let wanted: BTreeSet<Vec<u8>> = sources.iter().copied().map(octets).collect();
-        Ok(found == wanted && self.table.rules()? == self.rules(&mut Batch::default()))
+        Ok(found == wanted && self.table.rules()? == self.rules(&mut Batch::default(), all))
     }
 
     /// Takes the table away; fine if there is none.
@@ -143,22 +145,35 @@ impl MasqueradeTable {
     }
 
     /// The rules; how many.
-    fn rules(&self, batch: &mut Batch) -> usize {
+    fn rules(&self, batch: &mut Batch, all: bool) -> usize {
+        let mut count = 0;
         for family in &FAMILIES {
-            self.table.rule(batch, LEAVING, |rule| {
-                rule.meta(META_FAMILY, Is::Equal, &[family.family]);
-                // What stays on the bridge, where a filter of IP looks at bridges too, is in the mesh.
-                rule.meta(META_OIFNAME, Is::Other, &interface_name(&self.bridge));
+            self.outward(batch, family, |rule| {
                 rule.payload(REGISTER, BASE_NETWORK, family.source, family.length);
                 rule.is_in(family.sources, REGISTER, true);
-                let groups = family.groups.parse::<IpNet>().into_iter();
-                for network in self.ranges.iter().copied().chain(groups).filter(|network| family.has(network.addr())) {
-                    rule.within(BASE_NETWORK, family.destination, network, false);
-                }
-                rule.masquerade();
             });
+            count += 1;
+            for range in self.ranges.iter().filter(|range| all && family.has(range.addr())) {
+                self.outward(batch, family, |rule| rule.within(BASE_NETWORK, family.source, *range, true));
+                count += 1;
+            }
         }
-        FAMILIES.len()
+        count
+    }
+
+    /// What leaves the mesh, from some sources.
+    fn outward(&self, batch: &mut Batch, family: &Family, from: impl FnOnce(&mut Rule<'_, '_>)) {
+        self.table.rule(batch, LEAVING, |rule| {
+            rule.meta(META_FAMILY, Is::Equal, &[family.family]);
+            // What stays on the bridge, where a filter of IP looks at bridges too, is in the mesh.
+            rule.meta(META_OIFNAME, Is::Other, &interface_name(&self.bridge));
+            from(rule);
+            let groups = family.groups.parse::<IpNet>().into_iter();
+            for network in self.ranges.iter().copied().chain(groups).filter(|network| family.has(network.addr())) {
+                rule.within(BASE_NETWORK, family.destination, network, false);
+            }
+            rule.masquerade();
+        });
     }
 
     fn elements(&self, batch: &mut Batch, kind: u16, addresses: &[IpAddr]) {

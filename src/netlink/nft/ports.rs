@@ -164,7 +164,8 @@ impl Port {
 }
 
 /// The link-local address that the kernel makes of a MAC address (RFC 4291, appendix A).
-fn link_local(mac: Mac) -> Ipv6Addr {
+#[must_use]
+pub fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
