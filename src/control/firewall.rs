@@ -5,8 +5,8 @@
 //!                      └─ (module not loaded) ────────────┘  or dropped: Docker's policy is DROP
 //! ```
 //!
-//! Where `br_netfilter` is loaded, what the bridge carries goes through the host's forward chains as
-//! if it were routed, and an engine that forwards sets the policy of iptables' FORWARD to DROP: no
+//! Where `br_netfilter` is at work, for all bridges or for this one ([`Firewall::prepare`]), what the bridge carries
+//! goes through the host's forward chains as if it were routed, and an engine that forwards sets the policy of iptables' FORWARD to DROP: no
 //! container would reach another. So in each chain that drops by policy one rule is kept at the end,
 //! for frames from the bridge to the bridge. It overrides the policy and none of the operator's own
 //! rules. An accept elsewhere, in a table of our own, would not do: a drop in any table is final.
@@ -20,9 +20,11 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::netlink::filter::{Changes, Family, Filter, ForwardChain};
 
@@ -49,10 +51,21 @@ const OLD: [Old; 2] = [
     Old { family: Family::V6, programs: ["ip6tables-legacy", "ip6tables"], tables: "/proc/net/ip6_tables_names" },
 ];
 
-/// The rules of one bridge.
-#[derive(Debug)]
+/// The settings of the host for all its bridges.
+const BRIDGED_V4: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+const BRIDGED_V6: &str = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
+
+/// The rules of one bridge. Clones share them.
+#[derive(Debug, Clone)]
 pub struct Firewall {
+    rules: Arc<Mutex<Rules>>,
+}
+
+#[derive(Debug)]
+struct Rules {
     bridge: String,
+    /// What this bridge carries is filtered, or will be, whatever the host's settings say.
+    needed: bool,
     /// What was last complained of, so that it is said once.
     complaint: Option<String>,
     /// The kernel did not answer once: it is not asked again.
@@ -63,43 +76,31 @@ impl Firewall {
     /// Of the bridge of that name; nothing is changed yet.
     #[must_use]
     pub fn new(bridge: &str) -> Self {
-        Self { bridge: bridge.to_owned(), complaint: None, stuck: false }
+        let rules = Rules { bridge: bridge.to_owned(), needed: false, complaint: None, stuck: false };
+        Self { rules: Arc::new(Mutex::new(rules)) }
     }
 
     /// Adds the rules that are needed and not there.
-    pub async fn ensure(&mut self) {
-        if !is_filtered(Family::Both) {
-            return;
-        }
-        let bridge = self.bridge.clone();
-        let added = self.in_kernel(move |filter| ensure_rules(filter, &bridge)).await;
-        let mut complaint = match added {
-            Ok(places) => {
-                for place in places {
-                    tracing::info!("frames within `{}` are let through the host's filter ({place})", self.bridge);
-                }
-                None
-            }
-            Err(error) => Some(format!("nftables: {error}")),
-        };
-        for old in OLD.iter().filter(|old| is_filtered(old.family) && old.is_used()) {
-            if let Err(why) = self.ensure_old(old).await {
-                complaint.get_or_insert(why);
-            }
-        }
-        if complaint != self.complaint {
-            if let Some(why) = &complaint {
-                let bridge = &self.bridge;
-                tracing::warn!(
-                    "this host filters what its bridges carry, and the rule that lets containers reach each other cannot be added: {why}; where they cannot, run `iptables -A FORWARD -i {bridge} -o {bridge} -j ACCEPT` (and ip6tables)"
-                );
-            }
-            self.complaint = complaint;
+    pub async fn ensure(&self) {
+        self.rules.lock().await.ensure().await;
+    }
+
+    /// Adds them for a bridge that is about to be filtered, so that nothing is dropped meanwhile.
+    pub async fn prepare(&self) {
+        let mut rules = self.rules.lock().await;
+        if !rules.needed {
+            rules.needed = true;
+            rules.ensure().await;
         }
     }
 
+    /// Takes the rules away.
+    pub async fn remove(&self) {
+        self.rules.lock().await.remove().await;
+    }
+
     /// Keeps the rules there for as long as it is polled.
-    pub async fn keep(mut self) {
+    pub async fn keep(self) {
         // Without notices there is the timer.
         let mut changes = Changes::subscribe().ok();
         loop {
@@ -123,9 +124,41 @@ impl Firewall {
             self.ensure().await;
         }
     }
+}
 
-    /// Takes the rules away.
-    pub async fn remove(&mut self) {
+impl Rules {
+    async fn ensure(&mut self) {
+        if !self.needed && !is_filtered(Family::Both) {
+            return;
+        }
+        let (bridge, needed) = (self.bridge.clone(), self.needed);
+        let added = self.in_kernel(move |filter| ensure_rules(filter, &bridge, needed)).await;
+        let mut complaint = match added {
+            Ok(places) => {
+                for place in places {
+                    tracing::info!("frames within `{}` are let through the host's filter ({place})", self.bridge);
+                }
+                None
+            }
+            Err(error) => Some(format!("nftables: {error}")),
+        };
+        for old in OLD.iter().filter(|old| (needed || is_filtered(old.family)) && old.is_used()) {
+            if let Err(why) = self.ensure_old(old).await {
+                complaint.get_or_insert(why);
+            }
+        }
+        if complaint != self.complaint {
+            if let Some(why) = &complaint {
+                let bridge = &self.bridge;
+                tracing::warn!(
+                    "this host filters what its bridges carry, and the rule that lets containers reach each other cannot be added: {why}; where they cannot, run `iptables -A FORWARD -i {bridge} -o {bridge} -j ACCEPT` (and ip6tables)"
+                );
+            }
+            self.complaint = complaint;
+        }
+    }
+
+    async fn remove(&mut self) {
         let bridge = self.bridge.clone();
         if let Err(error) = self.in_kernel(move |filter| remove_rules(filter, &bridge)).await {
             tracing::warn!(%error, "a rule for `{}` may be left in the host's filter", self.bridge);
@@ -200,11 +233,12 @@ impl Old {
     }
 }
 
-/// Where the rule was missing, and now is.
-fn ensure_rules(filter: &mut Filter, bridge: &str) -> io::Result<Vec<String>> {
+/// Where the rule was missing, and now is; `needed`: whether the host's settings say so or not.
+fn ensure_rules(filter: &mut Filter, bridge: &str, needed: bool) -> io::Result<Vec<String>> {
     let mut added = Vec::new();
     for chain in filter.forward_chains()? {
-        if chain.drops && is_filtered(chain.family) && filter.rules_within(&chain, bridge)?.is_empty() {
+        let passed = needed || is_filtered(chain.family);
+        if chain.drops && passed && filter.rules_within(&chain, bridge)?.is_empty() {
             filter.accept_within(&chain, bridge)?;
             added.push(place(&chain));
         }
@@ -230,10 +264,16 @@ fn place(chain: &ForwardChain) -> String {
     format!("chain {} of table {family} {}", chain.name.to_string_lossy(), chain.table.to_string_lossy())
 }
 
-/// Whether bridged packets of the family go through the forward chains.
+/// Whether the kernel can show what bridges carry to the filter of IP: its module is loaded.
+#[must_use]
+pub fn can_filter_bridged() -> bool {
+    Path::new(BRIDGED_V4).exists()
+}
+
+/// Whether bridged packets of the family go through the forward chains, of whatever bridge.
 fn is_filtered(family: Family) -> bool {
-    let v4 = || is_on(Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables"));
-    let v6 = || is_on(Path::new("/proc/sys/net/bridge/bridge-nf-call-ip6tables"));
+    let v4 = || is_on(Path::new(BRIDGED_V4));
+    let v6 = || is_on(Path::new(BRIDGED_V6));
     match family {
         Family::V4 => v4(),
         Family::V6 => v6(),

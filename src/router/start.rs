@@ -107,6 +107,8 @@ async fn operate(
     let (others, guests) = (Ledger::default(), Guests::default());
     let guard = PortGuard::new(&settings.bridge);
     let masquerade = Masquerade::new(&settings.bridge, &settings.ranges);
+    let firewall = Firewall::new(&settings.bridge);
+    firewall.ensure().await;
     let attachments = Attachments::new(AttachConfig {
         router: core.handle.clone(),
         store: core.store.clone(),
@@ -117,6 +119,7 @@ async fn operate(
         others: others.clone(),
         guard: guard.clone(),
         masquerade: masquerade.clone(),
+        firewall: firewall.clone(),
     })?;
     let docker = Docker::new(DockerConfig {
         router: core.handle.clone(),
@@ -134,8 +137,6 @@ async fn operate(
         mtu: sizes.overlay,
         ranges: settings.ranges.clone(),
     });
-    let mut firewall = Firewall::new(&settings.bridge);
-    firewall.ensure().await;
     attachments.load(&stored_attachments).await;
     // The kernel has kept the table of the last run until now (guard P6).
     guard.adopt([attachments.ports(), docker.members()].concat(), docker.networks()).await;

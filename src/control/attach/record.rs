@@ -52,6 +52,9 @@ pub struct Terms {
     /// Whether its connections to outside of the mesh go in the host's name (kubernetes K17).
     #[serde(default)]
     pub masquerade: bool,
+    /// Whether the host translates addresses for it (kubernetes K18).
+    #[serde(default)]
+    pub translated: bool,
 }
 
 impl Record {
@@ -75,6 +78,12 @@ impl Record {
         self.held.as_ref().filter(|terms| terms.masquerade)?;
         let addresses = self.addresses.iter().map(IpNet::addr).collect();
         Some(Masqueraded { interface: self.host_interface.clone(), addresses })
+    }
+
+    /// Whether the host's rules are to see what it sends and gets by the bridge (kubernetes K18).
+    #[must_use]
+    pub fn is_translated(&self) -> bool {
+        self.held.as_ref().is_some_and(|terms| terms.translated)
     }
 
     /// The addresses as text.
