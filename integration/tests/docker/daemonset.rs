@@ -236,6 +236,14 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
+    /// Ends the pod as kubelet does, and starts another.
+    fn replace(&self) -> io::Result<()> {
+        let grace = self.spec["terminationGracePeriodSeconds"].to_string();
+        self.engine.docker(&["stop", "-t", &grace, "kube", "weft"])?;
+        self.engine.docker(&["rm", "kube", "weft"])?;
+        self.start()
+    }
+
     /// The readiness probe of the manifest.
     fn is_ready(&self) -> bool {
         let probe = &named(&self.spec["containers"], &json!("kube"))["readinessProbe"]["httpGet"];
@@ -332,8 +340,11 @@ pub(crate) fn the_image_of_the_dockerfile_runs_as_the_manifest_says() {
     for node in &nodes {
         node.start().must("start the pod");
     }
-    let ready = wait_until(2 * PATIENCE, || nodes.iter().all(Node::is_ready));
-    assert!(ready, "{}", nodes.iter().map(Node::logs).collect::<String>());
+    let ready = |when: &str| {
+        let ready = wait_until(2 * PATIENCE, || nodes.iter().all(Node::is_ready));
+        assert!(ready, "{when}: {}", nodes.iter().map(Node::logs).collect::<String>());
+    };
+    ready("started");
     for node in &nodes {
         rights_are_as_named(node);
         let probe = &named(&node.spec["containers"], &json!("weft"))["livenessProbe"]["exec"]["command"];
@@ -358,6 +369,22 @@ pub(crate) fn the_image_of_the_dockerfile_runs_as_the_manifest_says() {
         let mut serve = node.command(&[&["nsenter"], &serve[..], &[&folder]].concat());
         servers.push(Server(serve.stdin(Stdio::null()).spawn().must("serve")));
     }
+    pods_reach_each_other(&nodes, &addresses);
+    // As a rolling update does it, with pods that stay.
+    nodes[0].replace().must("replace the pod");
+    ready("replaced");
+    pods_reach_each_other(&nodes, &addresses);
+    drop(servers);
+    for (number, node) in nodes.iter().enumerate() {
+        let pod = format!("pod{number}");
+        node.plugin("DEL", &pod).must("DEL");
+        let left = node.engine.exec("weft", &["/usr/bin/weft", "ps"]).must("ask the router");
+        assert!(!left.contains(&pod), "{left}");
+    }
+}
+
+/// Each fetches the other's page.
+fn pods_reach_each_other(nodes: &[Node<'_>], addresses: &[String]) {
     for (from, to) in [(0, 1), (1, 0)] {
         let pod = format!("--net={}", namespace(&format!("pod{from}")));
         let url = format!("http://{}/page", addresses[to]);
@@ -365,13 +392,6 @@ pub(crate) fn the_image_of_the_dockerfile_runs_as_the_manifest_says() {
         let fetch = || nodes[from].inside(&["nsenter", &pod, "timeout", "3", "busybox", "wget", "-q", "-O", "-", &url]);
         let fetched = wait_until(PATIENCE, || fetch().is_ok_and(|page| page == PAGE));
         assert!(fetched, "{url}: {:?}\n{}", fetch(), nodes[from].logs());
-    }
-    drop(servers);
-    for (number, node) in nodes.iter().enumerate() {
-        let pod = format!("pod{number}");
-        node.plugin("DEL", &pod).must("DEL");
-        let left = node.engine.exec("weft", &["/usr/bin/weft", "ps"]).must("ask the router");
-        assert!(!left.contains(&pod), "{left}");
     }
 }
 
