@@ -235,6 +235,7 @@ fn shown(form: Form) {
         }
     }
     forgotten_neighbours(&cluster);
+    says_what_the_kernel_lacks(&cluster.world);
     needs_the_bridge_filter(&cluster);
     let Cluster { world, a, b, c, d, .. } = &cluster;
     for pod in [a, b, c, d] {
@@ -341,6 +342,17 @@ fn forgotten_neighbours(cluster: &Cluster) {
         let asked = seen(cluster.host(OUTSIDE), Protocol::Tcp, to);
         assert_eq!((asked.by.as_str(), asked.from), ("a", underlay(world, OUTSIDE)[family]));
     }
+}
+
+/// Where the kernel's module is not there, the router says so. It is as if it were not where its settings are hidden.
+fn says_what_the_kernel_lacks(world: &World) {
+    let problems = || world.json(0, &["status"])["problems"].clone();
+    assert_eq!(problems(), json!([]));
+    world.tool(0, &["mount", "-t", "tmpfs", "tmpfs", "/proc/sys/net/bridge"], "");
+    let without = problems();
+    world.tool(0, &["umount", "/proc/sys/net/bridge"], "");
+    assert!(without.to_string().contains("br_netfilter is not loaded"), "{without}");
+    assert_eq!(problems(), json!([]));
 }
 
 /// Without it no answer is changed back, be the pod that answers on this host or on the other; the next pod that
