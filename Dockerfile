@@ -6,7 +6,10 @@
 #     --cap-drop ALL --cap-add NET_ADMIN --cap-add SYS_ADMIN --cap-add SYS_PTRACE \
 #     --security-opt systempaths=unconfined \
 #     -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/weft:/var/lib/weft -v /run/weft:/run/weft weft up
-FROM rust:1.95-bookworm AS build
+
+# Another image with the compiler, say a mirror's: --build-arg TOOLCHAIN=…
+ARG TOOLCHAIN=rust:1.95-bookworm
+FROM ${TOOLCHAIN} AS build
 WORKDIR /weft
 COPY . .
 # +crt-static needs an explicit target, so that build scripts and macros stay dynamic. One after the other: built

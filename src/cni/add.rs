@@ -52,6 +52,8 @@ pub(super) async fn add(environment: &Environment, conf: &Conf) -> Result<Value,
         hairpin: conf.hairpin,
         may_spoof: !conf.spoof_check,
         masquerade: conf.masquerade,
+        // What is sent to the gateway may be for an address that the host translates.
+        translated: conf.default_gateway,
     };
     let held: Held = router.post("/v1/hold", &request).await.map_err(|refusal| blame(refusal, environment))?;
     let result = result(&held, environment, conf, &gateways, routes)?;

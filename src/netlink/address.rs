@@ -100,6 +100,13 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
+/// The link-local address that the kernel makes of a MAC address (RFC 4291, appendix A).
+#[must_use]
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
 fn route_message(link: &Link, route: &Route) -> RouteMessage {
     let scope = if route.via.is_some() { RouteScope::Universe } else { RouteScope::Link };
     match route.destination {
@@ -183,6 +190,17 @@ impl Netlink {
         let request = socket.address().del(address_message(link, address));
         tolerate(request.execute().await, &[libc::EADDRNOTAVAIL, libc::ENODEV])
             .context(&format!("{} ({address})", link.name), "remove the address")
+    }
+
+    /// Gives an interface the link-local address that follows from its hardware address, or takes it away. Without
+    /// one the kernel asks for no IPv6 neighbour there, but for packets from an address of the same interface.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn set_link_local(&self, link: &Link, on: bool) -> Result<()> {
+        let Some(mac) = link.mac else { return Ok(()) };
+        let address = IpNet::V6(ipnet::Ipv6Net::new_assert(link_local(mac), 64));
+        if on { self.add_address(link, address).await } else { self.del_address(link, address).await }
     }
 
     /// Adds a route, or replaces the one to the same destination.
@@ -344,5 +362,16 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
         RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_is_the_one_that_the_kernel_makes() {
+        assert_eq!(link_local([0x02, 0x77, 10, 32, 0, 5]).to_string(), "fe80::77:aff:fe20:5");
+        assert_eq!(link_local([0x52, 0x54, 0, 0x12, 0x34, 0x56]).to_string(), "fe80::5054:ff:fe12:3456");
     }
 }

@@ -336,6 +336,18 @@ impl Netlink {
             .context(&link.name, "set the port's hairpin mode")
     }
 
+    /// Has the host's filter of IP see what a bridge carries, IPv4 and IPv6, whatever the host says for all its
+    /// bridges. Where the module `br_netfilter` is not loaded it does nothing yet.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn filter_bridged(&self, bridge: &Link) -> Result<()> {
+        let builder = LinkMessageBuilder::<LinkBridge>::new(&bridge.name).index(bridge.index);
+        let message = builder.nf_call_iptables(true).nf_call_ip6tables(true).build();
+        let done = self.socket().await.link().change(message).execute().await;
+        done.context(&bridge.name, "have the host's filter see what is bridged by")
+    }
+
     async fn change(
         &self,
         link: &Link,

@@ -42,7 +42,7 @@ use tokio::{
 
 use self::error::Context as _;
 pub use self::{
-    address::{Route, RouteTo},
+    address::{Route, RouteTo, link_local},
     error::{NetlinkError, Result},
     link::{ALIAS_MAX, Link, Mac, VethPeer},
     monitor::{FdbChange, Monitor, Notice, Topic},

@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::control::api::{self, Api, Info, Stop};
 use crate::control::attach::{AttachConfig, Attachments};
 use crate::control::events::Events;
+use crate::control::firewall::Firewall;
 use crate::control::guard::PortGuard;
 use crate::control::guests::Guests;
 use crate::control::identity::Identity;
@@ -156,6 +157,7 @@ impl Rig {
             others: ledger.clone(),
             guard: PortGuard::new("no bridge"),
             masquerade: Masquerade::new("no bridge", &ranges()),
+            firewall: Firewall::new("no bridge", watch::channel(false).1),
         })
         .expect("/proc");
         let services = Services::new(

@@ -122,6 +122,7 @@ async fn operate(
         others: others.clone(),
         guard: guard.clone(),
         masquerade: masquerade.clone(),
+        firewall: firewall.clone(),
     })?;
     let docker = Docker::new(DockerConfig {
         router: core.handle.clone(),

@@ -18,8 +18,10 @@ mod forge;
 mod hard;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod kubeproxy;
 mod outside;
 mod runtimes;
+mod services;
 mod spoof;
 mod witness;
 mod world;
@@ -44,7 +46,7 @@ const LIMIT: Duration = Duration::from_secs(80);
 /// Where Debian keeps the standard plugins.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 /// Programs that the tests need and `scripts/setup` installs.
-const PROGRAMS: [&str; 7] = ["containerd", "ctr", "runc", "podman", "iptables", "busybox", "nft"];
+const PROGRAMS: [&str; 8] = ["containerd", "ctr", "runc", "podman", "iptables", "ip6tables-restore", "busybox", "nft"];
 
 fn main() -> ExitCode {
     // As a router by the variable; as the plugin by the name under which runtimes run it.
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the runtimes will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 14] = [
+    let cases: [(&str, fn()); 16] = [
         ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
         ("wishes_are_met_or_refused_by_their_code", driven::wishes),
         ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
@@ -83,6 +85,8 @@ fn main() -> ExitCode {
         ("a_pod_that_cannot_be_guarded_is_refused", spoof::closed),
         ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
         ("pods_reach_outside_in_the_hosts_name_or_in_their_own_as_asked", outside::as_asked),
+        ("services_by_kube_proxys_iptables_rules_reach_pods_on_both_hosts", services::by_iptables),
+        ("services_by_kube_proxys_nftables_rules_reach_pods_on_both_hosts", services::by_nftables),
         ("containers_of_two_containerds_share_a_network", runtimes::containerds),
         ("containers_of_two_podmans_share_a_network", runtimes::podmans),
         ("containers_of_podman_are_attached_by_hand", runtimes::attached_podmans),

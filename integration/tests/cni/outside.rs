@@ -2,7 +2,6 @@
 //! their own; a host that knows nothing of the mesh says what it sees.
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr},
     process::{Command, Stdio},
     time::Duration,
@@ -24,9 +23,11 @@ const OUTSIDE: usize = 2;
 /// Within this what somebody deletes is back.
 const PUT_BACK: Duration = Duration::from_secs(1);
 
-pub(crate) fn masked() -> Value {
+/// Keys of a network whose pods reach outside in their own name.
+pub(crate) fn plain() -> Value {
     let mut keys = keys();
-    keys["ipMasq"] = json!(true);
+    assert_eq!(keys["ipMasq"], true, "by default they do so in the host's");
+    keys["ipMasq"] = json!(false);
     keys
 }
 
@@ -63,17 +64,6 @@ fn table(world: &World, host: usize) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether the filter of IP looks at what the bridges of a host carry.
-const BRIDGE_FILTER: [&str; 2] =
-    ["/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"];
-
-fn set_bridge_filter(world: &World, host: usize, on: bool) {
-    for setting in BRIDGE_FILTER {
-        let write = || fs::write(setting, if on { "1" } else { "0" });
-        world.lab.host(host).namespace().run(write).must("enter the host").must(setting);
-    }
-}
-
 pub(crate) fn as_asked() {
     let mut world = World::beside(1);
     refused_if_it_cannot_be(&world);
@@ -83,9 +73,9 @@ pub(crate) fn as_asked() {
     world.tool(OUTSIDE, &["ip", "route", "add", "10.32.0.0/12", "via", &v4], "");
     world.tool(OUTSIDE, &["ip", "-6", "route", "add", "fd00:32::/64", "via", &v6], "");
 
-    let plain = Pod::new(&world, 0, "plain", keys());
+    let plain = Pod::new(&world, 0, "plain", plain());
     assert_eq!(table(&world, 0), None, "nothing is laid for who did not ask");
-    let (one, far) = (Pod::new(&world, 0, "one", masked()), Pod::new(&world, 1, "far", masked()));
+    let (one, far) = (Pod::new(&world, 0, "one", keys()), Pod::new(&world, 1, "far", keys()));
     let outside = || "outside".to_owned();
     for (family, to) in underlay(&world, OUTSIDE).into_iter().enumerate() {
         for protocol in PROTOCOLS {
@@ -96,7 +86,7 @@ pub(crate) fn as_asked() {
     }
     // Among themselves never, whether the host's filter of IP looks at bridges or not.
     for filtered in [false, true] {
-        (0..2).for_each(|host| set_bridge_filter(&world, host, filtered));
+        (0..2).for_each(|host| world.set_bridge_filter(host, filtered));
         for (from, to) in [(&one, &far), (&far, &one), (&one, &plain), (&plain, &one), (&far, &plain)] {
             for (family, address) in to.own.into_iter().enumerate() {
                 for protocol in PROTOCOLS {
@@ -157,7 +147,7 @@ fn refused_if_it_cannot_be(world: &World) {
         .must("write");
     assert!(wait_until(PATIENCE, || table(world, 0).is_some()), "somebody's table is there");
     let pod = Served::new("refused");
-    code(world.driver(0, "1.1.0", masked()).add(&pod.pod), 103, "ipMasq");
+    code(world.driver(0, "1.1.0", keys()).add(&pod.pod), 103, "ipMasq");
     assert!(pod.container.link("eth0").must("look inside").is_none());
     world.nothing_is_left();
     let status = world.json(0, &["status"]);

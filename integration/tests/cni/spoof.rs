@@ -3,10 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -37,14 +35,7 @@ fn unchecked() -> Value {
 
 /// Lets frames pass that a filter of IP on bridges would drop because they make no sense.
 fn without_ip_filter(world: &World) {
-    for host in 0..2 {
-        for file in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
-            // Where there is no such filter there is no such file.
-            let write = || fs::write(Path::new("/proc/sys/net/bridge").join(file), "0").is_ok();
-            let there = world.lab.host(host).namespace().run(write).must("enter the host");
-            assert!(there || !Path::new("/proc/sys/net/bridge").exists(), "{file} cannot be written");
-        }
-    }
+    (0..2).for_each(|host| world.set_bridge_filter(host, false));
 }
 
 /// A pod of a host, and who it is.
@@ -99,7 +90,6 @@ fn has_table(world: &World, host: usize) -> bool {
 
 pub(crate) fn nothing_leaves() {
     let world = World::start();
-    without_ip_filter(&world);
     let (near, near_is, _) = pod(&world, 0, "near", keys());
     let (far, far_is, there) = pod(&world, 1, "far", keys());
     let (open, open_is, _) = pod(&world, 0, "open", unchecked());
@@ -113,6 +103,8 @@ pub(crate) fn nothing_leaves() {
             socket.collect(Instant::now() + PATIENCE, 1, |frame| frame.len() > 78 && question(frame)).must("receive");
         assert_eq!(heard.len(), 1, "duplicate address detection is heard");
     }
+    // Each ADD turns it on (kubernetes K18).
+    without_ip_filter(&world);
     held.reaches(&addresses(&there));
     far.reaches(&addresses(&result));
     near.reaches(&addresses(&result));

@@ -32,6 +32,9 @@ use crate::{
     driver::{Driver, Pod},
 };
 
+/// Whether the filter of IP sees what the bridges of a host carry.
+const BRIDGE_FILTER: [&str; 2] =
+    ["/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"];
 /// How long any one thing may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -155,6 +158,37 @@ impl World {
             child.wait_with_output()
         };
         self.lab.host(host).namespace().run(run).must("enter the host").must(command[0])
+    }
+
+    /// Has the filter of IP see what a host's bridges carry, or not: by the setting of the host and by that of the
+    /// bridge, either of which is enough.
+    #[track_caller]
+    pub(crate) fn set_bridge_filter(&self, host: usize, on: bool) {
+        self.set_hosts_bridge_filter(host, on);
+        let value = if on { "1" } else { "0" };
+        let settings = ["nf_call_iptables", value, "nf_call_ip6tables", value];
+        self.tool(host, &[&["ip", "link", "set", "weft", "type", "bridge"][..], &settings].concat(), "");
+    }
+
+    /// The setting of the host alone.
+    #[track_caller]
+    pub(crate) fn set_hosts_bridge_filter(&self, host: usize, on: bool) {
+        for setting in BRIDGE_FILTER {
+            let write = || fs::write(setting, if on { "1" } else { "0" });
+            self.lab.host(host).namespace().run(write).must("enter the host").must(setting);
+        }
+    }
+
+    /// Whether the host's setting is on, and whether the bridge's own is, for both families alike.
+    #[track_caller]
+    pub(crate) fn bridge_filter(&self, host: usize) -> (bool, bool) {
+        let read = || BRIDGE_FILTER.map(|setting| fs::read_to_string(setting).must(setting).trim() != "0");
+        let [v4, v6] = self.lab.host(host).namespace().run(read).must("enter the host");
+        let shown = self.tool(host, &["ip", "-j", "-d", "link", "show", "weft"], "");
+        let shown: Value = serde_json::from_str(&shown).must("JSON");
+        let of_bridge = &shown[0]["linkinfo"]["info_data"];
+        assert_eq!((v4, &of_bridge["nf_call_iptables"]), (v6, &of_bridge["nf_call_ip6tables"]));
+        (v4, of_bridge["nf_call_iptables"] == 1)
     }
 
     /// Rules of the host's packet filter, of all tables that plugins write into.

@@ -32,6 +32,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// From when the test ends (or is killed) to when nothing of the engine is left.
 const KEEPER: &str = r#"
 set -u
+# What is hidden below would be in the list of mounts still, which the engine reads.
+cut -d ' ' -f 5 /proc/self/mountinfo | grep '^/run/' | tac | xargs -r -n 1 umount -l
 mount -t tmpfs tmpfs /run
 mkdir -p /run/docker/plugins "$DIR/plugins"
 mount --bind "$DIR/plugins" /run/docker/plugins
@@ -122,6 +124,14 @@ impl Engine {
         writeln!(stdin, "{word}")
     }
 
+    /// Begins a command in the engine's own mounts and in the network of its host.
+    pub(crate) fn enter(&self) -> Command {
+        let of = |kind: &str, file: &str| format!("--{kind}=/proc/{}/ns/{file}", self.keeper.id());
+        let mut command = Command::new("nsenter");
+        command.args([of("mount", "mnt"), of("net", "net")]).env("PATH", PATH);
+        command
+    }
+
     /// Where it looks for the drivers of the router.
     pub(crate) fn plugin(&self) -> PathBuf {
         self.dir.join("plugins/weft.sock")
@@ -151,6 +161,12 @@ impl Engine {
         args.extend(more);
         args.extend([IMAGE, "httpd", "-f", "-p", "80", "-h", "/srv"]);
         self.docker(&args).map(drop)
+    }
+
+    /// The end of what a container wrote.
+    pub(crate) fn logs(&self, name: &str) -> io::Result<String> {
+        let output = self.command().args(["logs", "--tail", "30", name]).stdin(Stdio::null()).output()?;
+        Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     }
 
     /// Runs a command in a container.

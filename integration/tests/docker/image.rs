@@ -46,7 +46,12 @@ fn lay_out(root: &Path) -> io::Result<()> {
     fs::copy(&exe, root.join("usr/bin/weft"))?;
     assert!(DOCKERFILE.contains(&format!("ln -s weft /out/usr/bin/{}", weft::cni::NAME)));
     std::os::unix::fs::symlink("weft", root.join("usr/bin").join(weft::cni::NAME))?;
-    let listed = Command::new("ldd").arg(&exe).output()?;
+    copy_libraries(&exe, root)
+}
+
+/// Copies the libraries that a binary needs to where it looks for them below a root.
+pub(crate) fn copy_libraries(exe: &Path, root: &Path) -> io::Result<()> {
+    let listed = Command::new("ldd").arg(exe).output()?;
     for library in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(library.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap_or(root))?;

@@ -10,8 +10,12 @@
 
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
+#[path = "../kube/apiserver.rs"]
+#[expect(dead_code, reason = "its faults are for the tests of weft-kube")]
+mod apiserver;
 #[path = "../harness/busybox.rs"]
 mod busybox;
+mod daemonset;
 mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -48,10 +52,21 @@ use weft::lab::{
 const RESOLVERS: [&str; 2] = ["10.32.99.1", "10.32.99.2"];
 /// In the environment of a process that shall be `weft` and not the harness.
 const ROUTER: &str = "DOCKER_TEST_ROUTER";
+/// In the environment of one that shall be `weft-kube`.
+const KUBE: &str = "DOCKER_TEST_KUBE";
 /// How long any one thing may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
+    // As the plugin by the name under which runtimes run it, else by the variable.
+    let plugin = std::env::args_os().next().is_some_and(|name| Path::new(&name).ends_with(weft::cni::NAME));
+    if plugin {
+        return weft::cli::main();
+    }
+    if std::env::var_os(KUBE).is_some() {
+        end_with_the_parent();
+        return weft_kube::cli::main();
+    }
     if std::env::var_os(ROUTER).is_some() {
         end_with_the_parent();
         return weft::cli::main();
@@ -69,9 +84,14 @@ fn main() -> ExitCode {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
     // After so many seconds a case has failed. An engine tries for 15 s to reach a driver that is away.
-    let cases: [(&str, u64, fn()); 5] = [
+    let cases: [(&str, u64, fn()); 6] = [
         ("containers_of_two_engines_share_a_network", 85, containers_of_two_engines_share_a_network),
         ("the_image_runs_with_the_capabilities_it_names", 85, image::the_image_runs_with_the_capabilities_it_names),
+        (
+            "the_image_of_the_dockerfile_runs_as_the_manifest_says",
+            120,
+            daemonset::the_image_of_the_dockerfile_runs_as_the_manifest_says,
+        ),
         (
             "containers_of_two_engines_share_a_docker_network",
             240,

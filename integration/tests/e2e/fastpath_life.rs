@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    ("a_stopped_router_and_a_killed_one_lose_no_frame_of_the_kernels", 300, without_a_router),
+    ("a_router_that_is_stopped_killed_or_updated_loses_no_frame_of_the_kernels", 300, without_a_router),
     ("what_others_delete_is_put_back_within_a_second", 60, put_back),
     ("a_router_at_rest_changes_no_interface", 60, at_rest),
     ("nothing_of_the_fast_path_is_left_after_down", 60, nothing_left),
@@ -68,15 +68,21 @@ fn without_a_router() {
     std::thread::sleep(away);
     mesh.routers[1].restart().must("start again");
     wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
+
+    // As an update does it: it is asked to end, and says so to its peers.
+    assert!(mesh.routers[1].end(), "it ends when it is asked to");
+    std::thread::sleep(away);
+    mesh.routers[1].restart().must("start the new one");
+    wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
     // What is inherited is decided upon after this.
     std::thread::sleep(Duration::from_secs(16));
     for (from, to, stream) in streams {
         let report = stream.finish().must("end a stream");
-        eprintln!("from {from} to {to}, with the router stopped and killed for {away:?} each: {report:?}");
+        eprintln!("from {from} to {to}, with the router stopped, killed and ended for {away:?} each: {report:?}");
         // The last may be under way still.
         assert!(report.sent > 2_000 && report.received + 2 >= report.sent, "from {from} to {to}: {report:?}");
     }
-    assert_eq!(mesh.counter(0, "carrier_switches"), switches, "nor when it was killed and came back");
+    assert_eq!(mesh.counter(0, "carrier_switches"), switches, "nor when it was killed or asked to end, and came back");
 }
 
 /// Runs in a host of the mesh.

@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 23] = [
+    let groups: [(&str, &[Case]); 24] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),

@@ -152,12 +152,17 @@ impl ApiServer {
         });
     }
 
+    /// What clients are to trust, as PEM.
+    pub(crate) fn certificate(&self) -> &str {
+        &self.0.certificate
+    }
+
     /// The configuration of a client.
     pub(crate) fn kubeconfig(&self, address: SocketAddr) -> Value {
         use std::fmt::Write as _;
         // Base64 of the certificate would need a crate; the file may be YAML, and JSON is.
         let mut pem = String::new();
-        for chunk in self.0.certificate.as_bytes().chunks(3) {
+        for chunk in self.certificate().as_bytes().chunks(3) {
             let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
             for place in 0..4 {
                 let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

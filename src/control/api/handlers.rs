@@ -179,8 +179,20 @@ pub(super) async fn detach(State(api): State<Api>, Body(request): Body<TargetReq
 
 /// Attaches a namespace for a holder.
 pub(super) async fn hold(State(api): State<Api>, Body(request): Body<HoldRequest>) -> Answer<Held> {
-    let HoldRequest { holder, target, interface, addresses, subnets, routes, mtu, mac, hairpin, may_spoof, masquerade } =
-        request;
+    let HoldRequest {
+        holder,
+        target,
+        interface,
+        addresses,
+        subnets,
+        routes,
+        mtu,
+        mac,
+        hairpin,
+        may_spoof,
+        masquerade,
+        translated,
+    } = request;
     let attachments = api.attachments;
     let hold = Hold {
         holder,
@@ -194,6 +206,7 @@ pub(super) async fn hold(State(api): State<Api>, Body(request): Body<HoldRequest
         hairpin,
         may_spoof,
         masquerade,
+        translated,
     };
     let work = async move {
         let record = attachments.hold(&hold).await?;

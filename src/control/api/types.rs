@@ -371,6 +371,10 @@ pub struct HoldRequest {
     // As above.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub masquerade: bool,
+    /// Whether the host translates addresses for it: its filter of IP sees what the bridge carries.
+    // As above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub translated: bool,
 }
 
 /// Answer to `POST /v1/hold`.

@@ -47,6 +47,8 @@ pub struct Hold {
     pub may_spoof: bool,
     /// Whether its connections to outside of the mesh go in the host's name (kubernetes K17).
     pub masquerade: bool,
+    /// Whether the host translates addresses for it, of services or ports of the host (kubernetes K18).
+    pub translated: bool,
 }
 
 impl Attachments {
@@ -95,6 +97,7 @@ impl Attachments {
                 hairpin: hold.hairpin,
                 may_spoof: hold.may_spoof,
                 masquerade: hold.masquerade,
+                translated: hold.translated,
             }),
         };
         if let Err(error) = self.plug_and_keep(&found.namespace, &record, before.as_ref(), Make::IfMissing).await {

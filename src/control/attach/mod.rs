@@ -11,6 +11,7 @@
 
 mod called;
 mod held;
+mod plug;
 mod record;
 mod restore;
 mod target;
@@ -33,19 +34,22 @@ pub use record::{Record, Terms, mac_text, parse_mac};
 pub use restore::Audit;
 pub use target::{FindError, Found, InvalidTarget, Target};
 
+use crate::control::firewall::{self, Firewall};
 use crate::control::guard::{Guarded, PortGuard};
 use crate::control::guests::Named;
 use crate::control::ledger::Ledger;
 use crate::control::locks::Locks;
 use crate::control::masquerade::Masquerade;
 use crate::control::store::{Edit, Store, Table};
-use crate::netlink::container::{self, Plug};
-use crate::netlink::nft::link_local;
-use crate::netlink::{Link, NetNs, NetNsId, Netlink, NetlinkError, Route};
+use crate::netlink::container;
+use crate::netlink::{NetNsId, Netlink, NetlinkError};
 use crate::router::{Handle, Stopped};
 
 /// Owner of the host's own addresses.
 pub const EXPOSE: &str = "weft:expose";
+/// What is wrong where the module of the kernel is missing (kubernetes K18).
+const NOT_TRANSLATED: &str = "containers may not reach services and host ports: the kernel's module br_netfilter is not \
+                              loaded; load it (modprobe br_netfilter) now and at each start (/etc/modules-load.d)";
 /// Most addresses of one request.
 const ADDRESSES_MAX: usize = 64;
 
@@ -75,6 +79,7 @@ struct Inner {
     others: Ledger,
     guard: PortGuard,
     masquerade: Masquerade,
+    firewall: Firewall,
 }
 
 /// What attachments are made with.
@@ -98,6 +103,8 @@ pub struct AttachConfig {
     pub guard: PortGuard,
     /// Lets containers reach outside of the mesh in the host's name.
     pub masquerade: Masquerade,
+    /// Lets frames pass the host's filter.
+    pub firewall: Firewall,
 }
 
 /// Why something was not attached, detached, exposed or hidden. Nothing was changed then.
@@ -204,6 +211,7 @@ impl Attachments {
             others: config.others,
             guard: config.guard,
             masquerade: config.masquerade,
+            firewall: config.firewall,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -232,6 +240,9 @@ impl Attachments {
     pub async fn guarded(&self) -> Guarded {
         let mut guarded = self.inner.guard.look().await;
         guarded.problems.extend(self.inner.masquerade.problem());
+        if !firewall::can_filter_bridged() && self.records().values().any(Record::is_translated) {
+            guarded.problems.push(NOT_TRANSLATED.to_owned());
+        }
         guarded
     }
 
@@ -471,94 +482,14 @@ impl Attachments {
         }
     }
 
-    async fn plug_and_keep(
-        &self,
-        namespace: &NetNs,
-        record: &Record,
-        before: Option<&Record>,
-        make: Make,
-    ) -> Result<(), AttachError> {
-        let result = match self.prepare(record).await {
-            Ok(()) => self.plug_guarded(namespace, record, before, make).await,
-            Err(error) => Err(error),
-        };
-        if result.is_err() {
-            let before = before.filter(|old| old.host_interface == record.host_interface);
-            match before.and_then(Record::port) {
-                // What is there already is looked at, whatever went wrong now.
-                Some(port) => _ = self.inner.guard.protect(port).await,
-                None => self.inner.guard.release(&record.host_interface).await,
-            }
-            match before.and_then(Record::masqueraded) {
-                Some(one) => _ = self.inner.masquerade.begin(one).await,
-                None => self.inner.masquerade.end(&record.host_interface).await,
-            }
-        }
-        result
-    }
-
-    /// Before there is an interface that anything could be sent by (guard P6).
-    async fn prepare(&self, record: &Record) -> Result<(), AttachError> {
-        if let Some(port) = record.port() {
-            self.inner.guard.protect(port).await.map_err(AttachError::Guard)?;
-        }
-        if let Some(one) = record.masqueraded() {
-            self.inner.masquerade.begin(one).await.map_err(AttachError::Masquerade)?;
-        }
-        Ok(())
-    }
-
-    async fn plug_guarded(
-        &self,
-        namespace: &NetNs,
-        record: &Record,
-        before: Option<&Record>,
-        make: Make,
-    ) -> Result<(), AttachError> {
-        let plugged = self.plug(namespace, record, make).await?;
-        if before == Some(record) {
-            return Ok(());
-        }
-        let kept = self.keep(&record.owner, Some(record.clone())).await;
-        if kept.is_err() && !plugged {
-            let undone = container::unplug(&self.inner.netlink, &record.host_interface).await;
-            if let Err(error) = undone {
-                tracing::warn!(%error, "an interface was left behind; it goes at the next start");
-            }
-        }
-        kept
-    }
-
-    /// Connects a namespace as its record says; true if it was there already.
-    async fn plug(&self, namespace: &NetNs, record: &Record, make: Make) -> Result<bool, AttachError> {
-        let v4 = record.addresses.iter().any(|address| address.addr().is_ipv4());
-        let mut routes = if v4 { vec![Route::MULTICAST_V4] } else { Vec::new() };
-        let held = record.held.as_ref();
-        routes.extend(held.into_iter().flat_map(|terms| &terms.routes));
-        let plug = Plug {
-            namespace,
-            bridge: &self.inner.bridge,
-            interface: &record.interface,
-            mac: record.mac,
-            mtu: u32::from(held.map_or(self.inner.mtu, |terms| terms.mtu)),
-            addresses: &record.addresses,
-            routes: &routes,
-            hairpin: held.is_some_and(|terms| terms.hairpin),
-            alias: held.map(|_| record.owner.as_str()),
-            only_complete: make == Make::Nothing,
-        };
-        Ok(container::plug(&self.inner.netlink, &plug).await?.adopted)
-    }
-
     async fn put_on_bridge(&self, addresses: &[IpNet]) -> Result<(), AttachError> {
         let bridge = self.inner.netlink.need_link(&self.inner.bridge).await?;
         for address in addresses {
             self.inner.netlink.add_address(&bridge, *address).await?;
         }
-        if addresses.iter().any(|net| net.addr().is_ipv6())
-            && let Some(own) = own_link_local(&bridge)
-        {
-            self.inner.netlink.add_address(&bridge, own).await?;
+        if addresses.iter().any(|address| address.addr().is_ipv6()) {
+            // From it the host asks for the neighbours of what it forwards, or sends from another address of its own.
+            self.inner.netlink.set_link_local(&bridge, true).await?;
         }
         Ok(())
     }
@@ -570,11 +501,9 @@ impl Attachments {
             for address in addresses {
                 netlink.del_address(&bridge, *address).await?;
             }
-            let left = netlink.addresses(&bridge).await?;
-            if let Some(own) = own_link_local(&bridge).filter(|own| left.contains(own))
-                && left.iter().all(|net| net.addr().is_ipv4() || *net == own)
-            {
-                netlink.del_address(&bridge, own).await?;
+            let is_global = |net: &IpNet| matches!(net, IpNet::V6(net) if !net.addr().is_unicast_link_local());
+            if !netlink.addresses(&bridge).await?.iter().any(is_global) {
+                netlink.set_link_local(&bridge, false).await?;
             }
             Ok::<_, NetlinkError>(())
         };
@@ -687,12 +616,6 @@ fn pick(have: &[IpNet], wanted: &[Wanted]) -> Result<Vec<IpNet>, IpAddr> {
     }
     let find = |want: &Wanted| have.iter().copied().find(|net| net.addr() == want.0).ok_or(want.0);
     wanted.iter().map(find).collect()
-}
-
-/// The address by which the host finds neighbours of IPv6 for others: of a packet that it passes on, it has
-/// no other to ask from, and whom it does not know yet would never get it.
-fn own_link_local(bridge: &Link) -> Option<IpNet> {
-    IpNet::new(link_local(bridge.mac?).into(), 64).ok()
 }
 
 fn first(addresses: &[IpNet]) -> IpAddr {

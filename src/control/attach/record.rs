@@ -57,6 +57,9 @@ pub struct Terms {
     /// Whether its connections to outside of the mesh go in the host's name (kubernetes K17).
     #[serde(default)]
     pub masquerade: bool,
+    /// Whether the host translates addresses for it (kubernetes K18).
+    #[serde(default)]
+    pub translated: bool,
 }
 
 impl Record {
@@ -87,6 +90,12 @@ impl Record {
     pub fn masquerades(&self) -> BTreeSet<bool> {
         let families = self.addresses.iter().map(|net| net.addr().is_ipv4());
         families.filter(|_| self.masquerade).collect()
+    }
+
+    /// Whether the host's rules are to see what it sends and gets by the bridge (kubernetes K18).
+    #[must_use]
+    pub fn is_translated(&self) -> bool {
+        self.held.as_ref().is_some_and(|terms| terms.translated)
     }
 
     /// The addresses as text.

@@ -19,7 +19,7 @@ mod vxlan;
 
 pub use masquerade::MasqueradeTable;
 pub use networks::Network;
-pub use ports::{Kept, Port, PortTable, REASONS, link_local};
+pub use ports::{Kept, Port, PortTable, REASONS};
 pub use services::{Redirect, ServiceTable, Transport};
 pub use table::Cuts;
 pub use vxlan::{Dropped, Guard, Owned, Sources};

@@ -28,15 +28,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::networks::Network;
 use super::table::{
     BASE_LINK, BASE_NETWORK, BASE_TRANSPORT, DEL_ELEMENT, Is, META_IIFNAME, META_PROTOCOL, NEW_ELEMENT, REGISTER,
     REGISTER_SMALL, Rule, Table, UDP, interface_name,
 };
-use crate::netlink::Mac;
 use crate::netlink::raw::Batch;
+use crate::netlink::{Mac, link_local};
 
 const BRIDGE: u8 = 7;
 const HOOK_PREROUTING: u32 = 0;
@@ -161,13 +161,6 @@ impl Port {
         let all = addresses.iter().copied().chain([link_local(self.mac).into()]).map(of);
         all.chain([(PORTS.to_owned(), name.to_vec()), mac]).collect()
     }
-}
-
-/// The link-local address that the kernel makes of a MAC address (RFC 4291, appendix A).
-#[must_use]
-pub fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 /// The table of one bridge.
@@ -519,12 +512,6 @@ fn option(rule: &mut Rule<'_, '_>, offset: u32, option: [u8; 2]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_link_local_address_is_the_one_that_the_kernel_makes() {
-        assert_eq!(link_local([0x02, 0x77, 10, 32, 0, 5]).to_string(), "fe80::77:aff:fe20:5");
-        assert_eq!(link_local([0x52, 0x54, 0, 0x12, 0x34, 0x56]).to_string(), "fe80::5054:ff:fe12:3456");
-    }
 
     #[test]
     fn a_port_stands_for_its_name_its_mac_and_each_of_its_addresses() {
