@@ -243,8 +243,10 @@ impl Machine {
         let Some((panel, list)) = self.panel.as_ref().zip(self.keeping.lists.get(&to)) else {
             return;
         };
-        let (panel, age) = (panel.version, list.age());
-        if self.votes_for(panel) {
+        let (seat, age) = (&self.voter.seat, list.age());
+        // One that has to hear the others first has its list by then too, and so tells it to the next voters.
+        if panel.voters.contains(&self.me.peer) && seat.version == panel.version && seat.accepted.is_none() {
+            let panel = panel.version;
             self.send_durably(to, Body::Keeping { panel, age });
         }
     }

@@ -284,8 +284,9 @@ impl Machine {
         let Some((network, panel)) = moving.found.clone() else { return };
         if let Some(list) = self.own_list() {
             let known = (panel.version, list.age());
-            let confirmed = panel.voters.iter().filter(|voter| moving.confirmed.get(voter) == Some(&known)).count();
-            if confirmed < panel.majority() {
+            // One of them itself, whose disk was lost, knows its own; the others may need it to be voters again.
+            let knows = |voter: &&Id| **voter == self.me.peer || moving.confirmed.get(voter) == Some(&known);
+            if panel.voters.iter().filter(knows).count() < panel.majority() {
                 return;
             }
         }
