@@ -401,6 +401,7 @@ impl Machine {
     pub(crate) fn on_fetch(&mut self, from: Sender) {
         if let Some((network, panel)) = self.network.clone().zip(self.panel.clone()) {
             self.tell_network(from.peer, Body::Founded(network, panel));
+            self.confirm_list(from.peer);
             self.send_everything(from.peer);
         }
     }

@@ -20,7 +20,7 @@ use crate::machine::{Area, Machine};
 use crate::range::Range;
 use crate::ring::Hash;
 use crate::store::{self, Key};
-use crate::wire::{Body, KeptList, KeptRun, Net};
+use crate::wire::{BlockRuns, Body, KeptAge, KeptList, KeptRun, Net};
 
 /// Most runs of a list. Beyond it the runs are joined over gaps, which keeps more than needed.
 pub(crate) const MAX_KEPT_RUNS: usize = 4096;
@@ -198,6 +198,59 @@ impl Machine {
         }
     }
 
+    /// Tells a peer the lists that have something in these blocks, or all, before what is said of them next; how new
+    /// they are.
+    pub(crate) fn tell_lists(&mut self, to: Id, blocks: Option<&[BlockRuns]>) -> Option<Vec<KeptAge>> {
+        let within = |list: &&KeptList| {
+            let mut places = list.runs.iter().filter_map(|run| self.blocks_of_kept(run));
+            places.any(|(range, lo, hi)| match blocks {
+                Some(blocks) => blocks.iter().any(|it| it.range == range && it.lo < hi && lo < it.hi),
+                None => true,
+            })
+        };
+        let lists: Vec<KeptList> = self.keeping.lists.values().filter(within).cloned().collect();
+        let ages: Vec<KeptAge> = lists.iter().map(KeptList::age).collect();
+        if ages.is_empty() {
+            return None;
+        }
+        self.send_lists(to, lists, false);
+        Some(ages)
+    }
+
+    /// In which blocks of which range a run is.
+    fn blocks_of_kept(&self, run: &KeptRun) -> Option<(u16, u32, u32)> {
+        let (index, first) = self.universe.find(run.first.0.addr())?;
+        let range = &self.areas.get(index)?.range;
+        let last = first.saturating_add(run.more.into()).min(range.len() - 1);
+        Some((u16::try_from(index).ok()?, range.block_of(first), range.block_of(last) + 1))
+    }
+
+    /// Whether these lists are known here, or newer ones. Those of lives that were removed do not count.
+    pub(crate) fn knows_lists<'a>(&self, ages: impl IntoIterator<Item = &'a KeptAge>) -> bool {
+        ages.into_iter().all(|of| {
+            let known = self.keeping.lists.get(&of.owner.peer);
+            self.gone.contains_key(&of.owner) || known.is_some_and(|list| age(list) >= (of.version, of.owner.life))
+        })
+    }
+
+    /// This peer's list, if there is something on it.
+    pub(crate) fn own_list(&self) -> Option<&KeptList> {
+        self.keeping.lists.get(&self.me.peer).filter(|list| !list.runs.is_empty())
+    }
+
+    /// Says to a peer that is to come over that its list will be known to whoever gets blocks here.
+    pub(crate) fn confirm_list(&mut self, to: Id) {
+        let Some((panel, list)) = self.panel.as_ref().zip(self.keeping.lists.get(&to)) else {
+            return;
+        };
+        let (seat, age) = (&self.voter.seat, list.age());
+        // One that has to hear the others first has its list by then too, and so tells it to the next voters.
+        if panel.voters.contains(&self.me.peer) && seat.version == panel.version && seat.accepted.is_none() {
+            let panel = panel.version;
+            self.send_durably(to, Body::Keeping { panel, age });
+        }
+    }
+
     /// One hash over what is kept; `None` if nothing is.
     pub(crate) fn kept_hash(&self) -> Option<u64> {
         let mut hash = Hash::default();
@@ -270,6 +323,13 @@ impl Machine {
     pub(crate) fn kept_by(&self, index: usize, offset: u128) -> Option<String> {
         let (_, keeper) = self.areas.get(index)?.space.kept_at(offset)?;
         Some(keeper.map_or("containers of other peers".to_owned(), |peer| format!("a container of peer {peer}")))
+    }
+}
+
+impl KeptList {
+    /// How new it is.
+    pub(crate) const fn age(&self) -> KeptAge {
+        KeptAge { owner: self.owner, version: self.version }
     }
 }
 

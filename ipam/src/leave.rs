@@ -11,6 +11,8 @@
 //!    ◄─ Here ──────────────────────────────────
 //!    ── Kept(all that is in use), Fetch ──────►  nobody gives what is kept
 //!    ◄─ Founded(network, voters), registers ───
+//!    ── Kept, Fetch ──────────────────────────►  to each of the voters
+//!    ◄─ Keeping ───────────────────────────────  of a majority: whoever gets a block hears of it
 //!    durable in one write: their network instead of ours, addresses as they were
 //! ```
 //!
@@ -23,8 +25,8 @@
 //! whose voters have forgotten it.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand_core::RngCore;
 
@@ -36,7 +38,7 @@ use crate::ring::BUCKETS;
 use crate::space::Space;
 use crate::store::{self, Key};
 use crate::voter::Voter;
-use crate::wire::Body;
+use crate::wire::{Body, KeptAge};
 
 /// How long all networks around are listened to before one is chosen.
 const LISTEN: Duration = Duration::from_secs(2);
@@ -68,6 +70,10 @@ struct Moving {
     /// Until when an answer is waited for; then a pause follows.
     until: Duration,
     next: Duration,
+    /// The network and its voters.
+    found: Option<(Network, Panel)>,
+    /// Who of them has confirmed which list, and as a voter of which panel.
+    confirmed: BTreeMap<Id, (u64, KeptAge)>,
 }
 
 impl Others {
@@ -151,6 +157,7 @@ impl Machine {
             }
             Body::Founded(network, panel) if network.id == theirs => self.on_founded_elsewhere(network, panel),
             Body::Kept { lists, .. } => self.on_kept(from, &lists, false),
+            Body::Keeping { panel, age } => self.on_keeping(from, panel, age),
             // A peer that is about to come over, or that does not know yet that we did.
             Body::Fetch => self.on_fetch(from),
             Body::Request(_) | Body::Digest(_) => self.answer_foreign(from.peer),
@@ -186,7 +193,8 @@ impl Machine {
         if self.others.moving.as_ref().is_some_and(|moving| moving.to <= to && self.now < moving.until + MOVE) {
             return;
         }
-        self.others.moving = Some(Moving { to, member, until: self.now + MOVE, next: self.now });
+        let (until, next) = (self.now + MOVE, self.now);
+        self.others.moving = Some(Moving { to, member, until, next, found: None, confirmed: BTreeMap::new() });
         self.keeping.look_again = true;
         self.look_at_kept();
         self.tick_moving();
@@ -215,7 +223,9 @@ impl Machine {
         let (member, reach) = (moving.member, self.peers.get(&moving.member.peer));
         if now < moving.until && reach == Some(&member.incarnation) {
             moving.next = (now + MOVE_TRY).min(moving.until);
-            return self.send_durably(member.peer, Body::Fetch);
+            let voters = moving.found.iter().flat_map(|(_, panel)| panel.voters.iter().copied());
+            let whom: BTreeSet<Id> = voters.chain([member.peer]).collect();
+            return self.ask_to_come(whom);
         }
         self.wake = true;
         if reach == Some(&member.incarnation) && now < moving.until + MOVE {
@@ -231,10 +241,54 @@ impl Machine {
         }
     }
 
+    /// Tells peers of another network what is in use here, and asks for theirs.
+    fn ask_to_come(&mut self, whom: BTreeSet<Id>) {
+        let list = self.own_list().cloned();
+        for peer in whom.into_iter().filter(|peer| self.peers.contains_key(peer)).collect::<Vec<_>>() {
+            if let Some(list) = list.clone() {
+                self.send_durably(peer, Body::Kept { lists: vec![list], want: false });
+            }
+            self.send_durably(peer, Body::Fetch);
+        }
+    }
+
     /// The network that this peer is to go over to.
     fn on_founded_elsewhere(&mut self, network: Network, panel: Panel) {
-        if self.others.moving.as_ref().is_none_or(|moving| moving.to != network.id) || !panel.is_sound() {
+        let Some(moving) = self.others.moving.as_mut().filter(|moving| moving.to == network.id && panel.is_sound())
+        else {
             return;
+        };
+        let news = moving.found.as_ref().is_none_or(|(_, known)| *known < panel);
+        if news {
+            let voters = panel.voters.iter().copied().collect();
+            moving.found = Some((network, panel));
+            if self.own_list().is_some() {
+                self.ask_to_come(voters);
+            }
+        }
+        self.go_over();
+    }
+
+    /// A voter of the network that this peer is to go over to knows what is in use here.
+    fn on_keeping(&mut self, from: Sender, panel: u64, age: KeptAge) {
+        if let Some(moving) = &mut self.others.moving {
+            moving.confirmed.insert(from.peer, (panel, age));
+            self.go_over();
+        }
+    }
+
+    /// Goes over once so many of the voters there know what is in use here that whoever gets a block from a majority
+    /// of them hears of it (ipam I24).
+    fn go_over(&mut self) {
+        let Some(moving) = &self.others.moving else { return };
+        let Some((network, panel)) = moving.found.clone() else { return };
+        if let Some(list) = self.own_list() {
+            let known = (panel.version, list.age());
+            // One of them itself, whose disk was lost, knows its own; the others may need it to be voters again.
+            let knows = |voter: &&Id| **voter == self.me.peer || moving.confirmed.get(voter) == Some(&known);
+            if panel.voters.iter().filter(knows).count() < panel.majority() {
+                return;
+            }
         }
         if let Err(why) = network.check(&self.universe) {
             return self.problem(format!("this peer cannot join: {why}"));

@@ -22,7 +22,7 @@ use crate::machine::Machine;
 use crate::panel::Panel;
 use crate::ring::{Holder, Order, Reg, RegRun};
 use crate::runs::Runs;
-use crate::wire::{BlockRuns, Body, Prepare, Term, WireRun};
+use crate::wire::{BlockRuns, Body, KeptAge, Prepare, Term, WireRun};
 
 /// Where the version of the panel begins in a term.
 pub(crate) const VERSION_SHIFT: u32 = 44;
@@ -325,10 +325,14 @@ impl Machine {
     }
 
     /// A promise at the taker.
-    pub(crate) fn on_block_promise(&mut self, from: Sender, nonce: u64, runs: &[WireRun]) {
+    pub(crate) fn on_block_promise(&mut self, from: Sender, nonce: u64, runs: &[WireRun], kept: &[KeptAge]) {
         let Some(panel) = self.panel.clone().filter(|panel| panel.voters.contains(&from.peer)) else {
             return;
         };
+        if !self.knows_lists(kept) {
+            // A list was lost, or comes behind: the voter is asked again.
+            return;
+        }
         let areas = &self.areas;
         let Some(take) = self.takes.now.as_mut().filter(|take| take.term.nonce == nonce) else {
             return;

@@ -282,7 +282,9 @@ impl Machine {
         let runs = runs.collect();
         let blocks = prepare.blocks.iter().map(|run| (usize::from(run.range), run.lo, run.hi, prepare.term));
         self.vote(blocks, |vote, term| vote.promised = *term);
-        self.send_durably(from.peer, Body::BlockPromise { nonce: prepare.term.nonce, runs });
+        // Who gets a block has to know what others keep in it, whoever told it to whom (ipam I24).
+        let kept = self.tell_lists(from.peer, Some(&prepare.blocks));
+        self.send_durably(from.peer, Body::BlockPromise { nonce: prepare.term.nonce, runs, kept });
     }
 
     /// Phase 2 for blocks.
@@ -439,7 +441,8 @@ impl Machine {
         let found = (range == 0 && lo == 0).then(|| self.silence.found.iter().copied().collect());
         let seat = self.voter.seat.clone();
         let sure = Some(self.voter.is_sure());
-        let state = SeatState { version: panel.version, life, seat, range, from: lo, runs, next, found, sure };
+        let kept = if range == 0 && lo == 0 { self.tell_lists(from.peer, None) } else { None };
+        let state = SeatState { version: panel.version, life, seat, range, from: lo, runs, next, found, sure, kept };
         self.send_durably(from.peer, Body::SeatState(state));
     }
 
@@ -451,6 +454,10 @@ impl Machine {
         let Cursor { place, sure } = self.voter.cursors.get(&from.peer).copied().unwrap_or(Cursor::START);
         let asked = state.life == self.me.life && state.version == panel.version && (state.range, state.from) == place;
         if !asked || !self.is_learning_to_vote() || self.voter.has_read(&from.peer, panel.version) {
+            return;
+        }
+        if !self.knows_lists(state.kept.iter().flatten()) {
+            // A list was lost, or comes behind: the page is asked for again.
             return;
         }
         let sure = sure && state.sure.unwrap_or(false);

@@ -21,8 +21,8 @@ use crate::id::{Id, NetworkId, Owner};
 use crate::panel::{NextPanel, Panel};
 
 pub(crate) use parts::{
-    Accepted, BlockRuns, Claim, Grant, KeptList, KeptRun, Net, Part, Prepare, RangeDigest, Refusal, Removed, Request,
-    SeatState, Term, Wanted, WireRun,
+    Accepted, BlockRuns, Claim, Grant, KeptAge, KeptList, KeptRun, Net, Part, Prepare, RangeDigest, Refusal, Removed,
+    Request, SeatState, Term, Wanted, WireRun,
 };
 
 /// First byte of every message.
@@ -162,6 +162,9 @@ pub(crate) enum Body {
         /// The registers.
         #[n(1)]
         runs: Vec<WireRun>,
+        /// How new the lists of what is kept in these blocks are that I know; they were sent before.
+        #[n(2)]
+        kept: Option<Vec<KeptAge>>,
     },
     /// Settling blocks, phase 2.
     #[n(18)]
@@ -377,6 +380,16 @@ pub(crate) enum Body {
         /// Tell me what you know beyond these.
         #[n(1)]
         want: bool,
+    },
+    /// I am a voter, and will not forget your list.
+    #[n(39)]
+    Keeping {
+        /// Version of the panel.
+        #[n(0)]
+        panel: u64,
+        /// How new it is.
+        #[n(1)]
+        age: KeptAge,
     },
 }
 

@@ -75,7 +75,9 @@ impl Machine {
             Body::Panel(panel) => self.on_panel(from, panel),
             Body::PanelAsk => self.on_panel_ask(from),
             Body::BlockPrepare(prepare) => self.on_block_prepare(from, &prepare),
-            Body::BlockPromise { nonce, runs } => self.on_block_promise(from, nonce, &runs),
+            Body::BlockPromise { nonce, runs, kept } => {
+                self.on_block_promise(from, nonce, &runs, &kept.unwrap_or_default());
+            }
             Body::BlockAccept { version, term, runs } => self.on_block_accept(from, version, term, &runs),
             Body::BlockAccepted { nonce } => self.on_block_accepted(from, nonce),
             Body::Behind { nonce, term, panel } => self.on_behind(nonce, term, panel, from.peer),

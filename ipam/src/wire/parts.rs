@@ -205,6 +205,21 @@ pub(crate) struct SeatState {
     /// since, for its disk may be an old copy.
     #[n(8)]
     pub(crate) sure: Option<bool>,
+    /// How new the lists of what is kept are that it knows; in the first page, behind the lists themselves.
+    #[n(9)]
+    pub(crate) kept: Option<Vec<KeptAge>>,
+}
+
+/// How new a peer's list of what it keeps is (ipam I24).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct KeptAge {
+    /// Whose.
+    #[n(0)]
+    pub(crate) owner: Owner,
+    /// Raised with each change.
+    #[n(1)]
+    pub(crate) version: u64,
 }
 
 /// Why nothing is granted.

@@ -120,7 +120,7 @@ fn about_voters() -> impl Strategy<Value = Body> {
             term,
             blocks
         })),
-        (number(), runs()).prop_map(|(nonce, runs)| Body::BlockPromise { nonce, runs }),
+        (number(), runs(), ages()).prop_map(|(nonce, runs, kept)| Body::BlockPromise { nonce, runs, kept }),
         (number(), term(), runs()).prop_map(|(version, term, runs)| Body::BlockAccept { version, term, runs }),
         number().prop_map(|nonce| Body::BlockAccepted { nonce }),
         (number(), number(), panel()).prop_map(|(nonce, term, panel)| Body::Behind { nonce, term, panel }),
@@ -132,9 +132,9 @@ fn about_voters() -> impl Strategy<Value = Body> {
             range,
             from
         }),
-        (number(), number(), seat, few16(), few32(), votes, place, found, proptest::option::of(any::<bool>()))
-            .prop_map(|(version, life, seat, range, from, runs, next, found, sure)| {
-                Body::SeatState(SeatState { version, life, seat, range, from, runs, next, found, sure })
+        (number(), number(), seat, few16(), few32(), votes, place, found, proptest::option::of(any::<bool>()), ages())
+            .prop_map(|(version, life, seat, range, from, runs, next, found, sure, kept)| {
+                Body::SeatState(SeatState { version, life, seat, range, from, runs, next, found, sure, kept })
             }),
         (number(), ballot()).prop_map(|(version, ballot)| Body::PanelPrepare { version, ballot }),
         (number(), ballot(), proptest::option::of(next_panel()))
@@ -161,7 +161,16 @@ fn about_voters() -> impl Strategy<Value = Body> {
         claims().prop_map(Body::Theirs),
         Just(Body::PanelAsk),
         (proptest::collection::vec(kept(), 0..4), any::<bool>()).prop_map(|(lists, want)| Body::Kept { lists, want }),
+        (number(), age()).prop_map(|(panel, age)| Body::Keeping { panel, age }),
     ]
+}
+
+fn age() -> impl Strategy<Value = KeptAge> {
+    (owner(), number()).prop_map(|(owner, version)| KeptAge { owner, version })
+}
+
+fn ages() -> impl Strategy<Value = Option<Vec<KeptAge>>> {
+    proptest::option::of(proptest::collection::vec(age(), 0..4))
 }
 
 fn kept() -> impl Strategy<Value = KeptList> {
