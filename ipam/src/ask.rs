@@ -300,6 +300,9 @@ impl Machine {
         if let Some(obstacle) = self.sole_obstacle() {
             return obstacle;
         }
+        if let Some(obstacle) = self.move_obstacle() {
+            return obstacle;
+        }
         if !self.has_lease() {
             return self.lease_obstacle();
         }

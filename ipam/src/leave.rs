@@ -38,13 +38,13 @@ use crate::ring::BUCKETS;
 use crate::space::Space;
 use crate::store::{self, Key};
 use crate::voter::Voter;
-use crate::wire::{Body, KeptAge};
+use crate::wire::{Body, KeptAge, names};
 
 /// How long all networks around are listened to before one is chosen.
 const LISTEN: Duration = Duration::from_secs(2);
 
-/// For how long nothing new is given while the other network's answer is waited for, and for how long
-/// things go on as before if there is none.
+/// For how long nothing new is given while the other network is waited for, and for how long things go on as before if
+/// it does not come.
 const MOVE: Duration = Duration::from_secs(3);
 /// A peer of another network is not told of ours more often.
 const ANSWER_PAUSE: Duration = Duration::from_secs(1);
@@ -205,6 +205,16 @@ impl Machine {
         self.others.moving.as_ref().is_some_and(|moving| self.now < moving.until)
     }
 
+    /// What a peer waits for that is about to go over.
+    pub(crate) fn move_obstacle(&self) -> Option<String> {
+        let moving = self.others.moving.as_ref().filter(|moving| self.now < moving.until)?;
+        let whom = match &moving.found {
+            Some((_, panel)) => format!("word from a majority of the voters {}", names(panel.voters.iter())),
+            None => format!("word from peer {}", moving.member.peer),
+        };
+        Some(format!("{whom} of the address network {}, to which this peer goes over", moving.to))
+    }
+
     /// Whether this peer has met a network that it is to go over to.
     pub(crate) fn is_moving(&self) -> bool {
         self.others.moving.is_some()
@@ -221,6 +231,10 @@ impl Machine {
             return;
         };
         let (member, reach) = (moving.member, self.peers.get(&moving.member.peer));
+        if moving.found.is_some() && reach == Some(&member.incarnation) {
+            // Only its voters do not answer: nothing new is given, as if this peer were there already.
+            moving.until = now + MOVE;
+        }
         if now < moving.until && reach == Some(&member.incarnation) {
             moving.next = (now + MOVE_TRY).min(moving.until);
             let voters = moving.found.iter().flat_map(|(_, panel)| panel.voters.iter().copied());
