@@ -210,6 +210,35 @@ fn who_is_away_when_networks_become_one_comes_over_later_and_keeps_what_it_gave(
 }
 
 #[test]
+fn nobody_goes_over_to_a_network_whose_voters_do_not_know_what_is_in_use() {
+    // Of the two that have the lower id, one is the voter: which, is seen by what happens while it is cut off.
+    let held_back = |winner: usize| {
+        let mut world = two_networks("10.0.0.0/24");
+        let lower = world.networks().into_iter().next().unwrap();
+        let of_lower: Vec<usize> = (0..4).filter(|&node| world.up(node).network() == lower).collect();
+        let loser = (0..4).find(|node| !of_lower.contains(node)).unwrap();
+        let mut groups = vec![0; 4];
+        groups[of_lower[winner]] = 1;
+        world.partition(groups);
+        world.run_for(secs(20));
+        let stays = world.up(loser).network() != lower;
+        if stays {
+            // In the network that it has met, the next address may be given to somebody already.
+            let request = world.allocate(loser, "more", net("10.0.0.0/24"));
+            let error = world.answer(request).unwrap_err();
+            let waiting =
+                |text: &str| text.starts_with("word from a majority of the voters") && text.ends_with("goes over");
+            assert!(matches!(&error, AllocError::TimedOut { waiting_for, .. } if waiting(waiting_for)), "{error}");
+        }
+        world.partition(vec![0; 4]);
+        world.run_for(secs(30));
+        assert_eq!(world.networks().into_iter().collect::<Vec<_>>(), [lower]);
+        stays
+    };
+    assert_eq!([held_back(0), held_back(1)].iter().filter(|held| **held).count(), 1);
+}
+
+#[test]
 fn three_networks_that_meet_at_once_become_one_and_what_is_freed_is_free_for_all() {
     let mut world = World::new(3, &[0; 3], &["10.0.0.0/28"]);
     world.groups = vec![0, 1, 2];
