@@ -181,7 +181,7 @@ fn without_the_lists_of_what_others_keep_networks_that_met_make_duplicates() {
         schedule.world.ablation = ablation;
         is_harmed(&schedule.run(STEPS))
     };
-    assert!((1..=100).any(|seed| harmed(&seed)));
+    assert!((301..=400).any(|seed| harmed(&seed)));
 }
 
 /// Whether one of so many schedules in which hosts sleep, with silent ones removed, gives an address without a
