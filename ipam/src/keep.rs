@@ -85,12 +85,8 @@ impl Machine {
         let mut all: Vec<Vec<(u128, u128, Id)>> = vec![Vec::new(); self.areas.len()];
         let others = self.keeping.lists.iter().filter(|(peer, _)| **peer != me && !self.ablation.no_keep);
         for (&peer, list) in others {
-            for run in &list.runs {
-                let address = run.first.0.addr();
-                if let Some((index, first)) = self.universe.find(address) {
-                    let last = first.saturating_add(run.more.into()).min(self.areas[index].range.len() - 1);
-                    all[index].push((first, last, peer));
-                }
+            for (index, first, last) in list.runs.iter().filter_map(|run| self.place_of(run)) {
+                all[index].push((first, last, peer));
             }
         }
         for (area, runs) in self.areas.iter_mut().zip(all) {
@@ -145,8 +141,10 @@ impl Machine {
             self.learn_list(list);
         }
         if want {
-            let theirs: BTreeMap<Id, (u64, u64)> = lists.iter().map(|list| (list.owner.peer, age(list))).collect();
-            let news = |list: &&KeptList| theirs.get(&list.owner.peer).is_none_or(|&theirs| theirs < age(list));
+            let theirs: BTreeMap<Id, (u64, u64)> =
+                lists.iter().map(|list| (list.owner.peer, list.age().order())).collect();
+            let news =
+                |list: &&KeptList| theirs.get(&list.owner.peer).is_none_or(|&theirs| theirs < list.age().order());
             let news: Vec<KeptList> = self.keeping.lists.values().filter(news).cloned().collect();
             self.send_lists(from.peer, news, false);
         }
@@ -155,7 +153,7 @@ impl Machine {
     fn learn_list(&mut self, list: &KeptList) {
         let peer = list.owner.peer;
         let known = self.keeping.lists.get(&peer);
-        let newer = known.is_none_or(|known| age(known) < age(list));
+        let newer = known.is_none_or(|known| known.age().order() < list.age().order());
         if !newer || list.runs.len() > MAX_KEPT_RUNS || self.gone.contains_key(&list.owner) {
             return;
         }
@@ -202,10 +200,12 @@ impl Machine {
     /// they are.
     pub(crate) fn tell_lists(&mut self, to: Id, blocks: Option<&[BlockRuns]>) -> Option<Vec<KeptAge>> {
         let within = |list: &&KeptList| {
-            let mut places = list.runs.iter().filter_map(|run| self.blocks_of_kept(run));
-            places.any(|(range, lo, hi)| match blocks {
-                Some(blocks) => blocks.iter().any(|it| it.range == range && it.lo < hi && lo < it.hi),
-                None => true,
+            let mut places = list.runs.iter().filter_map(|run| self.place_of(run));
+            places.any(|(index, first, last)| {
+                let range = &self.areas[index].range;
+                let (lo, hi) = (range.block_of(first), range.block_of(last) + 1);
+                let over = |it: &BlockRuns| usize::from(it.range) == index && it.lo < hi && lo < it.hi;
+                blocks.is_none_or(|blocks| blocks.iter().any(over))
             })
         };
         let lists: Vec<KeptList> = self.keeping.lists.values().filter(within).cloned().collect();
@@ -217,19 +217,17 @@ impl Machine {
         Some(ages)
     }
 
-    /// In which blocks of which range a run is.
-    fn blocks_of_kept(&self, run: &KeptRun) -> Option<(u16, u32, u32)> {
+    /// In which range a run is, and its first and last address there.
+    fn place_of(&self, run: &KeptRun) -> Option<(usize, u128, u128)> {
         let (index, first) = self.universe.find(run.first.0.addr())?;
-        let range = &self.areas.get(index)?.range;
-        let last = first.saturating_add(run.more.into()).min(range.len() - 1);
-        Some((u16::try_from(index).ok()?, range.block_of(first), range.block_of(last) + 1))
+        Some((index, first, first.saturating_add(run.more.into()).min(self.areas[index].range.len() - 1)))
     }
 
     /// Whether these lists are known here, or newer ones. Those of lives that were removed do not count.
     pub(crate) fn knows_lists<'a>(&self, ages: impl IntoIterator<Item = &'a KeptAge>) -> bool {
         ages.into_iter().all(|of| {
             let known = self.keeping.lists.get(&of.owner.peer);
-            self.gone.contains_key(&of.owner) || known.is_some_and(|list| age(list) >= (of.version, of.owner.life))
+            self.gone.contains_key(&of.owner) || known.is_some_and(|list| list.age().order() >= of.order())
         })
     }
 
@@ -307,12 +305,9 @@ impl Machine {
         let mut found = Vec::new();
         let others = self.keeping.lists.iter();
         for (&peer, list) in others.filter(|(peer, _)| **peer != self.me.peer && self.peers.contains_key(peer)) {
-            for run in &list.runs {
-                let Some((index, first)) = self.universe.find(run.first.0.addr()) else {
-                    continue;
-                };
+            for (index, first, last) in list.runs.iter().filter_map(|run| self.place_of(run)) {
                 let area = &self.areas[index];
-                let given = area.space.given_in(first, first.saturating_add(run.more.into()));
+                let given = area.space.given_in(first, last);
                 found.extend(given.map(|(offset, given)| (area.range.address(offset), given.owner.clone(), peer)));
             }
         }
@@ -333,9 +328,12 @@ impl KeptList {
     }
 }
 
-/// Which of two lists of a peer is newer: an old copy of a disk may use a version again, in another life.
-fn age(list: &KeptList) -> (u64, u64) {
-    (list.version, list.owner.life)
+impl KeptAge {
+    /// The higher one is the newer of two lists of one peer: an old copy of a disk may use a version again, in another
+    /// life.
+    const fn order(&self) -> (u64, u64) {
+        (self.version, self.owner.life)
+    }
 }
 
 /// Addresses in order as runs, with up to `gap` from one to the next.

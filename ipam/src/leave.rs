@@ -258,7 +258,10 @@ impl Machine {
     /// Tells peers of another network what is in use here, and asks for theirs.
     fn ask_to_come(&mut self, whom: BTreeSet<Id>) {
         let list = self.own_list().cloned();
-        for peer in whom.into_iter().filter(|peer| self.peers.contains_key(peer)).collect::<Vec<_>>() {
+        for peer in whom {
+            if !self.peers.contains_key(&peer) {
+                continue;
+            }
             if let Some(list) = list.clone() {
                 self.send_durably(peer, Body::Kept { lists: vec![list], want: false });
             }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Where `br_netfilter` is at work, for all bridges or for this one ([`Firewall::prepare`]), what the bridge carries
-//! goes through the host's forward chains as if it were routed, and an engine that forwards sets the policy of iptables' FORWARD to DROP: no
-//! container would reach another. So in each chain that drops by policy one rule is kept at the end,
+//! goes through the host's forward chains as if it were routed, and an engine that forwards sets the policy
+//! of iptables' FORWARD to DROP: no container would reach another. So in each chain that drops by policy one rule is kept at the end,
 //! for frames from the bridge to the bridge. It overrides the policy and none of the operator's own
 //! rules. An accept elsewhere, in a table of our own, would not do: a drop in any table is final.
 //!
