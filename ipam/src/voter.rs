@@ -9,20 +9,23 @@
 //!
 //! Blocks are settled independently of each other; a message carries many (ipam I15, I16).
 
+mod reading;
+
+use core::cmp::Ordering;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use minicbor::{Decode, Encode};
 use rand_core::RngCore;
 
-use crate::founding::{Ballot, majority};
+use crate::founding::Ballot;
 use crate::id::{Id, Sender};
 use crate::machine::{Machine, RingPart};
 use crate::panel::{NextPanel, Panel, PanelChange, Seat, wished};
 use crate::ring::{Order, Reg, RegRun};
 use crate::runs::Runs;
-use crate::store::{self, Key, StoredVote};
-use crate::wire::{BlockRuns, Body, Prepare, SeatState, Term, WireRun, names};
+use crate::store::{self, Key};
+use crate::wire::{BlockRuns, Body, Prepare, Term, WireRun};
 
 /// Pause between two looks at the panel while nothing happens.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -55,13 +58,11 @@ impl Vote {
 
     fn join(self, other: Self) -> Self {
         let promised = match self.promised.term.cmp(&other.promised.term) {
-            core::cmp::Ordering::Greater => self.promised,
-            core::cmp::Ordering::Less => other.promised,
+            Ordering::Greater => self.promised,
+            Ordering::Less => other.promised,
             // Two attempts that drew the same term: neither gets this vote.
-            core::cmp::Ordering::Equal if self.promised != other.promised => {
-                Term { term: self.promised.term, nonce: 0 }
-            }
-            core::cmp::Ordering::Equal => self.promised,
+            Ordering::Equal if self.promised != other.promised => Term { term: self.promised.term, nonce: 0 },
+            Ordering::Equal => self.promised,
         };
         Self { promised, reg: self.reg.join(other.reg) }
     }
@@ -172,9 +173,13 @@ impl Voter {
     }
 
     /// Whether there is nothing more to be heard from a voter: one that was not sure for the panel
-    /// before may be so for `version` later.
-    fn has_read(&self, peer: &Id, version: u64) -> bool {
-        self.heard.get(peer).is_some_and(|heard| heard.sure || heard.version.saturating_add(1) != version)
+    /// before may be so for this one later, and one that was alone on that and forgot it may recall it.
+    fn has_read(&self, peer: &Id, panel: &Panel) -> bool {
+        self.heard.get(peer).is_some_and(|heard| match heard.version.saturating_add(1).cmp(&panel.version) {
+            Ordering::Less => panel.before != [*peer],
+            Ordering::Equal => heard.sure,
+            Ordering::Greater => true,
+        })
     }
 }
 
@@ -365,6 +370,7 @@ impl Machine {
 
     /// The voting part of the clock.
     pub(crate) fn tick_voter(&mut self) {
+        self.recall_seat();
         self.finish_reading();
         self.read_seats();
         self.look_at_panel();
@@ -378,196 +384,6 @@ impl Machine {
         }
         let change = self.voter.change.as_ref().map(|&(_, until)| until);
         (!self.peers.is_empty()).then_some(change.unwrap_or(self.voter.next_look))
-    }
-
-    /// Asks the voters whose state is missing for it.
-    fn read_seats(&mut self) {
-        if !self.is_learning_to_vote() || self.now < self.voter.next_fetch {
-            return;
-        }
-        self.voter.next_fetch = self.now + PATIENCE;
-        let Some(panel) = self.panel.clone() else {
-            return;
-        };
-        if panel.voters == [self.me.peer] && !self.peers.is_empty() {
-            self.broadcast_durably(Body::PanelAsk);
-        }
-        let whom: BTreeSet<Id> = panel.voters.iter().chain(&panel.before).copied().collect();
-        for peer in whom {
-            if peer != self.me.peer && self.peers.contains_key(&peer) && !self.voter.has_read(&peer, panel.version) {
-                self.read_seat(peer);
-            }
-        }
-        // It may itself have been a voter before.
-        if panel.before.contains(&self.me.peer) && self.voter.seat.version.saturating_add(1) == panel.version {
-            let heard = Heard { version: self.voter.seat.version, sure: self.voter.is_sure() };
-            self.voter.heard.insert(self.me.peer, heard);
-            self.finish_reading();
-        }
-    }
-
-    fn read_seat(&mut self, peer: Id) {
-        if let Some(panel) = self.panel.clone() {
-            let (range, from) = self.voter.cursors.get(&peer).map_or(Cursor::START.place, |cursor| cursor.place);
-            self.send_durably(peer, Body::SeatFetch { panel, life: self.me.life, range, from });
-        }
-    }
-
-    /// Somebody asks for this voter's state.
-    pub(crate) fn on_seat_fetch(&mut self, from: Sender, panel: Panel, life: u64, range: u16, lo: u32) {
-        self.learn_panel(panel.clone());
-        let ours = self.panel.clone().filter(|ours| *ours == panel);
-        let Some(votes) = self.voter.votes.get(usize::from(range)) else {
-            return;
-        };
-        if ours.is_none() {
-            // It asks for what is over.
-            return self.refuse(from.peer, 0, 0);
-        }
-        let mut runs: Vec<StoredVote> = Vec::new();
-        let mut next = Some((range.saturating_add(1), 0));
-        if self.voter.seat.version > 0 {
-            for (lo, hi, vote) in votes.over(lo, votes.end()) {
-                if runs.len() >= PAGE {
-                    next = Some((range, lo));
-                    break;
-                }
-                runs.push(StoredVote { lo, hi, vote: *vote });
-            }
-        } else {
-            next = None;
-        }
-        let next = next.filter(|&(range, _)| usize::from(range) < self.voter.votes.len());
-        let found = (range == 0 && lo == 0).then(|| self.silence.found.iter().copied().collect());
-        let seat = self.voter.seat.clone();
-        let sure = Some(self.voter.is_sure());
-        let kept = if range == 0 && lo == 0 { self.tell_lists(from.peer, None) } else { None };
-        let state = SeatState { version: panel.version, life, seat, range, from: lo, runs, next, found, sure, kept };
-        self.send_durably(from.peer, Body::SeatState(state));
-    }
-
-    /// A page of another voter's state.
-    pub(crate) fn on_seat_state(&mut self, from: Sender, state: &SeatState) {
-        let Some(panel) = self.panel.clone() else {
-            return;
-        };
-        let Cursor { place, sure } = self.voter.cursors.get(&from.peer).copied().unwrap_or(Cursor::START);
-        let asked = state.life == self.me.life && state.version == panel.version && (state.range, state.from) == place;
-        if !asked || !self.is_learning_to_vote() || self.voter.has_read(&from.peer, panel.version) {
-            return;
-        }
-        if !self.knows_lists(state.kept.iter().flatten()) {
-            // A list was lost, or comes behind: the page is asked for again.
-            return;
-        }
-        let sure = sure && state.sure.unwrap_or(false);
-        let theirs = state.seat.version;
-        let useful = theirs == panel.version || theirs.saturating_add(1) == panel.version;
-        if useful {
-            let runs = state.runs.iter().map(|run| (usize::from(state.range), run.lo, run.hi, run.vote));
-            self.vote(runs, |vote, theirs| *vote = vote.join(*theirs));
-            self.learn_found(state.found.iter().flatten());
-        }
-        match state.next.filter(|_| useful) {
-            Some(next) if next > place => {
-                self.voter.cursors.insert(from.peer, Cursor { place: next, sure });
-                self.read_seat(from.peer);
-            }
-            Some(_) => {}
-            None => {
-                if theirs == panel.version {
-                    self.voter.learned.join(&state.seat);
-                }
-                self.voter.heard.insert(from.peer, Heard { version: theirs, sure });
-                self.voter.cursors.remove(&from.peer);
-                self.finish_reading();
-            }
-        }
-    }
-
-    /// Begins to answer once enough was heard.
-    fn finish_reading(&mut self) {
-        if !self.is_learning_to_vote() {
-            return;
-        }
-        let Some(panel) = self.panel.clone() else {
-            return;
-        };
-        let (me, voter) = (self.me.peer, &self.voter);
-        let version = panel.version;
-        let heard_of = |of: &[Id], at: u64| -> Vec<Heard> {
-            of.iter().filter_map(|peer| voter.heard.get(peer)).filter(|heard| heard.version == at).copied().collect()
-        };
-        let sealed = heard_of(&panel.before, version - 1);
-        let most = majority(panel.before.len());
-        // One of those that are not sure may have lost its disk, unless it is one of those that know
-        // nothing: without it, there must still be one of each majority.
-        let unsure = sealed.iter().any(|heard| !heard.sure);
-        let left = panel.before.iter().filter(|voter| !self.is_gone(voter)).count();
-        let answered = panel.before.iter().filter(|voter| self.voter.heard.contains_key(voter)).count();
-        let all_but_one = !unsure || answered >= left.clamp(most, most + 1);
-        let gone = panel.voters.iter().filter(|voter| **voter != me && self.is_gone(voter)).count();
-        let others = panel.voters.iter().filter(|peer| **peer != me && voter.heard.contains_key(peer)).count();
-        let needed = panel.others_to_hear().min(panel.voters.len() - 1 - gone);
-        // It may itself have answered already, and forgotten that with its disk: so many of the others
-        // show that nobody else has, or what it said.
-        let enough = sealed.len() >= most && all_but_one && others >= needed;
-        let handed_over = !panel.before.is_empty() && enough;
-        let seated = voter.seat.version == version;
-        let sole = panel.voters.len() == 1;
-        let known = seated || version == 1 || !heard_of(&panel.voters, version).is_empty();
-        let recovered = match sole {
-            false => known && others >= needed,
-            true if seated => self.words_missing().is_none(),
-            // Its disk is gone, and with it what it alone knew: what the members know must do.
-            true => !self.peers.is_empty() && self.now >= self.joined_at + SOLE_WAIT,
-        };
-        if !handed_over && !recovered {
-            return;
-        }
-        if !seated {
-            if version == 1 || sole {
-                self.vote_for_what_is_known(sole);
-            }
-            self.voter.seat = Seat { version, ..Seat::default() };
-        }
-        let learned = core::mem::take(&mut self.voter.learned);
-        self.voter.seat.join(&learned);
-        self.voter.begin_answering();
-        self.journal.put(store::put(Key::Seat, &self.voter.seat));
-    }
-
-    /// Of whom a sole voter has yet to hear after a start that they know no newer voters, and of how
-    /// many of them: it has only its disk to know by, which may be an old copy (ipam I18).
-    fn words_missing(&self) -> Option<(usize, Vec<Id>)> {
-        let owners = self.owned_by_peers().into_iter().map(|(peer, _)| peer);
-        let others: BTreeSet<Id> = owners.filter(|peer| *peer != self.me.peer && !self.is_gone(peer)).collect();
-        let needed = majority(others.len() + 1) - 1;
-        let missing: Vec<Id> = others.iter().copied().filter(|it| !self.voter.same_panel.contains_key(it)).collect();
-        let heard = others.len() - missing.len();
-        (heard < needed).then(|| (needed - heard, missing))
-    }
-
-    /// What a sole voter waits for after a start.
-    pub(crate) fn sole_obstacle(&self) -> Option<String> {
-        let sole = self.panel.as_ref().is_some_and(|panel| panel.voters == [self.me.peer]);
-        let (count, missing) = self.words_missing().filter(|_| sole && self.is_learning_to_vote())?;
-        Some(format!(
-            "word from {count} of the peers {}: without it, this peer cannot know that its disk is not an old copy; \
-             remove them (weft peer remove) if they are gone",
-            names(missing.iter())
-        ))
-    }
-
-    /// What the network was founded with is known to all; what was heard since need not have been
-    /// settled, and counts only where no other voter knows more.
-    fn vote_for_what_is_known(&mut self, heard: bool) {
-        let mut known =
-            self.network.as_ref().map(|network| network.first_registers(&self.universe)).unwrap_or_default();
-        for (index, area) in self.areas.iter().enumerate().filter(|_| heard) {
-            known.extend(area.ring.regs(0, area.ring.blocks()).map(|run| WireRun::new(index, run)));
-        }
-        self.vote(known.iter().map(blocks_of), |vote, reg| vote.reg = vote.reg.join(*reg));
     }
 
     /// Makes this peer the only voter, with what it knows: for when most voters are gone for good.

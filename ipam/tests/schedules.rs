@@ -86,10 +86,10 @@ fn no_address_is_given_twice_or_lost_founded_by_seeds() {
 #[test]
 fn schedules_that_once_failed_hold() {
     let kept = [
-        (Birth::Alone, &[97, 2273, 2427, 5042, 7389, 8637, 34724][..]),
-        (Birth::Together, &[18, 50, 142, 320, 356, 1249, 1688, 6297, 6621, 30729, 31697, 38185]),
-        (Birth::Apart, &[2204, 2757, 8541, 13766, 31918, 36064]),
-        (Birth::Seeded, &[3124, 4750, 6621, 40192]),
+        (Birth::Alone, &[97, 2273, 2427, 5042, 7389, 8637, 34202, 34724][..]),
+        (Birth::Together, &[18, 50, 142, 320, 356, 1249, 1688, 6297, 6621, 30729, 31697, 33398, 38185]),
+        (Birth::Apart, &[2204, 2757, 8541, 13766, 23244, 31918, 36064, 39552, 46203]),
+        (Birth::Seeded, &[3124, 4750, 6621, 40192, 53799]),
     ];
     // However they begin.
     let all = [658, 993, 2606, 2776, 3099, 3283, 4530, 4608, 4674, 4846, 6652];
@@ -170,7 +170,7 @@ fn without_a_new_term_after_a_restart_old_disks_make_duplicates() {
 #[test]
 fn without_reading_other_voters_after_a_start_old_disks_make_duplicates() {
     let ablation = Ablation { no_recovery: true, ..Ablation::default() };
-    assert!(harmed_without(ablation, 1301..1501));
+    assert!(harmed_without(ablation, 901..1001));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn without_the_lists_of_what_others_keep_networks_that_met_make_duplicates() {
         schedule.world.ablation = ablation;
         is_harmed(&schedule.run(STEPS))
     };
-    assert!((301..=400).any(|seed| harmed(&seed)));
+    assert!((501..=600).any(|seed| harmed(&seed)));
 }
 
 /// Whether one of so many schedules in which hosts sleep, with silent ones removed, gives an address without a

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::addresses::{Addresses, Lost};
 use super::core::{Core, CoreConfig, CoreIo};
+use super::fastpath::Off;
 use super::{Handle, MeshNames, Reloads};
 use crate::clock::Clock;
 use crate::control::api::{self, Api, Info, Stop};
@@ -138,7 +139,7 @@ impl Rig {
             store: store.clone(),
             stored,
             events: events.clone(),
-            fast: None,
+            fast: Err(Off::Unwanted),
             names: names.clone(),
         };
         let (handle, requests) = Handle::new();
@@ -230,6 +231,7 @@ mod tests {
     use mesh_proto::control::node::PeerState;
 
     use super::*;
+    use crate::control::attach::Audit;
 
     async fn linked(rig: &Rig) -> bool {
         let snapshot = rig.handle.snapshot().await.expect("it runs");
@@ -349,6 +351,40 @@ mod tests {
         rig.handle.survey(vec![("test:a".to_owned(), address.addr())]).await.expect("it runs");
         let other = rig.handle.allocate("test:b", range).await.expect("it runs").expect("an address");
         assert_ne!(other, address);
+        rig.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_nobody_uses_is_named_and_given_back_if_asked_and_what_is_used_is_recorded_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let rig = Rig::start(options("one", dir.path(), None, &[]));
+        let range = ranges()[0];
+        let check = async |repair| rig.api.attachments.check(repair).await.expect("it runs");
+        let leaked = rig.handle.allocate("test:leaked", range).await.expect("it runs").expect("an address");
+        let used = rig.handle.allocate("test:used", range).await.expect("it runs").expect("an address");
+        rig.ledger.enter("test:used", used.addr());
+        for _ in 0..2 {
+            let found = check(false).await;
+            assert_eq!(found.leaked, [("test:leaked".to_owned(), leaked)], "it is only named");
+            assert_eq!((found.missing, found.repaired), (vec![], vec![]));
+        }
+        assert_eq!(rig.handle.free("test:used", None).await, Ok(vec![used]));
+        let found = check(true).await;
+        assert_eq!(found.leaked, [("test:leaked".to_owned(), leaked)]);
+        assert_eq!(found.missing.iter().map(|(_, net)| net.addr()).collect::<Vec<_>>(), [used.addr()]);
+        assert_eq!(found.repaired.len(), 2, "{:?}", found.repaired);
+        assert_eq!(check(false).await, Audit::default(), "all is in order");
+        assert_eq!(rig.handle.lookup("test:leaked").await, Ok(vec![]));
+        assert_eq!(rig.handle.lookup("test:used").await, Ok(vec![used]));
+        // Somebody else has the address by now: that cannot be repaired, and is named each time.
+        assert_eq!(rig.handle.free("test:used", None).await, Ok(vec![used]));
+        let other = rig.handle.claim("test:other", used.addr()).await.expect("it runs");
+        assert_eq!(other.map(|net| net.addr()), Ok(used.addr()));
+        rig.ledger.enter("test:other", used.addr());
+        for _ in 0..2 {
+            let found = check(true).await;
+            assert_eq!((found.missing.len(), found.repaired.len()), (1, 0), "{found:?}");
+        }
         rig.stop().await;
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct Checker {
     /// Of these, those that were removed for their silence: they have noticed before.
     silenced: BTreeSet<Peer>,
     /// Addresses of nodes that were removed: somebody else may get them.
-    in_dispute: BTreeMap<IpAddr, Peer>,
+    in_dispute: BTreeSet<(IpAddr, Peer)>,
     /// In which network each was given.
     given_in: BTreeMap<(IpAddr, Peer, String), String>,
     /// Addresses that were given once more in another network, before the two were one.
@@ -131,9 +131,8 @@ impl Checker {
                     self.orphans.insert((net.addr(), holder.0, holder.1));
                 }
             }
-            Some(other) if *other != holder && self.in_dispute.get(&net.addr()) == Some(&other.0) => {
+            Some(other) if *other != holder && self.in_dispute.remove(&(net.addr(), other.0)) => {
                 self.orphans.insert((net.addr(), other.0, other.1.clone()));
-                self.in_dispute.remove(&net.addr());
                 self.holders.insert(net.addr(), holder);
             }
             Some(other) if *other != holder => {
@@ -142,7 +141,7 @@ impl Checker {
             }
             _ => {
                 if self.fenced.contains(&holder.0) {
-                    self.in_dispute.insert(net.addr(), holder.0);
+                    self.in_dispute.insert((net.addr(), holder.0));
                 }
                 self.holders.insert(net.addr(), holder);
             }
@@ -182,13 +181,9 @@ impl Checker {
     pub(crate) fn freed(&mut self, peer: Peer, owner: &str, freed: &[IpNet]) {
         for net in freed {
             self.orphans.remove(&(net.addr(), peer, owner.to_owned()));
-            let holder = (peer, owner.to_owned());
-            let had = self.holders.get(&net.addr()) == Some(&holder);
             self.gone(net.addr(), peer, owner);
-            if had {
-                // What it may get there again is no remainder of its removed life.
-                self.in_dispute.remove(&net.addr());
-            }
+            // What it may get there again is no remainder of its removed life.
+            self.in_dispute.remove(&(net.addr(), peer));
         }
     }
 
@@ -203,18 +198,16 @@ impl Checker {
         for (address, owner) in self.held_by(peer) {
             self.gone(address, peer, &owner);
         }
-        self.in_dispute.retain(|_, holder| *holder != peer);
+        self.in_dispute.retain(|(_, holder)| *holder != peer);
     }
 
     /// A node was removed, perhaps alive: until it knows, its frames are dropped by everybody,
     /// and what it has counts as had by nobody.
     pub(crate) fn fence(&mut self, peer: Peer) {
         self.fenced.insert(peer);
-        for (address, (holder, _)) in &self.holders {
-            if *holder == peer {
-                self.in_dispute.insert(*address, peer);
-            }
-        }
+        // Also what it has beside others, who may be gone before somebody else gets it.
+        let had = self.held_by(peer);
+        self.in_dispute.extend(had.into_iter().map(|(address, _)| (address, peer)));
     }
 
     /// A node that was fenced was so for its silence.

@@ -118,13 +118,14 @@ impl World {
     /// Keeps a copy of a node's disk, once it knows of other owners: of one that never was anything
     /// but alone, nothing can tell an old copy from the newest state (docs/ipam.md, section 8).
     pub(crate) fn copy(&mut self, node: usize) {
-        let it = &mut self.nodes[node];
-        let others = match &it.allocator {
-            Some(Subject::Allocator(allocator)) => {
-                allocator.summary().peers.iter().filter(|(_, owned)| *owned > 0).count() > 1
-            }
-            _ => true,
+        let it = &self.nodes[node];
+        // As one would know that starts with it: the one that runs may be ahead of its disk.
+        let config = Config::new(it.peer, it.life, self.ranges.clone(), it.named);
+        let others = match Subject::new(self.kind, config, it.disk.clone(), [0; 32], self.now, self.ablation) {
+            Subject::Allocator(one) => one.summary().peers.iter().filter(|(_, owned)| *owned > 0).count() > 1,
+            Subject::Weave(_) => true,
         };
+        let it = &mut self.nodes[node];
         if it.copies.len() < 4 && others {
             it.copies.push(it.disk.clone());
         }
