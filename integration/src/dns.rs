@@ -1,19 +1,20 @@
-//! How many questions a second a router's name server answers, beside a well-known server that has the same
-//! names, asks the same resolver and runs on the same host: by `dnsperf`, in turns.
+//! How many questions a second a router's name server answers, beside well-known servers that have the same
+//! names, ask the same resolver and run on the same host: by `dnsperf`, in turns.
 //!
 //! ```text
-//!   dnsperf ─┬─► router, 127.0.0.1:5301 ──┐
-//!            └─► rival,  127.0.0.1:5302 ──┴─► a resolver of our own, 127.0.0.9
+//!   dnsperf ─┬─► router,  127.0.0.1:5301 ──┐
+//!            ├─► dnsmasq, 127.0.0.1:5302 ──┼─► a resolver of our own, 127.0.0.9
+//!            └─► unbound, 127.0.0.1:5303 ──┘
 //! ```
 //!
-//! Both are asked for names of the zone and for names that they have to ask for. Neither remembers answers
-//! of the resolver: a router does not, and of the rival that is switched off.
+//! All are asked for names of the zone, for names that they have asked for before and may remember, and for
+//! names whose answers nobody may remember: of these the resolver says so.
 
 #![allow(clippy::print_stdout, reason = "prints what it measured")]
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, io,
     net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -32,28 +33,44 @@ use weft::lab::{
 use crate::path::ROUTER;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const ROUTER_PORT: u16 = 5301;
-const RIVAL_PORT: u16 = 5302;
+/// The domain whose names the resolver tells for no time.
+const FLEETING: &str = "example.net";
 /// Who is asked for all other names; the only port that a `resolv.conf` can name.
 const RESOLVER: &str = "127.0.0.9:53";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// With whom the router is compared.
+/// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rival {
+pub enum Contestant {
+    /// The router.
+    Router,
     /// dnsmasq.
     Dnsmasq,
     /// unbound.
     Unbound,
 }
 
+impl Contestant {
+    const fn port(self) -> u16 {
+        match self {
+            Self::Router => 5301,
+            Self::Dnsmasq => 5302,
+            Self::Unbound => 5303,
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
 /// What is measured.
 #[derive(Debug, Parser)]
-#[command(name = "dns", about = "Measures the name server of a router beside another server, by dnsperf")]
+#[command(name = "dns", about = "Measures the name server of a router beside others, by dnsperf")]
 pub struct Options {
-    /// With whom the router is compared
-    #[arg(long, value_enum, default_value = "dnsmasq")]
-    pub rival: Rival,
+    /// With whom the router is compared; who is not installed is left out, and named
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "dnsmasq,unbound")]
+    pub rivals: Vec<Contestant>,
     /// How often each is measured, by turns
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
@@ -72,16 +89,34 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Zone,
+    Remembered,
     Forwarded,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Zone, Self::Forwarded];
+    const ALL: [Self; 3] = [Self::Zone, Self::Remembered, Self::Forwarded];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Zone => "names of the zone",
-            Self::Forwarded => "forwarded names",
+            Self::Remembered => "names of others, remembered",
+            Self::Forwarded => "names of others, asked for each time",
+        }
+    }
+
+    /// So many that of those that are not remembered hardly any is asked for twice at the same time.
+    const fn count(self, names: u16) -> u16 {
+        match self {
+            Self::Zone | Self::Remembered => names,
+            Self::Forwarded => 10_000,
+        }
+    }
+
+    const fn domain(self) -> &'static str {
+        match self {
+            Self::Zone => "weft.local",
+            Self::Remembered => "example.com",
+            Self::Forwarded => FLEETING,
         }
     }
 }
@@ -124,51 +159,54 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         env: vec![(ROUTER.into(), "1".into())],
         args: vec!["--dns-resolv-conf".into(), resolv_conf.into_os_string()],
     };
-    let listen = format!("127.0.0.1:{ROUTER_PORT}");
+    let listen = format!("127.0.0.1:{}", Contestant::Router.port());
     let config = config.with(["--range", "10.44.0.0/16", "--dns-listen", &listen]);
     let router = Router::start(&lab, lab.host(0), config).context("start a router")?;
     for number in 0..options.names {
         router.command(["dns", "add", &format!("n{number}"), &address(number).to_string()])?;
     }
-    let rival = Process(rival(&lab, &dir, options)?);
-    let questions = Kind::ALL.map(|kind| (kind, questions(&dir, kind, options.names)));
-    for (kind, file) in questions {
-        let file = file?;
-        let ask = |port| ask(&lab, port, &file, options.seconds, options);
-        for port in [ROUTER_PORT, RIVAL_PORT] {
-            let ready = || ask_once(&lab, port, &file).is_ok();
-            ensure!(wait_until(PATIENCE, ready), "port {port}: {:?}", ask_once(&lab, port, &file));
+    let mut contestants = vec![(Contestant::Router, None)];
+    for &rival in options.rivals.iter().filter(|rival| **rival != Contestant::Router) {
+        match start_rival(rival, &lab, &dir, options)? {
+            Some(child) => contestants.push((rival, Some(Process(child)))),
+            None => println!("{} is absent: {}", rival.name(), missing(&rival.name())),
         }
-        let mut rounds = Vec::new();
-        for round in 0..options.rounds {
-            // By turns, so that neither is always the one that finds the machine warm.
-            let (router, rival);
-            if round % 2 == 0 {
-                (router, rival) = (ask(ROUTER_PORT)?, ask(RIVAL_PORT)?);
-            } else {
-                rival = ask(RIVAL_PORT)?;
-                router = ask(ROUTER_PORT)?;
-            }
-            rounds.push((router, rival));
-        }
-        print(kind, options, &rounds);
     }
-    drop(rival);
+    for kind in Kind::ALL {
+        let file = questions(&dir, kind, options.names)?;
+        for (contestant, _) in &contestants {
+            let port = contestant.port();
+            let ready = || ask_once(&lab, port, &file).is_ok();
+            ensure!(wait_until(PATIENCE, ready), "{}: {:?}", contestant.name(), ask_once(&lab, port, &file));
+        }
+        let mut figures = vec![Vec::new(); contestants.len()];
+        for round in 0..options.rounds {
+            // By turns, so that none is always the one that finds the machine warm.
+            for turn in 0..contestants.len() {
+                let index = (round + turn) % contestants.len();
+                figures[index].push(ask(&lab, contestants[index].0.port(), &file, options)?);
+            }
+        }
+        println!("{}: median (least–most) of {} rounds", kind.name(), options.rounds);
+        for ((contestant, _), own) in contestants.iter().zip(&figures) {
+            print(*contestant, own, &figures[0]);
+        }
+    }
     Ok(())
 }
 
-fn print(kind: Kind, options: &Options, rounds: &[(Figures, Figures)]) {
-    let name = options.rival.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let list = |of: fn(&(Figures, Figures)) -> f64, digits: usize| {
-        let mut all: Vec<f64> = rounds.iter().map(of).collect();
+fn print(contestant: Contestant, own: &[Figures], routers: &[Figures]) {
+    let list = |all: Vec<f64>, digits: usize| {
+        let mut all = all;
         all.sort_unstable_by(f64::total_cmp);
         let (least, most) = (all[0], all[all.len() - 1]);
         format!("{:.digits$} ({least:.digits$}–{most:.digits$})", all[all.len() / 2])
     };
-    println!("{}: median (least–most) of {} rounds", kind.name(), rounds.len());
-    println!("  router   {} k/s, {} µs", list(|(one, _)| one.rate / 1e3, 1), list(|(one, _)| one.latency, 0));
-    println!("  {name:<8} {} k/s, {} µs", list(|(_, one)| one.rate / 1e3, 1), list(|(_, one)| one.latency, 0));
-    println!("  router / {name}: {}", list(|(router, rival)| router.rate / rival.rate, 2));
+    let rate = list(own.iter().map(|one| one.rate / 1e3).collect(), 1);
+    let latency = list(own.iter().map(|one| one.latency).collect(), 0);
+    let ratio = list(routers.iter().zip(own).map(|(router, one)| router.rate / one.rate).collect(), 2);
+    let ratio = if contestant == Contestant::Router { String::new() } else { format!(", router / it: {ratio}") };
+    println!("  {:<8} {rate} k/s, {latency} µs{ratio}", contestant.name());
 }
 
 fn address(number: u16) -> Ipv4Addr {
@@ -179,11 +217,8 @@ fn address(number: u16) -> Ipv4Addr {
 /// A file of questions, as `dnsperf` reads it.
 fn questions(dir: &Path, kind: Kind, names: u16) -> anyhow::Result<PathBuf> {
     let mut text = String::new();
-    for number in 0..names {
-        match kind {
-            Kind::Zone => writeln!(text, "n{number}.weft.local A")?,
-            Kind::Forwarded => writeln!(text, "n{number}.example.com A")?,
-        }
+    for number in 0..kind.count(names) {
+        writeln!(text, "n{number}.{} A", kind.domain())?;
     }
     let file = dir.join(format!("{kind:?}"));
     fs::write(&file, text)?;
@@ -198,19 +233,23 @@ fn resolve(socket: &UdpSocket) {
         let Some(end) = query.get(12..).and_then(|name| name.iter().position(|byte| *byte == 0)) else { continue };
         let Some(question) = query.get(12..12 + end + 5) else { continue };
         let head = [&query[..2], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0], question].concat();
-        let record = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, 1];
+        let fleeting = query.windows(4).any(|part| part == b"\x03net");
+        let ttl = if fleeting { 0 } else { 60 };
+        let record = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, ttl, 0, 4, 198, 51, 100, 1];
         // Whoever asked may have gone.
         let _ = socket.send_to(&[&head[..], &record].concat(), from);
     }
 }
 
-/// Starts the other server, with the same names.
-fn rival(lab: &Lab, dir: &Path, options: &Options) -> anyhow::Result<Child> {
+/// Starts another server, with the same names; none if it is not installed.
+fn start_rival(rival: Contestant, lab: &Lab, dir: &Path, options: &Options) -> anyhow::Result<Option<Child>> {
     let resolver = RESOLVER.trim_end_matches(":53");
     let mut command;
     let mut text = String::new();
-    match options.rival {
-        Rival::Dnsmasq => {
+    let port = rival.port();
+    match rival {
+        Contestant::Router => return Ok(None),
+        Contestant::Dnsmasq => {
             let hosts = dir.join("hosts");
             for number in 0..options.names {
                 writeln!(text, "{} n{number}.weft.local", address(number))?;
@@ -219,16 +258,16 @@ fn rival(lab: &Lab, dir: &Path, options: &Options) -> anyhow::Result<Child> {
             command = Command::new("dnsmasq");
             command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-poll"]);
             command.args(["--bind-interfaces", "--listen-address=127.0.0.1", "--local=/weft.local/", "--user=root"]);
-            command.args(["--cache-size=0", "--dns-forward-max=1000", "--pid-file=", "--local-ttl=1"]);
-            command.args([format!("--port={RIVAL_PORT}"), format!("--server={resolver}")]);
+            command.args(["--cache-size=10000", "--dns-forward-max=1000", "--pid-file=", "--local-ttl=1"]);
+            command.args([format!("--port={port}"), format!("--server={resolver}")]);
             command.arg(format!("--addn-hosts={}", hosts.display()));
         }
-        Rival::Unbound => {
+        Contestant::Unbound => {
             writeln!(
                 text,
-                "server:\n verbosity: 0\n interface: 127.0.0.1@{RIVAL_PORT}\n port: {RIVAL_PORT}\n num-threads: 1\n \
+                "server:\n verbosity: 0\n interface: 127.0.0.1@{port}\n port: {port}\n num-threads: 1\n \
                  do-not-query-localhost: no\n chroot: \"\"\n username: \"\"\n pidfile: \"\"\n use-syslog: no\n \
-                 do-daemonize: no\n module-config: \"iterator\"\n cache-max-ttl: 0\n local-zone: \"weft.local.\" static"
+                 do-daemonize: no\n module-config: \"iterator\"\n local-zone: \"weft.local.\" static"
             )?;
             for number in 0..options.names {
                 writeln!(text, " local-data: \"n{number}.weft.local. 1 IN A {}\"", address(number))?;
@@ -240,13 +279,11 @@ fn rival(lab: &Lab, dir: &Path, options: &Options) -> anyhow::Result<Child> {
             command.arg("-d").arg("-c").arg(conf);
         }
     }
-    start(lab, command.stdin(Stdio::null()).stdout(Stdio::null()).env("PATH", PATH))
-}
-
-fn start(lab: &Lab, command: &mut Command) -> anyhow::Result<Child> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let spawned = lab.host(0).namespace().run(|| command.spawn())?;
-    spawned.with_context(|| missing(&program))
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env("PATH", PATH);
+    match lab.host(0).namespace().run(|| command.spawn())? {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        spawned => Ok(Some(spawned.with_context(|| format!("start {}", rival.name()))?)),
+    }
 }
 
 fn missing(program: &str) -> String {
@@ -260,8 +297,8 @@ fn ask_once(lab: &Lab, port: u16, file: &Path) -> anyhow::Result<()> {
     complete(&said)
 }
 
-fn ask(lab: &Lab, port: u16, file: &Path, seconds: u32, options: &Options) -> anyhow::Result<Figures> {
-    let (seconds, outstanding) = (seconds.to_string(), options.outstanding.to_string());
+fn ask(lab: &Lab, port: u16, file: &Path, options: &Options) -> anyhow::Result<Figures> {
+    let (seconds, outstanding) = (options.seconds.to_string(), options.outstanding.to_string());
     let (said, value) = dnsperf(lab, port, file, &["-l", &seconds, "-c", "8", "-q", &outstanding])?;
     complete(&said)?;
     let rate = value("Queries per second:")?;

@@ -1,5 +1,5 @@
 //! Questions that are not the mesh's: asked of the host's resolvers, one after the other until one
-//! answers (names N10, N11).
+//! answers (names N10, N11), and not before what they have said is too old (names N14).
 //!
 //! ```text
 //!   query ─► resolver 1 ── 0.5 s without an answer, or a failure ──► resolver 2 too ─► …
@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::cache::{Asked, Cache};
 use super::message::{Question, Transport, answers, failure, is_failure, passed_on, renumbered};
 use super::resolvers::Resolvers;
 
@@ -38,12 +39,20 @@ const MESSAGE_MAX: usize = 65_535;
 #[derive(Debug)]
 pub(super) struct Forward {
     resolvers: Arc<Resolvers>,
+    cache: Cache,
     room: Semaphore,
 }
 
 impl Forward {
     pub(super) fn new(resolvers: Resolvers) -> Self {
-        Self { resolvers: Arc::new(resolvers), room: Semaphore::new(UNDER_WAY) }
+        Self { resolvers: Arc::new(resolvers), cache: Cache::default(), room: Semaphore::new(UNDER_WAY) }
+    }
+
+    /// The answer to a query, if it is known.
+    pub(super) fn known(&self, query: &[u8], question: &Question, transport: Transport) -> Option<Vec<u8>> {
+        let asked = Asked::read(query, question)?;
+        let now = Instant::now().into_std();
+        self.cache.get(self.resolvers.version(), (query, question), &asked, transport, now)
     }
 
     /// The answer to a query: a resolver's, or that there is none.
@@ -51,10 +60,14 @@ impl Forward {
         let Ok(_room) = self.room.try_acquire() else {
             return failure(question, ResponseCode::ServFail);
         };
-        match self.ask(query.into(), question, transport).await {
-            Some(answer) => passed_on(answer, query, question),
-            None => failure(question, ResponseCode::ServFail),
+        let version = self.resolvers.version();
+        let Some(answer) = self.ask(query.into(), question, transport).await else {
+            return failure(question, ResponseCode::ServFail);
+        };
+        if let Some(asked) = Asked::read(query, question) {
+            self.cache.put(version, &asked, question, &answer, Instant::now().into_std());
         }
+        passed_on(answer, query, question)
     }
 
     async fn ask(&self, query: Arc<[u8]>, question: &Question, transport: Transport) -> Option<Vec<u8>> {

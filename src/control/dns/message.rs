@@ -22,7 +22,7 @@ const CODE_AT: usize = 3;
 /// What every client takes over UDP (RFC 1035).
 const UDP_MIN: u16 = 512;
 /// What passes without being cut into fragments nearly everywhere: more is not sent, nor offered.
-const UDP_MAX: u16 = 1232;
+pub(super) const UDP_MAX: u16 = 1232;
 
 /// What came in.
 #[derive(Debug)]
@@ -123,11 +123,7 @@ pub(super) fn reply(query: &[u8], question: &Question, answer: &Answer, transpor
     message.metadata.recursion_available = true;
     message.metadata.response_code = answer.code;
     message.add_query(question.query.clone());
-    let limit = match (transport, &whole.edns) {
-        (Transport::Tcp, _) => u16::MAX,
-        (Transport::Udp, None) => UDP_MIN,
-        (Transport::Udp, Some(edns)) => edns.max_payload().clamp(UDP_MIN, UDP_MAX),
-    };
+    let room = room(transport, whole.edns.as_ref().map(Edns::max_payload));
     if let Some(asked) = &whole.edns {
         let mut edns = Edns::new();
         edns.set_max_payload(UDP_MAX).set_version(0).set_dnssec_ok(asked.flags().dnssec_ok);
@@ -140,9 +136,30 @@ pub(super) fn reply(query: &[u8], question: &Question, answer: &Answer, transpor
     message.add_authorities(answer.soa.clone());
     message.add_answers(answer.records.iter().cloned());
     message.add_additionals(answer.additional.iter().cloned());
+    fitted(message, room)
+}
+
+/// The most bytes that an answer may have. `payload` is what the client's EDNS0 says that it takes.
+pub(super) fn room(transport: Transport, payload: Option<u16>) -> usize {
+    let room = match (transport, payload) {
+        (Transport::Tcp, _) => u16::MAX,
+        (Transport::Udp, None) => UDP_MIN,
+        (Transport::Udp, Some(payload)) => payload.clamp(UDP_MIN, UDP_MAX),
+    };
+    room.into()
+}
+
+/// A message in so many bytes, with as many of its records as fit.
+pub(super) fn fitted(mut message: Message, room: usize) -> Vec<u8> {
+    let whole = encoded(&message);
+    if whole.len() <= room {
+        return whole;
+    }
     // What is only added may be missing without a word: it can be asked for (RFC 2181, 9).
-    cut(&mut message, limit.into(), |message| &mut message.additionals);
-    message.metadata.truncation = cut(&mut message, limit.into(), |message| &mut message.answers);
+    cut(&mut message, room, |message| &mut message.additionals);
+    let answers = cut(&mut message, room, |message| &mut message.answers);
+    let authorities = cut(&mut message, room, |message| &mut message.authorities);
+    message.metadata.truncation = answers || authorities;
     encoded(&message)
 }
 

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   query ─► read ─► the mesh's domain, or an address of its ranges? ─yes─► Zone ─► answer
-//!                              └─no─► Forward ─► a resolver of the host ─► its answer
+//!                              └─no─► Cache ─not known─► Forward ─► a resolver of the host ─► its answer
 //! ```
 //!
-//! What is answered is specified in docs/names.md, rules N6 to N13. The messages' format is
+//! What is answered is specified in docs/names.md, rules N6 to N14. The messages' format is
 //! hickory's; who is asked, and how long, is decided here.
 
+mod cache;
 mod forward;
 mod message;
 mod resolvers;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tokio::task::JoinSet;
 
+pub use cache::{Asked, Cache};
 pub use message::{Question, Transport, answers, passed_on};
 pub use serve::Sockets;
 pub use zone::{Reply, Zone};

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Port of a resolver: the file cannot name another one.
@@ -31,6 +31,8 @@ struct State {
     /// What told one content of the file from another.
     stamp: Option<(SystemTime, u64)>,
     servers: Arc<[SocketAddr]>,
+    /// How often the file was another one.
+    version: u64,
     /// Who did not answer, and since when.
     doubted: Vec<(SocketAddr, Instant)>,
 }
@@ -51,11 +53,7 @@ impl Resolvers {
 
     /// All of them, in the order in which they are to be asked.
     pub(super) fn in_order(&self) -> Vec<SocketAddr> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
-            state.looked = Some(Instant::now());
-            self.look(&mut state);
-        }
+        let mut state = self.current();
         state.doubted.retain(|(_, since)| since.elapsed() < DOUBT);
         let doubted = |server: &SocketAddr| state.doubted.iter().any(|(other, _)| other == server);
         let mut servers = state.servers.to_vec();
@@ -64,9 +62,28 @@ impl Resolvers {
         servers
     }
 
+    /// A number that grows when the file changes: what others said before that may hold no more.
+    pub(super) fn version(&self) -> u64 {
+        self.current().version
+    }
+
+    /// What the file says, or said a moment ago.
+    fn current(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if state.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
+            state.looked = Some(Instant::now());
+            self.look(&mut state);
+        }
+        state
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A resolver answered, or did not.
     pub(super) fn note(&self, server: SocketAddr, answered: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.doubted.retain(|(other, _)| *other != server);
         if !answered {
             state.doubted.push((server, Instant::now()));
@@ -90,6 +107,9 @@ impl Resolvers {
         let servers: Arc<[SocketAddr]> = servers(&text, &self.own).into();
         if servers != state.servers {
             tracing::info!(resolvers = ?servers, "names outside the mesh are asked for at the host's resolvers");
+        }
+        if stamp != state.stamp || servers != state.servers {
+            state.version += 1;
         }
         (state.stamp, state.servers) = (stamp, servers);
     }
@@ -148,11 +168,20 @@ mod tests {
         assert_eq!(resolvers.in_order(), [two, one]);
         resolvers.note(one, true);
         assert_eq!(resolvers.in_order(), [one, two]);
-        std::fs::write(&path, "nameserver 192.0.2.33\n").expect("written");
-        resolvers.state.lock().expect("no panic").looked = None;
-        assert_eq!(resolvers.in_order(), [address("192.0.2.33")]);
-        std::fs::remove_file(&path).expect("removed");
-        resolvers.state.lock().expect("no panic").looked = None;
-        assert!(resolvers.in_order().is_empty());
+        let versions: Vec<u64> = [Some("nameserver 192.0.2.33\n"), Some("nameserver 192.0.2.33\n# so\n"), None, None]
+            .into_iter()
+            .map(|text| {
+                match text {
+                    Some(text) => std::fs::write(&path, text).expect("written"),
+                    None => _ = std::fs::remove_file(&path),
+                }
+                let before = resolvers.version();
+                resolvers.state().looked = None;
+                let servers = resolvers.in_order();
+                assert_eq!(servers, text.map(|_| address("192.0.2.33")).into_iter().collect::<Vec<_>>());
+                resolvers.version() - before
+            })
+            .collect();
+        assert_eq!(versions, [1, 1, 1, 0], "each other file is another version");
     }
 }

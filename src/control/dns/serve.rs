@@ -107,6 +107,10 @@ pub(super) async fn serve_udp(socket: UdpSocket, responder: Arc<Responder>) {
             Reply::Nothing => {}
             Reply::Answer(answer) => send(&socket, &answer, from).await,
             Reply::AskOthers(question) => {
+                if let Some(answer) = responder.forward.known(query, &question, Transport::Udp) {
+                    send(&socket, &answer, from).await;
+                    continue;
+                }
                 let (socket, responder, query) = (Arc::clone(&socket), Arc::clone(&responder), query.to_vec());
                 tokio::spawn(async move {
                     let answer = responder.forward.answer(&query, &question, Transport::Udp).await;
@@ -167,6 +171,12 @@ async fn converse(stream: TcpStream, responder: Arc<Responder>) {
                 }
             }
             Reply::AskOthers(question) => {
+                if let Some(answer) = responder.forward.known(&query, &question, Transport::Tcp) {
+                    if answers.send(answer).await.is_err() {
+                        break;
+                    }
+                    continue;
+                }
                 let Ok(place) = Arc::clone(&room).acquire_owned().await else { break };
                 let (answers, responder) = (answers.clone(), Arc::clone(&responder));
                 tokio::spawn(async move {

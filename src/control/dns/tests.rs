@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, Query, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use mesh_proto::control::names::Names;
 use mesh_proto::id::{Incarnation, PeerId};
@@ -159,10 +159,68 @@ async fn a_resolver_that_is_silent_or_fails_is_not_waited_for_and_comes_last_the
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!((silent.asked(), failing.asked(), good.asked()), (1, 1, 1));
     for id in 2..5 {
-        let answer = ask(server, &query("example.com.", id)).await;
+        let answer = ask(server, &query(&format!("n{id}.example.com."), id)).await;
         assert_eq!((answer.metadata.id, answer.answers.len()), (id, 1));
     }
     assert_eq!((silent.asked(), good.asked()), (1, 4), "who was silent is not asked before the others");
+}
+
+#[tokio::test]
+async fn what_a_resolver_has_said_is_not_asked_again_until_it_is_too_old_and_failures_are() {
+    let resolver = Resolver::start(|query, _| {
+        let name = query.queries[0].name().to_lowercase().to_string();
+        let soa = |minimum| {
+            let [server, admin] =
+                ["ns.example.com.", "root.example.com."].map(|name| Name::from_ascii(name).expect("a name"));
+            let data = SOA::new(server, admin, 1, 7200, 600, 86_400, minimum);
+            Record::from_rdata(Name::from_ascii("example.com.").expect("a name"), 300, RData::SOA(data))
+        };
+        let mut answer = match name.split_once('.').expect("two labels").0 {
+            "failing" => answered(query, ResponseCode::ServFail, 0),
+            "there" => answered(query, ResponseCode::NoError, 2),
+            "none" | "soon" => answered(query, ResponseCode::NXDomain, 0),
+            _ => answered(query, ResponseCode::NoError, 0),
+        };
+        match name.starts_with("soon") {
+            true => answer.add_authority(soa(1)),
+            false => answer.add_authority(soa(60)),
+        };
+        Some(answer)
+    })
+    .await;
+    let (server, _tasks) = server(&[&resolver]);
+    for (name, code, records, asked) in [
+        ("there.example.com.", ResponseCode::NoError, 2, 1),
+        ("none.example.com.", ResponseCode::NXDomain, 0, 1),
+        ("bare.example.com.", ResponseCode::NoError, 0, 1),
+        // Each of them twice: that a server cannot tell now is no answer.
+        ("failing.example.com.", ResponseCode::ServFail, 0, 6),
+    ] {
+        let before = resolver.asked();
+        for id in 1..4 {
+            let mut asked = query(name, id);
+            asked.queries[0].name =
+                Name::from_ascii(if id == 2 { name.to_uppercase() } else { name.to_owned() }).expect("a name");
+            let answer = ask(server, &asked).await;
+            assert_eq!((answer.metadata.id, answer.metadata.response_code), (id, code), "{name}");
+            assert_eq!(answer.answers.len(), records, "{name}");
+            assert!(answer.queries[0].name().eq_case(asked.queries[0].name()), "in the letters of the question");
+        }
+        assert_eq!(resolver.asked() - before, asked, "{name}");
+        // Over TCP it is the same answer.
+        let mut stream = TcpStream::connect(server).await.expect("connected");
+        stream.write_all(&framed(&query(name, 9).to_vec().expect("encoded"))).await.expect("sent");
+        assert_eq!(read_answer(&mut stream).await.metadata.response_code, code);
+        assert_eq!(resolver.asked() - before > asked, code == ResponseCode::ServFail, "{name}");
+    }
+    let before = resolver.asked();
+    let soon = || async { ask(server, &query("soon.example.com.", 1)).await.metadata.response_code };
+    assert_eq!(
+        (soon().await, soon().await, resolver.asked() - before),
+        (ResponseCode::NXDomain, ResponseCode::NXDomain, 1)
+    );
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!((soon().await, resolver.asked() - before), (ResponseCode::NXDomain, 2));
 }
 
 #[tokio::test]
