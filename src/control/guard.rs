@@ -65,7 +65,11 @@ impl PortGuard {
         let adopted = self.in_kernel(move |table, state| {
             state.ports = ports.into_iter().map(|port| (port.interface.clone(), port)).collect();
             state.networks = networks.into_iter().map(|network| (network.id.clone(), network)).collect();
-            state.install(table)
+            let told = state.install(table);
+            if told.is_err() && state.is_spare() {
+                state.ports.clear();
+            }
+            told
         });
         match adopted.await {
             // A kernel without nftables has nothing of an earlier run either.
@@ -237,6 +241,11 @@ impl PortGuard {
 impl State {
     fn is_empty(&self) -> bool {
         self.ports.is_empty() && self.networks.is_empty()
+    }
+
+    /// Whether all of it is for ports that get on the bridge without, where the kernel has no such table.
+    fn is_spare(&self) -> bool {
+        self.networks.is_empty() && self.ports.values().all(|port| port.kept == Kept::Open)
     }
 
     /// Tells the kernel all of it; nothing is there for nobody.

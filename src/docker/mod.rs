@@ -125,12 +125,11 @@ impl<P: Ports> Docker<P> {
         apart.map(|network| crate::netlink::nft::Network { id: network.id, subnets: network.pools }).collect()
     }
 
-    /// Their ports.
+    /// The ports of all networks.
     #[must_use]
-    pub fn members(&self) -> Vec<Port> {
-        let of =
-            |endpoint: book::Endpoint| Some(port::member(&endpoint.id, endpoint.mac, self.apart(&endpoint.network)?));
-        self.inner.book.endpoints().into_iter().filter_map(of).collect()
+    pub fn guarded(&self) -> Vec<Port> {
+        let of = |endpoint: book::Endpoint| port::port(&endpoint.id, endpoint.mac, self.apart(&endpoint.network));
+        self.inner.book.endpoints().into_iter().map(of).collect()
     }
 
     /// The network, if it is kept apart.

@@ -29,9 +29,9 @@ pub(super) fn far(endpoint: &str) -> String {
     container::name_for("weftc-", endpoint)
 }
 
-/// An endpoint of a network that is kept apart.
-pub(super) fn member(endpoint: &str, mac: Mac, network: String) -> Port {
-    Port { interface: near(endpoint), mac, kept: Kept::Network(network) }
+/// An endpoint's port, of a network that is kept apart or of the open mesh.
+pub(super) fn port(endpoint: &str, mac: Mac, apart: Option<String>) -> Port {
+    Port { interface: near(endpoint), mac, kept: apart.map_or(Kept::Open, Kept::Network) }
 }
 
 /// Where the far end is.
@@ -106,13 +106,15 @@ impl KernelPorts {
 impl Ports for KernelPorts {
     async fn plug(&self, endpoint: &str, mac: Mac, apart: Option<String>) -> Result<(), NetlinkError> {
         let before = self.place(endpoint).await?;
-        match apart {
-            // Before there is an interface that anything could be sent by (guard P6).
-            Some(network) => {
-                let kept = self.guard.protect(member(endpoint, mac, network)).await;
-                kept.map_err(|error| NetlinkError::new(near(endpoint), KEEP, error))?;
+        let is_open = apart.is_none();
+        // Before there is an interface that anything could be sent by, or to (guard P6).
+        match self.guard.protect(port(endpoint, mac, apart)).await {
+            Err(error) if is_open => {
+                // It is shielded once it runs, which is what can be done without nftables.
+                tracing::debug!(%error, "router advertisements are not kept from a container that starts");
+                self.guard.release(&near(endpoint)).await;
             }
-            None => self.guard.release(&near(endpoint)).await,
+            kept => kept.map_err(|error| NetlinkError::new(near(endpoint), KEEP, error))?,
         }
         let made = self.make(endpoint, mac).await;
         if made.is_err()

@@ -81,6 +81,8 @@ pub struct Lab {
     // First, so that it is dropped first: the wire owns the hosts' interfaces.
     wire: Wire,
     hosts: Vec<Host>,
+    plans: Vec<host::Plan>,
+    config: LabConfig,
     dir: Directory,
 }
 
@@ -115,7 +117,7 @@ impl Lab {
             })
             .collect();
         let wire = Wire::start(config.seed, ports, &nats)?;
-        Ok(Self { wire, hosts, dir: Directory::new()? })
+        Ok(Self { wire, hosts, plans, config: config.clone(), dir: Directory::new()? })
     }
 
     /// The network between the hosts.
@@ -137,6 +139,22 @@ impl Lab {
     #[must_use]
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Takes a host's network away, with all that is in it, and gives it a new one of the same addresses: what
+    /// is left when a machine starts again. Its processes must have been ended before, for each holds what
+    /// it is in.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    ///
+    /// # Panics
+    /// If there is no host of that index: a mistake of the caller.
+    pub fn reboot(&mut self, index: usize) -> io::Result<()> {
+        let (host, port) = host::build(&self.plans[index], &self.plans, &self.config).map_err(io::Error::other)?;
+        self.wire.replace(index, port.tap);
+        self.hosts[index] = host;
+        Ok(())
     }
 
     /// Directory of the lab: logs, sockets and data of the routers.

@@ -17,6 +17,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Container, Host, Lab};
 use crate::netlink::NetNs;
 
+/// How long a router may take until it answers: far more than it does, for machines made of software.
+const START: Duration = Duration::from_secs(60);
+
 /// How to start a router.
 #[derive(Debug, Clone)]
 pub struct RouterConfig {
@@ -52,7 +55,7 @@ impl Router {
     /// Starts a router on a host and waits until its API answers.
     ///
     /// # Errors
-    /// If it cannot be started, ends at once, or does not answer within ten seconds; the message
+    /// If it cannot be started, ends at once, or does not answer within a minute; the message
     /// holds the end of its log.
     pub fn start(lab: &Lab, host: &Host, config: RouterConfig) -> io::Result<Self> {
         let mut router = Self::prepare(lab, host, config)?;
@@ -92,7 +95,7 @@ impl Router {
     /// As [`Router::start`].
     pub fn restart(&mut self) -> io::Result<()> {
         self.launch()?;
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + START;
         loop {
             if let Some(status) = self.exited()? {
                 return Err(io::Error::other(format!(
@@ -113,6 +116,24 @@ impl Router {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Kills it as a machine does that loses its power: of its files those are left that are on a disk.
+    ///
+    /// # Errors
+    /// If it was not running.
+    pub fn lose_power(&mut self) -> io::Result<()> {
+        self.kill()?;
+        fs::remove_file(self.socket())
+    }
+
+    /// From its next start on it runs on this host, such as its own after [`Lab::reboot`].
+    ///
+    /// # Errors
+    /// If there are no file descriptors left.
+    pub fn move_to(&mut self, host: &Host) -> io::Result<()> {
+        self.host = host.namespace().try_clone().map_err(io::Error::other)?;
+        Ok(())
     }
 
     /// Starts the process and does not wait for it.

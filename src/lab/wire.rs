@@ -147,6 +147,7 @@ struct State {
     counts: BTreeMap<(usize, usize), PathCount>,
     capture: Option<Ring>,
     injected: Vec<(usize, Vec<u8>)>,
+    replaced: Vec<(usize, OwnedFd)>,
     forget_nat: Vec<usize>,
 }
 
@@ -262,6 +263,12 @@ impl Wire {
     /// Hands a frame to a host as if it came from the wire. No rule applies to it.
     pub fn inject(&self, to: usize, frame: Vec<u8>) {
         self.state().injected.push((to, frame));
+        self.wake();
+    }
+
+    /// Plugs another interface in, in the place of a host's.
+    pub(super) fn replace(&self, host: usize, tap: OwnedFd) {
+        self.state().replaced.push((host, tap));
         self.wake();
     }
 
@@ -385,10 +392,17 @@ impl Runner {
     }
 
     fn obey(&mut self) {
-        let (injected, forget) = {
+        let (replaced, injected, forget) = {
             let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-            (std::mem::take(&mut state.injected), std::mem::take(&mut state.forget_nat))
+            let state = &mut *state;
+            let replaced = std::mem::take(&mut state.replaced);
+            (replaced, std::mem::take(&mut state.injected), std::mem::take(&mut state.forget_nat))
         };
+        for (host, tap) in replaced {
+            if let Some(port) = self.ports.get_mut(host) {
+                port.tap = tap;
+            }
+        }
         for (to, frame) in injected {
             if let Some(port) = self.ports.get(to) {
                 let _ = rustix::io::write(&port.tap, &frame);

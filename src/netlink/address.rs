@@ -181,15 +181,30 @@ impl Netlink {
             .context(&format!("{} ({address})", link.name), "add the address")
     }
 
-    /// Removes an address. One that is gone already is fine.
+    /// Removes an address, and only this one. One that is gone already is fine.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub async fn del_address(&self, link: &Link, address: IpNet) -> Result<()> {
-        let socket = self.socket().await;
-        let request = socket.address().del(address_message(link, address));
-        tolerate(request.execute().await, &[libc::EADDRNOTAVAIL, libc::ENODEV])
-            .context(&format!("{} ({address})", link.name), "remove the address")
+        // With the first IPv4 address of a subnet the kernel removes all others of it, unless it is told not to.
+        let before = if address.addr().is_ipv4() { self.addresses(link).await? } else { Vec::new() };
+        if before.len() > 1 {
+            self.sysctl_if_possible("ipv4", &link.name, "promote_secondaries", "1");
+        }
+        {
+            let socket = self.socket().await;
+            let request = socket.address().del(address_message(link, address));
+            tolerate(request.execute().await, &[libc::EADDRNOTAVAIL, libc::ENODEV])
+                .context(&format!("{} ({address})", link.name), "remove the address")?;
+        }
+        if before.len() > 1 {
+            // It cannot be told where /proc/sys is not to be written.
+            let after = self.addresses(link).await?;
+            for lost in before.into_iter().filter(|one| *one != address && !after.contains(one)) {
+                self.add_address(link, lost).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives an interface the link-local address that follows from its hardware address, or takes it away. Without

@@ -10,6 +10,7 @@
 //! The shell is what makes it leave nothing behind, even if the test is killed.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -17,13 +18,13 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use weft::lab::{Host, wait_until};
 
 use crate::busybox::{PATH, find, make_root};
 
 /// Programs that the tests need and `scripts/setup` installs.
-const PROGRAMS: [&str; 7] = ["dockerd", "containerd", "runc", "iptables", "docker", "busybox", "tar"];
+const PROGRAMS: [&str; 8] = ["dockerd", "containerd", "runc", "iptables", "docker", "docker-compose", "busybox", "tar"];
 /// Name of the image that [`Engine::start`] makes.
 pub(crate) const IMAGE: &str = "box";
 /// Longest time for a command or for an engine to come or go.
@@ -47,6 +48,7 @@ start
 while read -r word; do
   case $word in
     kill) kill -KILL $engine; wait $engine ;;
+    stop) kill -TERM $engine; wait $engine; echo "stopped" >>"$DIR/log" ;;
     start) start ;;
   esac
 done
@@ -72,6 +74,8 @@ pub(crate) fn group(host: &str) -> String {
 /// A running engine; it ends when it is dropped.
 pub(crate) struct Engine {
     dir: PathBuf,
+    /// Parent of the control groups of its containers.
+    group: String,
     keeper: Child,
     /// Its end is what tells the keeper to clean up.
     stdin: Option<ChildStdin>,
@@ -80,26 +84,91 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts an engine on a host, with its files in `dir`, and gives it an image with busybox.
     pub(crate) fn start(host: &Host, dir: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
-        let group = group(host.name());
+        let (keeper, stdin) = Self::keeper(host, &dir)?;
+        let engine = Self { dir, group: group(host.name()), keeper, stdin };
+        engine.wait()?;
+        engine.import_image()?;
+        Ok(engine)
+    }
+
+    fn keeper(host: &Host, dir: &Path) -> io::Result<(Child, Option<ChildStdin>)> {
+        fs::create_dir_all(dir)?;
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "bash", "-c", KEEPER])
             .env("PATH", PATH)
-            .env("DIR", &dir)
-            .env("GROUP", group)
+            .env("DIR", dir)
+            .env("GROUP", group(host.name()))
             .env("DOCKER_HOST", format!("unix://{}", dir.join("docker.sock").display()))
             .stdin(Stdio::piped());
         // A child is born in the network namespace of the thread that starts it.
         let mut keeper = host.namespace().run(|| command.spawn()).map_err(io::Error::other)??;
         let stdin = keeper.stdin.take();
-        let engine = Self { dir, keeper, stdin };
-        let answers = wait_until(LIMIT, || engine.docker(&["version"]).is_ok());
-        if !answers {
-            return Err(io::Error::other(format!("the engine does not answer:\n{}", engine.log())));
+        Ok((keeper, stdin))
+    }
+
+    /// Waits until it answers: its containers that are to be started again are started then.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        let answers = wait_until(LIMIT, || self.docker(&["version"]).is_ok());
+        if answers { Ok(()) } else { Err(io::Error::other(format!("the engine does not answer:\n{}", self.log()))) }
+    }
+
+    /// Ends it and its containers as a machine does that loses its power: nobody sees another's end. What is left
+    /// is what is on a disk.
+    pub(crate) fn lose_power(&mut self) -> io::Result<()> {
+        let mut victims: BTreeSet<i32> = BTreeSet::new();
+        // None of them is left to start another, and none to see that one is dead, before the first is killed.
+        while let Some(next) = self.processes()?.into_iter().find(|pid| !victims.contains(pid)) {
+            signal(next, Signal::STOP);
+            victims.insert(next);
         }
-        engine.import_image()?;
-        Ok(engine)
+        victims.iter().for_each(|pid| signal(*pid, Signal::KILL));
+        self.keeper.wait()?;
+        let own = i32::try_from(self.keeper.id()).unwrap_or(0);
+        victims.remove(&own);
+        // They become our children, one after the other.
+        let gone = wait_until(LIMIT, || {
+            victims.retain(|pid| {
+                let _ = waitpid(Pid::from_raw(*pid), WaitOptions::NOHANG);
+                Path::new(&format!("/proc/{pid}")).exists()
+            });
+            victims.is_empty()
+        });
+        if !gone {
+            return Err(io::Error::other(format!("processes of the engine are left: {victims:?}")));
+        }
+        drop(self.stdin.take());
+        // All of these are in /run or /sys, of which a machine that starts again has nothing.
+        for file in ["docker.sock", "docker.pid"] {
+            fs::remove_file(self.dir.join(file))?;
+        }
+        for directory in ["exec", "plugins"] {
+            fs::remove_dir_all(self.dir.join(directory))?;
+        }
+        // As a unit of the router's makes it anew.
+        fs::create_dir(self.dir.join("plugins"))?;
+        let ours = format!("*/{}*", self.group);
+        let find = ["/sys/fs/cgroup", "-depth", "-type", "d", "-path", &ours, "-exec", "rmdir", "{}", "+"];
+        Command::new("find").args(find).env("PATH", PATH).stderr(Stdio::null()).status().map(drop)
+    }
+
+    /// Starts it again, on what its host is now, and does not wait for it.
+    pub(crate) fn boot(&mut self, host: &Host) -> io::Result<()> {
+        fs::rename(self.dir.join("log"), self.dir.join("log.before"))?;
+        (self.keeper, self.stdin) = Self::keeper(host, &self.dir)?;
+        Ok(())
+    }
+
+    /// Its own processes and those of its containers: they are in its mounts, or in its control groups.
+    fn processes(&self) -> io::Result<Vec<i32>> {
+        let mounts = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt"));
+        let ours = mounts(&self.keeper.id().to_string())?;
+        let is_ours = |pid: &str| {
+            let group = || fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            mounts(pid).is_ok_and(|theirs| theirs == ours) || group().contains(&format!("/{}/", self.group))
+        };
+        let entries = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(entries.filter(|pid| is_ours(pid)).filter_map(|pid| pid.parse().ok()).collect())
     }
 
     /// Ends the engine as a crash would, and starts it again.
@@ -117,6 +186,23 @@ impl Engine {
         self.tell("start")?;
         let back = wait_until(LIMIT, || !pid().is_empty() && pid() != before && self.docker(&["version"]).is_ok());
         if back { Ok(()) } else { Err(io::Error::other("the engine does not come back")) }
+    }
+
+    /// Ends the engine as its service does, with its containers, and starts it again.
+    pub(crate) fn restart(&mut self) -> io::Result<()> {
+        let before = self.log_has("stopped");
+        self.tell("stop")?;
+        if !wait_until(LIMIT, || self.log_has("stopped") > before) {
+            return Err(io::Error::other("the engine does not end"));
+        }
+        self.tell("start")?;
+        self.wait()
+    }
+
+    /// How many of its lines are this.
+    fn log_has(&self, line: &str) -> usize {
+        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        text.lines().filter(|found| *found == line).count()
     }
 
     fn tell(&mut self, word: &str) -> io::Result<()> {
@@ -225,6 +311,13 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // It may have ended by itself.
+        let _ = kill_process(pid, signal);
     }
 }
 

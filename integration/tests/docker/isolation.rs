@@ -16,22 +16,17 @@ use weft::{
     netlink::Mac,
 };
 
-use crate::{Must as _, PATIENCE, RESOLVERS, World, busybox, leftovers};
+use crate::{Must as _, PATIENCE, RESOLVERS, World, busybox, on_two_hosts};
 
-const NETWORKS: [(&str, &str, &str); 2] =
+pub(crate) const NETWORKS: [(&str, &str, &str); 2] =
     [("red", "10.33.1.0/24", "fd00:32:0:0:100::/72"), ("blue", "10.33.2.0/24", "fd00:32:0:0:200::/72")];
-const TABLE: &str = "weft-ports";
+pub(crate) const TABLE: &str = "weft-ports";
 const EVERYBODY: Mac = [0xff; 6];
 /// Within this a frame is everywhere.
 const ARRIVAL: Duration = Duration::from_millis(500);
 
 pub(crate) fn two_networks_on_two_hosts_are_kept_apart() {
-    let mut world = World::start();
-    let dir = world.lab.dir().to_owned();
-    act(&mut world);
-    drop(world);
-    let left = leftovers(&dir);
-    assert!(left.is_empty(), "left behind: {left:#?}");
+    on_two_hosts(|mut world| act(&mut world));
 }
 
 /// A container of an engine, from inside.
@@ -80,11 +75,11 @@ impl Member {
     }
 }
 
-fn ping(world: &World, host: usize, name: &str, to: IpAddr) -> bool {
+pub(crate) fn ping(world: &World, host: usize, name: &str, to: IpAddr) -> bool {
     world.engines[host].exec(name, &["ping", "-c", "1", "-W", "1", &to.to_string()]).is_ok()
 }
 
-fn nft(world: &World, host: usize, args: &[&str]) -> Output {
+pub(crate) fn nft(world: &World, host: usize, args: &[&str]) -> Output {
     let run = || Command::new("nft").args(args).env("PATH", busybox::PATH).output();
     world.lab.host(host).namespace().run(run).must("enter the host").must("run nft")
 }
@@ -93,11 +88,11 @@ fn has_table(world: &World, host: usize) -> bool {
     String::from_utf8_lossy(&nft(world, host, &["list", "tables"]).stdout).contains(TABLE)
 }
 
-fn dropped(world: &World, host: usize, reason: &str) -> u64 {
+pub(crate) fn dropped(world: &World, host: usize, reason: &str) -> u64 {
     world.json(host, "status")["counters"]["dropped"][reason].as_u64().must(reason)
 }
 
-fn create(network: (&'static str, &'static str, &'static str)) -> [&'static str; 11] {
+pub(crate) fn create(network: (&'static str, &'static str, &'static str)) -> [&'static str; 11] {
     let (name, v4, v6) = network;
     ["network", "create", "-d", "weft", "--ipam-driver=weft", "--ipv6", "--subnet", v4, "--subnet", v6, name]
 }

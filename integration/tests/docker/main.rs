@@ -10,6 +10,9 @@
 
 #![allow(clippy::print_stderr, reason = "the harness tells the person who runs it what failed")]
 
+#[path = "../harness/advertise.rs"]
+mod advertise;
+mod advertised;
 #[path = "../kube/apiserver.rs"]
 #[expect(dead_code, reason = "its faults are for the tests of weft-kube")]
 mod apiserver;
@@ -22,6 +25,8 @@ mod harness;
 mod image;
 mod isolation;
 mod network;
+mod newcomer;
+mod reboot;
 
 use std::{
     fs, io,
@@ -49,7 +54,7 @@ use weft::lab::{
 };
 
 /// Where the router of each host answers names, once its host has that address.
-const RESOLVERS: [&str; 2] = ["10.32.99.1", "10.32.99.2"];
+const RESOLVERS: [&str; 2] = ["10.32.99.1", "10.32.100.1"];
 /// In the environment of a process that shall be `weft` and not the harness.
 const ROUTER: &str = "DOCKER_TEST_ROUTER";
 /// In the environment of one that shall be `weft-kube`.
@@ -84,7 +89,7 @@ fn main() -> ExitCode {
         eprintln!("orphans of the engines will not be seen: {error}");
     }
     // After so many seconds a case has failed. An engine tries for 15 s to reach a driver that is away.
-    let cases: [(&str, u64, fn()); 6] = [
+    let cases: [(&str, u64, fn()); 8] = [
         ("containers_of_two_engines_share_a_network", 85, containers_of_two_engines_share_a_network),
         ("the_image_runs_with_the_capabilities_it_names", 85, image::the_image_runs_with_the_capabilities_it_names),
         (
@@ -98,6 +103,12 @@ fn main() -> ExitCode {
             network::containers_of_two_engines_share_a_docker_network,
         ),
         ("two_networks_on_two_hosts_are_kept_apart", 240, isolation::two_networks_on_two_hosts_are_kept_apart),
+        ("a_host_that_reboots_regains_its_networks", 240, reboot::a_host_that_reboots_regains_its_networks),
+        (
+            "what_the_page_tells_a_newcomer_works_to_the_end",
+            120,
+            newcomer::what_the_page_tells_a_newcomer_works_to_the_end,
+        ),
         ("fifty_containers_start_at_once", 240, network::fifty_containers_start_at_once),
     ];
     let trials = cases.map(|(name, seconds, body)| {
@@ -276,6 +287,11 @@ fn text(value: &Value) -> String {
 }
 
 fn containers_of_two_engines_share_a_network() {
+    on_two_hosts(act);
+}
+
+/// Has something happen in a world of two hosts, of which nothing is left behind.
+fn on_two_hosts(act: fn(World)) {
     let world = World::start();
     let dir = world.lab.dir().to_owned();
     act(world);

@@ -16,7 +16,7 @@ use std::{
 use ipnet::IpNet;
 use weft::lab::wait_until;
 
-use crate::{Must as _, MustNotPanic as _, PATIENCE, World, busybox, engine, leftovers};
+use crate::{Must as _, MustNotPanic as _, PATIENCE, World, advertised::never_taken, busybox, engine, on_two_hosts};
 
 const CREATE: [&str; 9] =
     ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--ipv6", "--subnet", "10.32.0.0/12"];
@@ -25,11 +25,7 @@ const V6: [&str; 3] = ["--subnet", "fd00:32::/64", "mesh"];
 const CLEANED: Duration = Duration::from_secs(30);
 
 pub(crate) fn containers_of_two_engines_share_a_docker_network() {
-    let world = World::start();
-    let dir = world.lab.dir().to_owned();
-    act(world);
-    let left = leftovers(&dir);
-    assert!(left.is_empty(), "left behind: {left:#?}");
+    on_two_hosts(act);
 }
 
 impl World {
@@ -96,23 +92,30 @@ fn act(mut world: World) {
     assert!(said.contains(&id) && said.contains("docker network rm"), "{said}");
 
     let fixed = ["--network", "mesh", "--network-alias", "pinned", "--ip", "10.32.77.7", "--ip6", "fd00:32::7777"];
-    world.engines[0].run("one", &["--network", "mesh", "-p", "8080:80"]).must("run");
+    let door = ["--network", "mesh", "-p", "8080:80", "--hostname", "frontdoor"];
+    world.engines[0].run("one", &door).must("run");
     world.engines[0].run("fixed", &fixed).must("run");
-    world.engines[1].run("two", &["--network", "mesh", "--restart", "always"]).must("run");
+    // It is stopped below, and ends by no signal but the last.
+    let stubborn = ["--network", "mesh", "--restart", "always", "--stop-timeout", "1"];
+    world.engines[1].run("two", &stubborn).must("run");
     let (one, two) = (world.inspect(0, "one"), world.inspect(1, "two"));
     let listed: Vec<IpNet> = world.attached(0).into_iter().flat_map(|(_, addresses)| addresses).collect();
     assert!(listed.len() == 4 && one.iter().all(|net| listed.contains(net)), "{}", world.json(0, "ps"));
     assert_eq!(world.inspect(0, "fixed"), ["10.32.77.7/12", "fd00:32::7777/64"].map(|text| text.parse().must(text)));
+    world.lab.wire().start_capture(16 << 20);
     world.reaches((0, "one"), &two);
     world.reaches((1, "two"), &world.inspect(0, "fixed"));
+    sealed(&world, &one);
     names(&world, &one, &two);
     shape(&world, &one);
     bad_addresses(&world, &fixed);
     connect(&world, &one);
+    never_taken(&mut world);
     for host in [0, 1] {
         world.clean(host);
     }
     killed_router(&mut world, &two);
+    restarted(&mut world, &one);
     removed_meanwhile(&mut world, &one);
     removal(&world);
     internal(&world);
@@ -138,11 +141,30 @@ fn bad_networks(world: &World) {
     }
 }
 
+/// Of what they fetched nothing was to be read on the way, and nothing of who did.
+fn sealed(world: &World, one: &[IpNet]) {
+    let (frames, lost) = world.lab.wire().take_capture();
+    let bytes: usize = frames.iter().map(|captured| captured.frame.len()).sum();
+    assert!(lost == 0 && bytes > 2 * crate::data().len(), "{bytes} bytes, and {lost} frames more");
+    let data = crate::data();
+    let addresses = one.iter().map(|net| match net.addr() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    });
+    // Four bytes may be there by chance, but hardly behind the first of a MAC address, as they are in one.
+    let pair = |octets: Vec<u8>| if octets.len() == 4 { [&[0x02, 0x77][..], &octets].concat() } else { octets };
+    for secret in addresses.map(pair).chain([data[100_000..100_032].to_vec()]) {
+        let shows = |frame: &[u8]| frame.windows(secret.len()).any(|part| part == secret);
+        assert!(!frames.iter().any(|captured| shows(&captured.frame)), "{secret:02x?} is to be read");
+    }
+}
+
 /// Containers are known by their names on all hosts, also to each other.
 fn names(world: &World, one: &[IpNet], two: &[IpNet]) {
     world.named("one", one);
     world.named("two.weft.local", two);
     world.named("pinned", &world.inspect(0, "fixed"));
+    world.named("frontdoor", one);
     // The port that it exposes, at the addresses that it has in the mesh.
     let text = world.routers[1].command(["dns", "list", "-o", "json"]).must("list");
     let list: serde_json::Value = serde_json::from_str(&text).must("JSON");
@@ -210,6 +232,8 @@ fn bad_addresses(world: &World, fixed: &[&str]) {
     assert!(said.contains("10.32.77.7"), "{said}");
     let said = run(0, &["--network", "mesh", "--ip", "10.32.0.0"]);
     assert!(said.contains("10.32.0.0 is the network itself"), "{said}");
+    let said = run(0, &["--network", "mesh", "--ip", "10.99.0.1"]);
+    assert!(said.contains("10.99.0.1"), "{said}");
     assert_eq!(world.inspect(0, "fixed").len(), 2);
 }
 
@@ -237,6 +261,23 @@ fn killed_router(world: &mut World, two: &[IpNet]) {
     world.reaches((1, "two"), &three);
     world.docker(0, &["rm", "-f", "three"]);
     world.clean(0);
+}
+
+/// Both daemons of a host are restarted as their services do it.
+fn restarted(world: &mut World, one: &[IpNet]) {
+    assert!(world.routers[1].end(), "it ends when it is asked to");
+    world.routers[1].restart().must("restart");
+    world.wait_until_established();
+    world.reaches((1, "two"), one);
+    world.engines[1].restart().must("restart the engine");
+    let two = || world.engines[1].exec("two", &["ip", "address"]);
+    assert!(wait_until(PATIENCE, || two().is_ok()), "{:?}", two());
+    world.reaches((1, "two"), one);
+    let addresses = world.inspect(1, "two");
+    world.reaches((0, "one"), &addresses);
+    world.named("two", &addresses);
+    assert!(wait_until(CLEANED, || world.ports(1).len() == 1), "{:?}", world.ports(1));
+    world.clean(1);
 }
 
 /// Docker removes a container while the router is away, and forgets it: so does the router when it is back.
@@ -281,8 +322,10 @@ fn removal(world: &World) {
 
 /// Fifty containers that start at the same moment: each has an address of its own and reaches one far away.
 pub(crate) fn fifty_containers_start_at_once() {
-    let world = World::start();
-    let dir = world.lab.dir().to_owned();
+    on_two_hosts(fifty);
+}
+
+fn fifty(world: World) {
     world.wait_until_established();
     for host in [0, 1] {
         world.docker(host, &[&CREATE[..], &V6[..]].concat());
@@ -321,9 +364,6 @@ pub(crate) fn fifty_containers_start_at_once() {
         world.clean(host);
     }
     world.named("box7", &[]);
-    drop(world);
-    let left = leftovers(&dir);
-    assert!(left.is_empty(), "left behind: {left:#?}");
 }
 
 /// Of an internal network there is no way out; without a subnet it is the whole range.

@@ -12,7 +12,12 @@ use std::{
 
 use ipnet::IpNet;
 use serde_json::Value;
-use weft::lab::{Container, router::Router, traffic::udp_echo, wait_until};
+use weft::lab::{
+    Container,
+    router::Router,
+    traffic::{Echo, tcp_echo, udp_echo},
+    wait_until,
+};
 
 use crate::{
     Case, ROUTER,
@@ -142,18 +147,47 @@ fn life_of_a_container() {
     assert!(!rival.status.success(), "an address is given once: {}", said(&rival));
     assert!(said(&rival).contains("10.33.44.55"), "{}", said(&rival));
     udp_echo(&container, mesh.v4(1), b"chosen", Duration::from_secs(3)).must("UDP");
+    // More of them while it runs, of both families, and one of them back: the others stay.
+    let more = ["10.33.44.56", "fd00:77::4456"];
+    let with = |command: &str, addresses: &[&str]| {
+        let all = [OsStr::new(command), target.as_os_str()].into_iter().chain(addresses.iter().map(OsStr::new));
+        router.command(all).must(command)
+    };
+    with("attach", &more);
+    let answers = |to: &str| {
+        let to: IpAddr = to.parse().must("an address");
+        tcp_echo(&mesh.containers[1], to, b"to one of many", Duration::from_secs(3))
+    };
+    let _echo = Echo::start(&container).must("start the echo");
+    for address in [&more[..], &["10.33.44.55"]].concat() {
+        answers(address).must(address);
+    }
+    with("detach", &["10.33.44.55"]);
+    for address in more {
+        answers(address).must(address);
+    }
+    let entry =
+        json(router, "ps").as_array().into_iter().flatten().map(|one| one["addresses"].to_string()).collect::<String>();
+    assert!(more.iter().all(|address| entry.contains(address)) && !entry.contains("10.33.44.55"), "{entry}");
     // The host itself joins.
     let exposed: Vec<IpNet> =
         router.command(["expose"]).must("expose").lines().map(|line| line.trim().parse().must(line)).collect();
     let host: IpAddr = exposed.first().must("an address").addr();
     assert!(!exposed.is_empty());
-    let reached = mesh.lab.host(0).namespace().run(|| {
-        let socket = UdpSocket::bind((host, 0))?;
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-        socket.send_to(b"from the host", (mesh.v4(1), 7))?;
-        socket.recv(&mut [0; 64])
-    });
-    assert_eq!(reached.must("enter").must("an answer"), 13);
+    let reaches = |from: IpAddr| {
+        let reached = mesh.lab.host(0).namespace().run(|| {
+            let socket = UdpSocket::bind((from, 0))?;
+            socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+            socket.send_to(b"from the host", (mesh.v4(1), 7))?;
+            socket.recv(&mut [0; 64])
+        });
+        assert_eq!(reached.must("enter").must("an answer"), 13, "from {from}");
+    };
+    reaches(host);
+    // Another one, which stays without the first.
+    router.command(["expose", "10.33.44.60"]).must("expose one more");
+    router.command(["hide", &host.to_string()]).must("hide the first");
+    reaches("10.33.44.60".parse().must("an address"));
     router.command(["hide"]).must("hide");
 }
 

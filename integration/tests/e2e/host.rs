@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use weft::{
 
 use crate::{
     Case,
+    advertise::{advertisement, is_forged},
     ledger::{Refusal, post},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, no_gaps},
 };
@@ -227,27 +228,6 @@ fn hundred_at_once() {
     mesh.all_reach(&[0, 1], Duration::from_secs(2));
 }
 
-/// A router advertisement with a prefix, as a container would make one up.
-fn advertisement(mac: [u8; 6]) -> Vec<u8> {
-    let [a, b, c, d, e, f] = mac;
-    let from = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
-    let everybody = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).octets();
-    let prefix = [3, 4, 64, 0xc0, 0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
-    let mut body = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0].to_vec();
-    body.extend(prefix.iter().chain(&FORGED_PREFIX.octets()).chain(&[1, 1]).chain(&mac));
-    let [l0, l1] = (body.len() as u16).to_be_bytes();
-    // The checksum is over a header of its own too: addresses, length and protocol.
-    let summed = [&from[..], &everybody, &[0, 0, l0, l1, 0, 0, 0, 58], &body].concat();
-    let sum: u32 = summed.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    body[2..4].copy_from_slice(&sum.to_be_bytes());
-    let header = [&[0x60, 0, 0, 0, l0, l1, 58, 255][..], &from, &everybody].concat();
-    [&[0x33, 0x33, 0, 0, 0, 1][..], &mac, &[0x86, 0xdd], &header, &body].concat()
-}
-
-const FORGED_PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd66, 0, 0, 0x66, 0, 0, 0, 0);
-
 /// What one container says of routers and prefixes changes nothing at another, of the same host or not.
 fn advertisements() {
     let mut mesh = Mesh::start(&MeshConfig::star(2));
@@ -267,23 +247,19 @@ fn advertisements() {
             })
             .must("look inside")
         };
-        let forged = |all: Vec<IpNet>| {
-            all.iter()
-                .any(|net| matches!(net.addr(), IpAddr::V6(ip) if ip.segments()[..4] == FORGED_PREFIX.segments()[..4]))
-        };
         let mut seen = RawSocket::open(container, "weft0").must("open a packet socket");
         for _ in 0..5 {
             liar.send(&frame).must("send");
             let arrived = seen.collect(Instant::now() + PATIENCE, 1, |got| got == frame).must("receive");
             assert_eq!(arrived.len(), 1, "it arrives");
         }
-        assert!(!forged(inside(&|_| Ok(()))), "container {victim} took an address from another container");
+        assert!(!is_forged(&inside(&|_| Ok(()))), "container {victim} took an address from another container");
         // One that listens would: so it is not for some other reason that nothing happens.
         let listen = |netlink: &Netlink| netlink.sysctl("ipv6", "weft0", "accept_ra", "1");
         inside(&listen);
         let taken = || {
             liar.send(&frame).must("send");
-            forged(inside(&|_| Ok(())))
+            is_forged(&inside(&|_| Ok(())))
         };
         assert!(wait_until(PATIENCE, taken), "{:?}", inside(&|_| Ok(())));
     }

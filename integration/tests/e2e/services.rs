@@ -354,6 +354,9 @@ fn masqueraded() {
     let table = |world: &World| world.tool(0, &["nft", "list", "table", "inet", TABLE]).status.success();
     world.mesh.routers[0].command(["expose", "--masquerade"]).must("expose");
     works(&world, "once it was told so");
+    let rules = world.tool(0, &["nft", "list", "table", "inet", TABLE]).stdout;
+    let rules = String::from_utf8_lossy(&rules).into_owned();
+    assert!(rules.contains("masquerade") && rules.contains("random"), "ports are drawn by lot: {rules}");
     world.mesh.routers[0].command(["expose"]).must("expose");
     works(&world, "after another `expose`");
     world.must(&["nft", "delete", "table", "inet", TABLE]);

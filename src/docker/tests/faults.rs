@@ -109,7 +109,7 @@ async fn networks_of_different_parts_are_kept_apart_and_those_that_overlap_refus
     // What the kernel is to be told once more after a restart.
     world.reload(None);
     assert_eq!(world.docker.networks().len(), 2);
-    let ports = world.docker.members();
+    let ports = world.docker.guarded();
     assert_eq!((ports.len(), &ports[0].kept), (1, &crate::netlink::nft::Kept::Network(red.clone())));
 
     // A kernel that cannot: nothing is made.
@@ -128,6 +128,10 @@ async fn networks_of_different_parts_are_kept_apart_and_those_that_overlap_refus
     assert_eq!(apart(&world), Vec::<String>::new());
     world.reload(None);
     assert!(world.docker.networks().is_empty());
+    let address = world.address("10.32.0.0/16", "").await.expect("one");
+    world.run(&green, &id('f'), &address).await.expect("runs");
+    let ports = world.docker.guarded();
+    assert_eq!((ports.len(), &ports[0].kept), (1, &crate::netlink::nft::Kept::Open));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

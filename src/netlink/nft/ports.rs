@@ -18,6 +18,9 @@
 //!    chain icmp6               neighbour discovery ─► neighbours; reports of groups from nobody; else ─► source6
 //!    chain neighbours          each message in its usual form about its sender; else `port_router`, `port_neighbour`
 //!    chain arp                 for Ethernet and IPv4, about its sender; else `port_arp`
+//!    set open                  names of ports that are kept to nothing
+//!    chain leaving             postrouting: whatever goes out of the bridge
+//!      router advertisements and redirects, out by one of `open`   count `port_router`, drop
 //!    for each network          what networks.rs shows
 //! ```
 //!
@@ -32,8 +35,8 @@ use std::net::IpAddr;
 
 use super::networks::Network;
 use super::table::{
-    BASE_LINK, BASE_NETWORK, BASE_TRANSPORT, DEL_ELEMENT, Is, META_IIFNAME, META_PROTOCOL, NEW_ELEMENT, REGISTER,
-    REGISTER_SMALL, Rule, Table, UDP, interface_name,
+    BASE_LINK, BASE_NETWORK, BASE_TRANSPORT, DEL_ELEMENT, Is, META_IIFNAME, META_OIFNAME, META_PROTOCOL, NEW_ELEMENT,
+    REGISTER, REGISTER_SMALL, Rule, Table, UDP, interface_name,
 };
 use crate::netlink::raw::Batch;
 use crate::netlink::{Mac, link_local};
@@ -47,9 +50,10 @@ const PORTS: &str = "ports";
 pub(super) const MACS: &str = "macs";
 const OWN4: &str = "own4";
 const OWN6: &str = "own6";
+const OPEN: &str = "open";
 /// The sets: length of their keys, and how `nft list` shows them (ifname, ether_addr, ipv4_addr, ipv6_addr).
-const SETS: [(&str, u32, u32); 4] =
-    [(PORTS, 16, 41), (MACS, 24, 41 << 6 | 9), (OWN4, 20, 41 << 6 | 7), (OWN6, 32, 41 << 6 | 8)];
+const SETS: [(&str, u32, u32); 5] =
+    [(PORTS, 16, 41), (MACS, 24, 41 << 6 | 9), (OWN4, 20, 41 << 6 | 7), (OWN6, 32, 41 << 6 | 8), (OPEN, 16, 41)];
 
 /// What comes into the bridge.
 pub(super) const ARRIVING: &str = "arriving";
@@ -140,6 +144,8 @@ pub enum Kept {
     Own(Vec<IpAddr>),
     /// It sends, and is sent, only what is of the network of this id.
     Network(String),
+    /// It sends what it likes, and is sent all but router advertisements and redirects.
+    Open,
 }
 
 type Elements = BTreeSet<(String, Vec<u8>)>;
@@ -153,6 +159,7 @@ impl Port {
         let addresses = match &self.kept {
             Kept::Own(addresses) => addresses,
             Kept::Network(id) => return [(Network::set(id), name.to_vec()), mac].into(),
+            Kept::Open => return [(OPEN.to_owned(), name.to_vec())].into(),
         };
         let of = |address: IpAddr| match address {
             IpAddr::V4(ip) => (OWN4.to_owned(), [&name[..], &ip.octets()].concat()),
@@ -292,15 +299,14 @@ impl PortTable {
             self.table.chain(batch, &name, None);
         }
         self.table.chain(batch, ARRIVING, Some(HOOK_PREROUTING));
-        if !networks.is_empty() {
-            self.table.chain(batch, LEAVING, Some(HOOK_POSTROUTING));
-        }
+        self.table.chain(batch, LEAVING, Some(HOOK_POSTROUTING));
         let mut rules = Rules { table: &self.table, batch, count: 0 };
         rules.of_frames();
         rules.of_ipv4();
         rules.of_ipv6();
         rules.of_neighbours();
         rules.of_arp();
+        rules.of_open();
         networks.iter().for_each(|network| rules.of_network(network));
         rules.count
     }
@@ -494,6 +500,20 @@ impl Rules<'_> {
         });
         self.drop_rest(ARP, ARP_SENDER);
     }
+
+    /// The kernel takes no fragments of these (RFC 6980), and the first one of them is dropped here besides.
+    fn of_open(&mut self) {
+        for kind in [ADVERTISE_ROUTER, REDIRECT] {
+            self.add(LEAVING, |rule| {
+                // First what ends the rule for nearly everything.
+                rule.meta(META_PROTOCOL, Is::Equal, &[ICMP6_PROTOCOL]);
+                rule.bytes(BASE_TRANSPORT, 0, &[kind]);
+                rule.load(PORT, META_OIFNAME);
+                rule.is_in(OPEN, PORT, true);
+                rule.count_and_drop(ROUTER);
+            });
+        }
+    }
 }
 
 /// Goes on only if what is there (base, offset, length) is the port's own, or only if it is not.
@@ -522,7 +542,7 @@ mod tests {
         };
         let elements = port.elements();
         let count = |set: &str| elements.iter().filter(|(of, _)| *of == set).count();
-        assert_eq!(SETS.map(|(set, ..)| count(set)), [1, 1, 1, 2]);
+        assert_eq!(SETS.map(|(set, ..)| count(set)), [1, 1, 1, 2, 0]);
         for (set, length, _) in SETS {
             let keys = elements.iter().filter(|(of, _)| *of == set);
             assert!(keys.clone().all(|(_, key)| key.len() == length as usize), "{set}");
@@ -530,8 +550,10 @@ mod tests {
         }
         let other = Port { kept: Kept::Own(Vec::new()), ..port.clone() };
         assert_eq!(elements.difference(&other.elements()).count(), 2, "but for the addresses all is the same");
-        let member = Port { kept: Kept::Network("a1".to_owned()), ..port };
-        let sets: Vec<_> = member.elements().into_iter().map(|(set, _)| set).collect();
-        assert_eq!(sets, ["macs", "network-a1"]);
+        let sets = |kept: Kept| -> Vec<String> {
+            Port { kept, ..port.clone() }.elements().into_iter().map(|(set, _)| set).collect()
+        };
+        assert_eq!(sets(Kept::Network("a1".to_owned())), ["macs", "network-a1"]);
+        assert_eq!(sets(Kept::Open), ["open"]);
     }
 }
