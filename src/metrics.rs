@@ -130,7 +130,7 @@ fn peers(registry: &mut Registry, peers: &[Peer]) {
     let losses = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     // Every state is there from the start, so that an alert on one needs no history.
     for state in ["established", "connecting", "retrying", "removed"] {
-        for carrier in ["fast", "sleeve", "relay", "none"] {
+        for carrier in ["fast", "wireguard", "sleeve", "relay", "none"] {
             if (state == "established") != (carrier == "none") {
                 let _ = counts.get_or_create(&vec![("state", state.to_owned()), ("carrier", carrier.to_owned())]);
             }
@@ -226,6 +226,7 @@ mod tests {
             verdict: "ok".to_owned(),
             problems: Vec::new(),
             encryption: "none".to_owned(),
+            fast_path: "on".to_owned(),
             mtu: 1410,
             range: Vec::new(),
             bridge: "weft".to_owned(),

@@ -14,16 +14,18 @@ use ipam::allocator::{Allocator, Config, PeerKey};
 use mesh_proto::control::fastpath::{FastPath, FastPathConfig};
 use mesh_proto::control::names::Names;
 use mesh_proto::control::node::Node;
+use mesh_proto::control::terms::Terms;
 use mesh_proto::control::{ConnId, Connected, DialId, Identity, NodeConfig, Output, TrustConfig};
 use mesh_proto::data::forwarder::{Forwarder, ForwarderConfig};
 use mesh_proto::data::{Hop, Sink};
 use mesh_proto::handover::{Command, PeerPath, SessionKey, SessionKeys, Suite, Tables};
 use mesh_proto::id::{Incarnation, PeerId};
+use mesh_proto::wire::fastpath::Seal;
 use mesh_proto::wire::record::Records;
 use mesh_proto::wire::services::NameRecords;
 use mesh_proto::wire::trust::{Admission, Edge};
 
-use weft::control::dns::{Reply, Transport, Zone, answers, passed_on};
+use weft::control::dns::{Asked, Cache, Reply, Transport, Zone, answers, passed_on};
 use weft::router::MeshNames;
 
 pub use made::made;
@@ -136,7 +138,8 @@ pub fn fast_path(mut bytes: &[u8]) {
     let path = PeerPath { incarnation: Incarnation(1), direct: Some(peer_address()), relays: Vec::new() };
     let peers = BTreeMap::from([(PEER, path)]);
     let tables = Tables { me: ME, incarnation: Incarnation(1), peers, trees: BTreeMap::new() };
-    fast.set_tables(&tables, |_| true, NOW);
+    fast.set_seal(Some(Seal { key: [8; 32], port: 6785 }), NOW);
+    fast.set_tables(&tables, |_| Terms { plain: true, sealed: true }, NOW);
     let mut now = NOW;
     while let Some((&length, rest)) = bytes.split_first() {
         let (input, rest) = rest.split_at(usize::from(length & 0x7f).min(rest.len()));
@@ -449,10 +452,21 @@ pub fn dns_messages(bytes: &[u8]) {
         }
     }
     if let Reply::AskOthers(question) = zone.reply(query, Transport::Udp) {
+        let (cache, now) = (Cache::default(), std::time::Instant::now());
         for said in pieces {
             let id = said.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
-            if answers(said, id, query, &question) {
-                assert_eq!(passed_on(said.to_vec(), query, &question)[..2], query[..2]);
+            if !answers(said, id, query, &question) {
+                continue;
+            }
+            assert_eq!(passed_on(said.to_vec(), query, &question)[..2], query[..2]);
+            let Some(asked) = Asked::read(query, &question) else { continue };
+            cache.put(1, &asked, &question, said, now);
+            let later = now + Duration::from_secs(1);
+            if let Some(answer) = cache.get(1, (query, &question), &asked, Transport::Udp, later) {
+                assert!(
+                    answer.len() <= 1232
+                        && answers(&answer, u16::from_be_bytes([query[0], query[1]]), query, &question)
+                );
             }
         }
     }

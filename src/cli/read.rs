@@ -89,6 +89,7 @@ fn status_text(status: &Status) -> String {
     let lines = [
         ("peer", format!("{} ({}), start {}", me.name, me.id, me.incarnation)),
         ("network", format!("{}, encryption {}", status.network, status.encryption)),
+        ("fast path", status.fast_path.clone()),
         ("ranges", status.range.join(", ")),
         ("reachable at", status.endpoints.join(", ")),
         ("bridge", format!("{}, MTU {}", status.bridge, status.mtu)),

@@ -3,6 +3,8 @@
 //! What the kernel says has happened is only ever a reason to look: an entry that went is put
 //! back because it is missing and wanted, whoever took it.
 
+mod devices;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -13,16 +15,17 @@ use std::time::Duration;
 use mesh_proto::control::fastpath::Remote;
 use mesh_proto::data::macs::Mac;
 use mesh_proto::data::overhead::ETHERNET_HEADER;
-use mesh_proto::wire::fastpath::{ETHERTYPE, probe_mac};
+use mesh_proto::wire::fastpath::{ETHERTYPE, Seal, probe_mac};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::plan::{Hold, Wanted, with};
-use super::{FastConfig, Seen, Shared, is_v6, sys};
+use super::seal::Sealing;
+use super::{FastConfig, Seen, Shared, sys};
 use crate::netlink::fdb::{Fdb, FdbEdit};
 use crate::netlink::nft::{Cuts, Guard, Owned};
-use crate::netlink::{FdbChange, Link, Monitor, Netlink, NetlinkError, Notice, Result, Topic, Vxlan};
+use crate::netlink::{FdbChange, Link, Monitor, Netlink, NetlinkError, Notice, Result, Topic};
 
 /// How long what an earlier run left may stay undecided (fastpath F14).
 const INHERIT: Duration = Duration::from_secs(15);
@@ -32,6 +35,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(1);
 /// Everything is compared with the kernel this often, whatever notifications came.
 const AUDIT: Duration = Duration::from_secs(60);
+/// A kernel that had WireGuard and has it no more is asked for it again this often.
+const RESEAL: Duration = Duration::from_secs(5);
 /// Changes that are made before others have their turn: about a millisecond.
 const CHUNK: usize = 256;
 /// Frames that are read in one turn.
@@ -39,7 +44,8 @@ const READS: usize = 64;
 
 /// The guard of a fast path.
 pub(super) fn guard(config: &FastConfig) -> Result<Guard> {
-    Guard::new(&FastConfig::table(&config.bridge), &config.bridge, config.port)
+    let tunnel = FastConfig::wireguard(&config.bridge);
+    Guard::new(&FastConfig::table(&config.bridge), &config.bridge, &tunnel, config.port)
         .map_err(|error| problem(&config.bridge, "open a netlink socket for the packet filter", error))
 }
 
@@ -62,8 +68,13 @@ pub(super) struct Keeper {
     probe: Box<[u8]>,
     bridge: u32,
     tap: Option<u32>,
-    /// For IPv4 and IPv6 underlays. A host without IPv6 has only the first.
-    devices: [Option<u32>; 2],
+    /// As [`FastConfig::devices`] names them, as far as there are any.
+    devices: Devices,
+    /// WireGuard, if the fast path is to be sealed.
+    sealing: Option<Sealing>,
+    /// What the router was told of it last, and whether it was ever there.
+    told: Option<Seal>,
+    was_sealed: bool,
     /// What is pinned to the devices, as far as we know.
     installed: BTreeMap<Mac, Remote>,
     /// Those of them that are left to whoever is heard with the address.
@@ -82,6 +93,26 @@ pub(super) struct Keeper {
     retry_at: Option<Instant>,
     audit_at: Instant,
     complaint: Option<String>,
+}
+
+/// Indices of the VXLAN devices: by IPv4, by IPv6, and into WireGuard.
+type Devices = [Option<u32>; 3];
+
+/// The place of the last of them.
+const SEALED: usize = 2;
+
+/// The place of the device that sends to a remote. What is link-local is inside WireGuard.
+const fn place(remote: IpAddr) -> usize {
+    match remote {
+        IpAddr::V4(_) => 0,
+        IpAddr::V6(ip) if !ip.is_unicast_link_local() => 1,
+        IpAddr::V6(_) => SEALED,
+    }
+}
+
+/// The device that sends to a remote, if there is one.
+const fn device(devices: &Devices, remote: Remote) -> Option<u32> {
+    devices[place(remote.ip)]
 }
 
 enum Input {
@@ -116,6 +147,16 @@ impl Keeper {
         let cuts = Cuts::watch(&FastConfig::table(&config.bridge)).map_err(failed("watch the packet filter"))?;
         let bridge = netlink.need_link(&config.bridge).await?;
         let probes = sys::packet_socket(bridge.index, ETHERTYPE).map_err(failed("open a packet socket"))?;
+        let mut sealing = config.seal.as_ref().map(|seal| Sealing::new(&config, seal)).transpose()?;
+        if let Some(sealing) = &mut sealing {
+            sealing.adopt(&netlink).await?;
+            // Without it there is nothing to guard, and nothing to be done.
+            if !config.plain
+                && let Some(error) = sealing.ensure(&netlink).await
+            {
+                return Err(error);
+            }
+        }
         let now = Instant::now();
         let probe = vec![0; usize::from(config.mtu) + usize::from(ETHERNET_HEADER)].into();
         let mut keeper = Self {
@@ -132,7 +173,10 @@ impl Keeper {
             probe,
             bridge: bridge.index,
             tap: None,
-            devices: [None; 2],
+            devices: [None; 3],
+            sealing,
+            told: None,
+            was_sealed: false,
             installed: BTreeMap::new(),
             loose: BTreeSet::new(),
             local: BTreeMap::new(),
@@ -160,64 +204,6 @@ impl Keeper {
         installed.map_err(|error| problem(&self.config.bridge, "set up the guard of the VXLAN port (nftables)", error))
     }
 
-    /// Takes over what an earlier run left: its flows go on.
-    async fn inherit(&mut self, keeps: impl Fn(IpAddr) -> bool) -> Result<()> {
-        self.find_devices().await?;
-        let entries = self.fdb.entries().map_err(|error| problem(&self.config.bridge, "list entries", error))?;
-        let mut unwanted = Vec::new();
-        for entry in entries {
-            let (device, mac) = (entry.interface, entry.mac);
-            let Some(ip) = entry.remote.filter(|_| self.devices.contains(&Some(device))) else { continue };
-            if keeps(ip) {
-                let port = entry.remote_port.unwrap_or(self.config.port);
-                self.installed.insert(Mac(mac), Remote { ip, port });
-                self.inherited.insert(Mac(mac));
-                self.inherited_from.insert(Mac(mac), ip);
-                self.admitted.insert(ip);
-            } else {
-                unwanted.extend([FdbEdit::Unpin { port: device, mac }, FdbEdit::NoRemote { device, mac }]);
-            }
-        }
-        let refused =
-            self.fdb.apply(&unwanted).map_err(|error| problem(&self.config.bridge, "remove entries", error))?;
-        match refused.into_iter().next() {
-            Some((_, error)) => Err(problem(&self.config.bridge, "remove an entry that is wanted no more", error)),
-            None => Ok(()),
-        }
-    }
-
-    async fn find_devices(&mut self) -> Result<()> {
-        for (at, name) in FastConfig::devices(&self.config.bridge).iter().enumerate() {
-            self.devices[at] = self.netlink.link(name).await?.map(|link| link.index);
-        }
-        self.tap = self.netlink.link(&self.config.tap).await?.map(|link| link.index);
-        Ok(())
-    }
-
-    /// Makes the devices, or adopts those that are there.
-    async fn ensure_devices(&mut self) -> Result<()> {
-        let bridge = self.netlink.need_link(&self.config.bridge).await?;
-        if bridge.index != self.bridge {
-            // Made again: the socket was bound to the one before.
-            self.probes = sys::packet_socket(bridge.index, ETHERTYPE)
-                .map_err(|error| problem(&bridge.name, "open a packet socket", error))?;
-            self.bridge = bridge.index;
-            self.install_guard()?;
-        }
-        let names = FastConfig::devices(&self.config.bridge);
-        for (v6, name) in [false, true].into_iter().zip(&names) {
-            match self.netlink.ensure_vxlan(&self.vxlan(v6, name), &bridge).await {
-                Ok(_) => {}
-                // A kernel without IPv6.
-                Err(error) if v6 && matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EPFNOSUPPORT)) => {
-                    self.netlink.delete_link(name).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.renew(&bridge).await
-    }
-
     /// Sees to all entries of the devices that stand. The devices themselves are left alone: each
     /// change of theirs is told to whoever keeps them, this task not the last.
     async fn renew(&mut self, bridge: &Link) -> Result<()> {
@@ -228,10 +214,6 @@ impl Keeper {
             return Err(problem(&bridge.name, "add an entry for probes", error));
         }
         self.resync(bridge).await
-    }
-
-    const fn vxlan<'a>(&self, v6: bool, name: &'a str) -> Vxlan<'a> {
-        Vxlan { name, v6, vni: self.config.vni, port: self.config.port, mtu: self.config.mtu as u32 }
     }
 
     /// Compares what is known with what is there.
@@ -256,8 +238,7 @@ impl Keeper {
             .installed
             .iter()
             .filter(|(mac, remote)| {
-                let device = devices[usize::from(is_v6(remote.ip))];
-                let stands = device.is_some_and(|device| {
+                let stands = device(&devices, **remote).is_some_and(|device| {
                     remotes.get(&(device, **mac)) == Some(&remote.ip) && pinned.get(*mac) == Some(&device)
                 });
                 !stands
@@ -358,7 +339,8 @@ impl Keeper {
         match notice {
             Notice::Fdb(change) => self.entry(&change).await,
             Notice::Link { index, .. } => {
-                if index == self.bridge || self.tap == Some(index) || self.devices.contains(&Some(index)) {
+                let ours = [self.tap, self.up().map(|up| up.index)].contains(&Some(index));
+                if index == self.bridge || ours || self.devices.contains(&Some(index)) {
                     self.check_at.get_or_insert(soon);
                 }
             }
@@ -370,7 +352,7 @@ impl Keeper {
     /// Somebody set or took away, or the bridge heard, where an address is.
     async fn entry(&mut self, change: &FdbChange) {
         let mac = Mac(change.mac);
-        let device = self.installed.get(&mac).and_then(|remote| self.devices[usize::from(is_v6(remote.ip))]);
+        let device = self.installed.get(&mac).and_then(|remote| device(&self.devices, *remote));
         if change.bridge.is_none() {
             if change.gone && device == Some(change.port) {
                 self.put_back(mac);
@@ -428,30 +410,10 @@ impl Keeper {
                 self.complain(&error);
                 self.check_at = Some(now + RETRY);
             }
-        }
-    }
-
-    /// Looks whether everything stands, and mends what does not.
-    async fn check(&mut self) -> Result<()> {
-        let stands = self.guard.stands(&self.admitted, self.owned.values());
-        if !stands.map_err(|error| problem(&self.config.bridge, "look at the guard", error))? {
-            self.install_guard()?;
-            tracing::warn!("the guard of the VXLAN port was not whole: it was put back");
-        }
-        let names = FastConfig::devices(&self.config.bridge);
-        let mut stand = true;
-        for (at, name) in names.iter().enumerate() {
-            // What could not be made at the start is not missed.
-            if self.devices[at].is_some() {
-                stand &= self.netlink.vxlan_stands(&self.vxlan(at == 1, name), self.bridge).await?;
+            if self.was_sealed && self.up().is_none() {
+                self.check_at.get_or_insert(now + RESEAL);
             }
         }
-        if stand {
-            let bridge = self.netlink.need_link(&self.config.bridge).await?;
-            return self.renew(&bridge).await;
-        }
-        tracing::warn!("somebody changed the VXLAN devices: they are put right");
-        self.ensure_devices().await
     }
 
     /// Makes the kernel agree with the plan where it may differ.
@@ -475,6 +437,12 @@ impl Keeper {
                 return Err(problem(&self.config.bridge, "let a peer through the guard", error));
             }
             self.admitted = wanted;
+            if let Err(error) = self.seal() {
+                // The rest is not held up: what is sent to a peer that WireGuard does not know is dropped there.
+                self.complain(&error);
+                self.fail(&dirty);
+                self.check_at = Some(Instant::now() + SETTLE);
+            }
         }
         self.own(&dirty)?;
         let mut changes = Vec::new();
@@ -496,6 +464,20 @@ impl Keeper {
             self.guard.refuse(ip).map_err(|error| problem(&self.config.bridge, "close the guard to a peer", error))?;
         }
         Ok(())
+    }
+
+    /// Tells WireGuard who the peers are.
+    fn seal(&mut self) -> Result<()> {
+        let Some(sealing) = &mut self.sealing else { return Ok(()) };
+        let (tunnels, declined) = {
+            let plan = self.shared.plan();
+            (plan.tunnels(), plan.declined())
+        };
+        let inherited: BTreeSet<IpAddr> = self.inherited_from.values().copied().collect();
+        sealing.reconcile(&tunnels, |address| {
+            let ip = IpAddr::from(address);
+            inherited.contains(&ip) && !declined.contains(&ip)
+        })
     }
 
     /// Tells the guard whose the addresses are.
@@ -532,7 +514,6 @@ impl Keeper {
     /// What has to be changed for one address.
     fn change(&mut self, mac: Mac, wanted: Wanted, changes: &mut Vec<FdbEdit>) {
         let installed = self.installed.get(&mac).copied();
-        let device = |devices: &[Option<u32>; 2], remote: Remote| devices[usize::from(is_v6(remote.ip))];
         match wanted {
             Wanted::Fast(remote, hold) => {
                 self.inherited.remove(&mac);
@@ -546,14 +527,19 @@ impl Keeper {
                 } else {
                     self.loose.remove(&mac);
                 }
-                changes.push(FdbEdit::Remote { device: new, mac: mac.0, ip: remote.ip, port: remote.port });
+                let via = self.up().map(|up| up.index).filter(|_| place(remote.ip) == SEALED);
+                changes.push(FdbEdit::Remote { device: new, mac: mac.0, ip: remote.ip, port: remote.port, via });
                 changes.push(FdbEdit::Pin { port: new, mac: mac.0, firm: hold == Hold::Firm });
                 let old = installed.and_then(|old| device(&self.devices, old));
                 changes.extend(old.filter(|old| *old != new).map(|old| FdbEdit::NoRemote { device: old, mac: mac.0 }));
                 self.installed.insert(mac, remote);
             }
             Wanted::Sleeve { decided: false } | Wanted::Nowhere if self.inherited.contains(&mac) => {}
-            Wanted::Sleeve { .. } | Wanted::Nowhere => {
+            // What an earlier run sent in the clear does not go on beside a sealed way.
+            Wanted::Proving(way)
+                if self.inherited.contains(&mac)
+                    && installed.is_some_and(|old| (place(old.ip) == SEALED) == way.tunnel.is_some()) => {}
+            Wanted::Sleeve { .. } | Wanted::Proving(_) | Wanted::Nowhere => {
                 let Some(old) = installed else { return };
                 // Whoever is not sent to is not heard from there for an earlier run's sake either.
                 self.inherited_from.remove(&mac);

@@ -4,7 +4,8 @@
 //! ```text
 //!  router loop ─ FastHandle ─► plan (what shall be) ─┐                 ┌─► VXLAN devices, bridge ports
 //!                          └─► probe frames ─────────┼─► keeper (task) ├─► forwarding entries
-//!  router loop ◄─ Seen: probes, local addresses ─────┘        ▲        └─► guard (nftables)
+//!  router loop ◄─ Seen: probes, local addresses, ────┘        ▲        ├─► WireGuard: device, keys, peers
+//!                 WireGuard's key                             │        └─► guard (nftables)
 //!                                                             └── what the kernel says has happened
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 mod keeper;
 mod plan;
+mod seal;
 mod sys;
 
 use std::net::IpAddr;
@@ -21,12 +23,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mesh_proto::control::fastpath::Kernel;
 use mesh_proto::data::macs::Mac;
 use mesh_proto::id::PeerId;
+use mesh_proto::wire::fastpath::Seal;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 pub use crate::netlink::nft::Dropped;
 
 use crate::netlink::nft::Guard;
+use crate::netlink::wireguard::PrivateKey;
 use crate::netlink::{Netlink, Result};
 use keeper::Keeper;
 use plan::Plan;
@@ -51,13 +55,32 @@ pub struct FastConfig {
     pub vni: u32,
     /// MTU of the overlay.
     pub mtu: u16,
+    /// Whether VXLAN may go in the clear to anybody (fastpath F5).
+    pub plain: bool,
+    /// How it is sealed; none if it is not to be.
+    pub seal: Option<SealConfig>,
+}
+
+/// What WireGuard is made with.
+#[derive(Debug, Clone)]
+pub struct SealConfig {
+    /// Its UDP port.
+    pub port: u16,
+    /// Its key, unless an earlier run has left one in the kernel (fastpath F14).
+    pub key: PrivateKey,
 }
 
 impl FastConfig {
-    /// Names of the VXLAN devices, for IPv4 and IPv6 underlays.
+    /// Names of the VXLAN devices: for IPv4 and IPv6 underlays, and for what is sealed.
     #[must_use]
-    pub fn devices(bridge: &str) -> [String; 2] {
-        [format!("{bridge}-vx4"), format!("{bridge}-vx6")]
+    pub fn devices(bridge: &str) -> [String; 3] {
+        ["vx4", "vx6", "vxs"].map(|device| format!("{bridge}-{device}"))
+    }
+
+    /// Name of WireGuard's device.
+    #[must_use]
+    pub fn wireguard(bridge: &str) -> String {
+        format!("{bridge}-wg")
     }
 
     /// Name of the table in the packet filter.
@@ -74,6 +97,16 @@ impl FastConfig {
             network.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         ((hash >> 24) ^ (hash & 0x00ff_ffff)).max(1)
     }
+
+    /// The number of what is sealed: another one, for the kernel has one device of a number, a port and a
+    /// family. Never 0.
+    #[must_use]
+    pub const fn sealed_vni(vni: u32) -> u32 {
+        match vni ^ 0x0080_0000 {
+            0 => 1,
+            other => other,
+        }
+    }
 }
 
 /// What the keeper sees.
@@ -83,6 +116,8 @@ pub enum Seen {
     Probe(Vec<u8>),
     /// A local MAC address came, or went.
     Local(Mac, bool),
+    /// The kernel has WireGuard with that key and port now, or has it no more.
+    Seal(Option<Seal>),
 }
 
 /// The router's hold on the fast path. Clones share it.
@@ -173,22 +208,18 @@ impl Shared {
 
 /// Takes everything of a fast path out of the kernel, whoever made it; fine if there is nothing.
 pub async fn remove(netlink: &Netlink, bridge: &str) {
-    for name in FastConfig::devices(bridge) {
+    // VXLAN before what it goes by.
+    for name in FastConfig::devices(bridge).into_iter().chain([FastConfig::wireguard(bridge)]) {
         if let Err(error) = netlink.delete_link(&name).await {
             tracing::error!(%error, "an interface is left; delete it by hand (ip link del {name})");
         }
     }
     let table = FastConfig::table(bridge);
-    let removed = Guard::new(&table, bridge, 0).and_then(|guard| guard.remove());
+    let removed = Guard::new(&table, bridge, "", 0).and_then(|guard| guard.remove());
     if let Err(error) = removed {
         // A kernel without nftables has nothing to remove.
         tracing::debug!(%error, table, "the guard could not be looked for");
     }
-}
-
-/// An address as the guard and the devices know it.
-const fn is_v6(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(_))
 }
 
 #[cfg(test)]
@@ -199,7 +230,9 @@ mod tests {
     fn networks_have_numbers_of_24_bits() {
         for name in ["weft", "", "a", "another network"] {
             let vni = FastConfig::vni_of(name);
-            assert!((1..1 << 24).contains(&vni), "{name}: {vni}");
+            let sealed = FastConfig::sealed_vni(vni);
+            assert!((1..1 << 24).contains(&vni) && (1..1 << 24).contains(&sealed), "{name}: {vni}, {sealed}");
+            assert_ne!(vni, sealed);
         }
         assert_ne!(FastConfig::vni_of("weft"), FastConfig::vni_of("weft2"));
     }

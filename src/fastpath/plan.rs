@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mesh_proto::control::fastpath::{Kernel, Remote};
+use mesh_proto::control::fastpath::{Kernel, Remote, Way};
 use mesh_proto::data::macs::Mac;
 use mesh_proto::id::PeerId;
-use mesh_proto::wire::fastpath::probe_mac;
+use mesh_proto::wire::fastpath::{probe_mac, sealed_address};
 
+use super::seal;
 use crate::netlink::nft::{Owned, Sources};
+use crate::netlink::wireguard::Key;
 
 /// How an entry is held against what the bridge hears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +31,15 @@ pub(super) enum Wanted {
         /// Whether the machine has said so, and it is not only for want of a decision.
         decided: bool,
     },
+    /// By sleeve, while that way is being proven.
+    Proving(Way),
     /// Nobody has it.
     Nowhere,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Peer {
-    remote: Remote,
+    way: Way,
     /// Where its VXLAN comes from, by IPv4 and IPv6.
     sources: Sources,
     /// `None` until the machine has decided for the first time.
@@ -60,9 +64,9 @@ impl Plan {
     /// Takes a decision of the machine.
     pub(super) fn apply(&mut self, change: Kernel) {
         match change {
-            Kernel::Peer(peer, Some(remote)) => {
-                let sources = with([None; 2], remote.ip);
-                self.peers.insert(peer, Peer { remote, sources, fast: None });
+            Kernel::Peer(peer, Some(way)) => {
+                let sources = with([None; 2], way.remote.ip);
+                self.peers.insert(peer, Peer { way, sources, fast: None });
                 self.declined.remove(&peer);
                 self.probes.insert(probe_mac(peer), peer);
                 self.touch(peer);
@@ -84,7 +88,10 @@ impl Plan {
             Kernel::Carrier(peer, fast) => {
                 match self.peers.get_mut(&peer) {
                     Some(peer) => peer.fast = Some(fast),
-                    None if !fast => _ = self.declined.insert(peer),
+                    None if !fast => {
+                        self.declined.insert(peer);
+                        self.addresses_changed = true;
+                    }
                     None => {}
                 }
                 self.touch(peer);
@@ -121,17 +128,18 @@ impl Plan {
     /// Where frames for an address shall go.
     pub(super) fn wanted(&self, mac: Mac) -> Wanted {
         if let Some(peer) = self.probes.get(&mac).and_then(|peer| self.peers.get(peer)) {
-            return Wanted::Fast(peer.remote, Hold::Firm);
+            return Wanted::Fast(peer.way.remote, Hold::Firm);
         }
         let Some(owner) = self.owners.get(&mac) else {
             return Wanted::Nowhere;
         };
         match self.peers.get(owner) {
-            Some(Peer { remote, fast: Some(true), .. }) => {
+            Some(Peer { way, fast: Some(true), .. }) => {
                 let hold = if self.unreachable.contains(owner) { Hold::Loose } else { Hold::Firm };
-                Wanted::Fast(*remote, hold)
+                Wanted::Fast(way.remote, hold)
             }
-            Some(Peer { fast, .. }) => Wanted::Sleeve { decided: fast.is_some() },
+            Some(Peer { way, fast: None, .. }) => Wanted::Proving(*way),
+            Some(Peer { .. }) => Wanted::Sleeve { decided: true },
             None => Wanted::Sleeve { decided: self.declined.contains(owner) },
         }
     }
@@ -162,6 +170,20 @@ impl Plan {
         self.peers.values().flat_map(|peer| peer.sources).flatten().collect()
     }
 
+    /// The peers that WireGuard shall know.
+    pub(super) fn tunnels(&self) -> BTreeMap<Key, seal::Wanted> {
+        let known = self.peers.iter().filter_map(|(peer, Peer { way, .. })| {
+            let tunnel = way.tunnel?;
+            Some((tunnel.key, seal::Wanted { tunnel, address: sealed_address(*peer) }))
+        });
+        known.collect()
+    }
+
+    /// The addresses inside WireGuard of those that nothing is sent to, by decision.
+    pub(super) fn declined(&self) -> BTreeSet<IpAddr> {
+        self.declined.iter().map(|peer| sealed_address(*peer).into()).collect()
+    }
+
     /// Who may send frames from an address, if it has an owner. `local` says whether it is here.
     pub(super) fn owner(&self, mac: Mac, local: bool) -> Option<Owned> {
         let owner = self.owners.get(&mac);
@@ -179,10 +201,13 @@ pub(super) fn with(mut sources: Sources, ip: IpAddr) -> Sources {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_proto::control::fastpath::Tunnel;
 
     const A: PeerId = PeerId([1; 16]);
     const B: PeerId = PeerId([2; 16]);
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    const UNDECIDED: Wanted = Wanted::Sleeve { decided: false };
 
     fn remote(last: u8) -> Remote {
         Remote { ip: IpAddr::from([192, 0, 2, last]), port: 6784 }
@@ -192,11 +217,11 @@ mod tests {
     fn an_address_goes_where_its_owners_carrier_goes() {
         let mut plan = Plan::default();
         plan.apply(Kernel::Owner(MAC, Some(A)));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: false });
+        assert_eq!(plan.wanted(MAC), UNDECIDED);
         plan.apply(Kernel::Carrier(A, false));
         assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: true });
-        plan.apply(Kernel::Peer(A, Some(remote(1))));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: false });
+        plan.apply(Kernel::Peer(A, Some(remote(1).into())));
+        assert_eq!(plan.wanted(MAC), Wanted::Proving(remote(1).into()));
         assert_eq!(plan.wanted(probe_mac(A)), Wanted::Fast(remote(1), Hold::Firm), "probes always take the fast path");
         plan.take_dirty();
         plan.apply(Kernel::Carrier(A, true));
@@ -209,7 +234,7 @@ mod tests {
         plan.apply(Kernel::Carrier(A, false));
         assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: true });
         plan.apply(Kernel::Owner(MAC, Some(B)));
-        assert_eq!(plan.wanted(MAC), Wanted::Sleeve { decided: false });
+        assert_eq!(plan.wanted(MAC), UNDECIDED);
         plan.apply(Kernel::Owner(MAC, None));
         assert_eq!(plan.wanted(MAC), Wanted::Nowhere);
         plan.apply(Kernel::Peer(A, None));
@@ -225,7 +250,7 @@ mod tests {
         assert_eq!(plan.owner(MAC, true), owned([None; 2]), "it is here: no peer may send it");
         plan.apply(Kernel::Owner(MAC, Some(A)));
         assert_eq!(plan.owner(MAC, false), owned([None; 2]));
-        plan.apply(Kernel::Peer(A, Some(remote(1))));
+        plan.apply(Kernel::Peer(A, Some(remote(1).into())));
         assert_eq!(plan.owner(MAC, true), owned([Some(remote(1).ip), None]), "the first to claim it has it");
         let other = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
         plan.apply(Kernel::Source(A, other));
@@ -234,10 +259,28 @@ mod tests {
     }
 
     #[test]
+    fn wireguard_knows_the_peers_that_are_sent_to_by_it() {
+        let mut plan = Plan::default();
+        plan.apply(Kernel::Peer(A, Some(remote(1).into())));
+        assert!(plan.tunnels().is_empty());
+        let tunnel = Tunnel { key: [7; 32], endpoint: "192.0.2.2:6785".parse().expect("an address") };
+        let inside = Remote { ip: sealed_address(B).into(), port: 6784 };
+        plan.apply(Kernel::Peer(B, Some(Way { remote: inside, tunnel: Some(tunnel) })));
+        let wanted = seal::Wanted { tunnel, address: sealed_address(B) };
+        assert_eq!(plan.tunnels(), BTreeMap::from([([7; 32], wanted)]));
+        assert_eq!(plan.wanted(probe_mac(B)), Wanted::Fast(inside, Hold::Firm));
+        assert!(plan.addresses().contains(&inside.ip), "and what comes from inside is taken");
+        plan.apply(Kernel::Peer(B, None));
+        assert!(plan.tunnels().is_empty() && !plan.addresses().contains(&inside.ip));
+        plan.apply(Kernel::Carrier(B, false));
+        assert_eq!(plan.declined(), BTreeSet::from([inside.ip]));
+    }
+
+    #[test]
     fn vxlan_is_taken_from_the_peers_that_may_send_it() {
         let mut plan = Plan::default();
-        plan.apply(Kernel::Peer(A, Some(remote(1))));
-        plan.apply(Kernel::Peer(B, Some(remote(1))));
+        plan.apply(Kernel::Peer(A, Some(remote(1).into())));
+        plan.apply(Kernel::Peer(B, Some(remote(1).into())));
         plan.apply(Kernel::Peer(A, None));
         assert!(plan.take_addresses_changed());
         assert!(plan.addresses().contains(&remote(1).ip), "the other peer is there still");

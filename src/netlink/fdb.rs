@@ -14,6 +14,7 @@ const FAMILY: u8 = libc::AF_BRIDGE as u8;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NDA_PORT: u16 = 6;
+const NDA_IFINDEX: u16 = 8;
 const NDA_MASTER: u16 = 9;
 const NUD_REACHABLE: u16 = 0x02;
 const NUD_NOARP: u16 = 0x40;
@@ -69,6 +70,8 @@ pub enum FdbEdit {
         ip: IpAddr,
         /// Its UDP port.
         port: u16,
+        /// Index of the interface that leads to it, for a remote with a link-local address.
+        via: Option<u32>,
     },
     /// The VXLAN device forgets the address.
     NoRemote {
@@ -212,12 +215,15 @@ fn write(batch: &mut Batch, change: &FdbEdit) {
     batch.message(kind, how, |body| {
         header(body, index, state, flags);
         body.put(NDA_LLADDR, &mac);
-        if let FdbEdit::Remote { ip, port, .. } = *change {
+        if let FdbEdit::Remote { ip, port, via, .. } = *change {
             match ip {
                 IpAddr::V4(ip) => body.put(NDA_DST, &ip.octets()),
                 IpAddr::V6(ip) => body.put(NDA_DST, &ip.octets()),
             }
             body.put(NDA_PORT, &port.to_be_bytes());
+            if let Some(via) = via {
+                body.put(NDA_IFINDEX, &via.to_ne_bytes());
+            }
         }
     });
 }

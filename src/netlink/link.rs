@@ -64,6 +64,13 @@ fn unspec(index: u32) -> LinkMessageBuilder<LinkUnspec> {
     LinkUnspec::new_with_index(index)
 }
 
+/// A message that changes an interface, without its name. Before 6.2 the kernel takes any name for a new one, also
+/// that which the interface has, and gives none to an interface that is up (EBUSY).
+fn nameless(mut message: LinkMessage) -> LinkMessage {
+    message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::IfName(_)));
+    message
+}
+
 fn parse(message: LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
@@ -188,7 +195,7 @@ impl Netlink {
         let socket = self.socket().await;
         let (request, operation) = match &found {
             None => (socket.link().add(settings.build()), "create the bridge"),
-            Some(link) => (socket.link().change(settings.index(link.index).build()), "adopt the bridge"),
+            Some(link) => (socket.link().change(nameless(settings.index(link.index).build())), "adopt the bridge"),
         };
         let done = request.execute().await;
         drop(socket);
@@ -343,7 +350,7 @@ impl Netlink {
     /// If the kernel refuses.
     pub async fn filter_bridged(&self, bridge: &Link) -> Result<()> {
         let builder = LinkMessageBuilder::<LinkBridge>::new(&bridge.name).index(bridge.index);
-        let message = builder.nf_call_iptables(true).nf_call_ip6tables(true).build();
+        let message = nameless(builder.nf_call_iptables(true).nf_call_ip6tables(true).build());
         let done = self.socket().await.link().change(message).execute().await;
         done.context(&bridge.name, "have the host's filter see what is bridged by")
     }

@@ -9,6 +9,7 @@
 //!            ├─ sysctl.rs     the few settings that have no netlink attribute (/proc/sys/net)
 //!            ├─ netns.rs      namespaces: open, identify, run inside
 //!            ├─ vxlan.rs      VXLAN devices as ports of the bridge
+//!            ├─ wireguard.rs  WireGuard devices, their keys and peers
 //!            └─ container.rs  a container's interface, plugged into the bridge and out again
 //!
 //!   raw.rs ─┬─ fdb.rs         forwarding entries, thousands at a time
@@ -32,6 +33,7 @@ mod raw;
 mod sysctl;
 mod tunnel;
 mod vxlan;
+pub mod wireguard;
 
 use std::{fmt, io, sync::Arc};
 
@@ -48,7 +50,7 @@ pub use self::{
     monitor::{FdbChange, Monitor, Notice, Topic},
     netns::{NetNs, NetNsId},
     sysctl::forward,
-    vxlan::Vxlan,
+    vxlan::{Vxlan, VxlanBy},
 };
 
 /// A netlink connection to one network namespace. Clones share it.

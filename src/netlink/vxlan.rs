@@ -11,13 +11,30 @@ use rtnetlink::{LinkBridgePort, LinkMessageBuilder, LinkVxlan};
 use super::error::{Context as _, Result};
 use super::{Link, Netlink};
 
+/// What a VXLAN device sends by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VxlanBy {
+    /// Whatever leads to a remote by IPv4.
+    V4,
+    /// Whatever leads to a remote by IPv6.
+    V6,
+    /// One interface, from one link-local address of IPv6. It takes nothing that came by another
+    /// interface, and goes with it.
+    Link {
+        /// Index of the interface.
+        index: u32,
+        /// The address.
+        address: Ipv6Addr,
+    },
+}
+
 /// What a VXLAN device shall be.
 #[derive(Debug, Clone, Copy)]
 pub struct Vxlan<'a> {
     /// Name of the device.
     pub name: &'a str,
-    /// Whether its underlay is IPv6: a device has one or the other.
-    pub v6: bool,
+    /// What it sends by.
+    pub by: VxlanBy,
     /// Number of the virtual network.
     pub vni: u32,
     /// UDP port, here and at the remotes that name no other.
@@ -49,9 +66,11 @@ impl Netlink {
                 .learning(false)
                 .udp_csum(true)
                 .mtu(wanted.mtu);
-            if wanted.v6 {
-                message = message.local6(Ipv6Addr::UNSPECIFIED);
-            }
+            message = match wanted.by {
+                VxlanBy::V4 => message,
+                VxlanBy::V6 => message.local6(Ipv6Addr::UNSPECIFIED),
+                VxlanBy::Link { index, address } => message.dev(index).local6(address),
+            };
             self.socket()
                 .await
                 .link()
@@ -100,7 +119,12 @@ impl Netlink {
         let Some(data) = data else { return Ok(false) };
         let has = |wanted: InfoVxlan| data.contains(&wanted);
         // The kernel does not tell the family of a device without addresses; the name does.
-        Ok(has(InfoVxlan::Id(wanted.vni)) && has(InfoVxlan::Port(wanted.port)) && has(InfoVxlan::Learning(false)))
+        let by = match wanted.by {
+            VxlanBy::V4 | VxlanBy::V6 => true,
+            VxlanBy::Link { index, address } => has(InfoVxlan::Link(index)) && has(InfoVxlan::Local6(address)),
+        };
+        let number = has(InfoVxlan::Id(wanted.vni)) && has(InfoVxlan::Port(wanted.port));
+        Ok(number && by && has(InfoVxlan::Learning(false)))
     }
 
     async fn link_message(&self, link: &Link) -> Result<Option<LinkMessage>> {

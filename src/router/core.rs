@@ -15,7 +15,7 @@ use mesh_proto::id::{Incarnation, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::addresses::Addresses;
-use super::fastpath::{self, Fast};
+use super::fastpath::{self, Fast, Off};
 use super::names::MeshNames;
 use super::refusals::Refusals;
 use super::{MessageCounters, Peer, RemoveError, Request, Snapshot, TargetView};
@@ -76,8 +76,8 @@ pub(super) struct CoreIo {
     pub(super) stored: mpsc::Receiver<Stored>,
     /// Where what happens is told.
     pub(super) events: Events,
-    /// The fast path, if it is on.
-    pub(super) fast: Option<Fast>,
+    /// The fast path, or why it is off.
+    pub(super) fast: Result<Fast, Off>,
     /// The names of the mesh.
     pub(super) names: MeshNames,
 }
@@ -95,6 +95,8 @@ pub(super) struct Core {
     pub(super) store: Store,
     pub(super) events: Events,
     pub(super) fast: Option<Fast>,
+    /// Why there is none.
+    no_fast: String,
     pub(super) names: MeshNames,
     pub(super) ranges: Vec<IpNet>,
     pub(super) port: u16,
@@ -167,6 +169,10 @@ impl Core {
         let ipam_config = config.addresses.config(me, incarnation, config.ranges.clone());
         let ipam = Allocator::new(ipam_config, config.ipam, seeds[1], now)?;
         let (resolver, resolved) = mpsc::channel(64);
+        let (fast, no_fast) = match io.fast {
+            Ok(fast) => (Some(fast), String::new()),
+            Err(off) => (None, off.text()),
+        };
         Ok(Self {
             node,
             ipam,
@@ -175,7 +181,8 @@ impl Core {
             data: io.data,
             store: io.store,
             events: io.events,
-            fast: io.fast,
+            fast,
+            no_fast,
             names: io.names,
             ranges: config.ranges,
             port: config.port,
@@ -510,7 +517,7 @@ impl Core {
                 .chain(summary.contests.iter().map(contest_text))
                 .collect(),
             messages: self.messages,
-            fast: self.fast.as_ref().map(Fast::snapshot),
+            fast: self.fast.as_ref().map(Fast::snapshot).ok_or_else(|| self.no_fast.clone()),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_proto::control::fastpath::{FastPath, FastPathConfig, Output, View};
+use mesh_proto::control::terms::Terms;
 use mesh_proto::handover::{Command, Tables};
 use mesh_proto::id::PeerId;
 use tokio::sync::mpsc;
@@ -15,8 +16,9 @@ use super::core::{Core, seed};
 use super::drain::CHANNEL_FASTPATH;
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::fastpath::{self, Dropped, FastConfig, FastHandle, Seen};
+use crate::fastpath::{self, Dropped, FastConfig, FastHandle, SealConfig, Seen};
 use crate::netlink::Netlink;
+use crate::netlink::wireguard::PrivateKey;
 
 /// The fast path as the loop holds it.
 #[derive(Debug)]
@@ -39,15 +41,22 @@ struct Policy {
 
 impl Policy {
     /// The kernel's VXLAN is not encrypted: with a secret it is only for networks that the
-    /// operator has said to trust.
-    fn wants(&self, address: IpAddr) -> bool {
+    /// operator has said to trust. What is sealed is for everybody, where there is a secret.
+    fn wants(&self, address: IpAddr) -> Terms {
         let address = address.to_canonical();
-        !self.sealed || self.trusted.iter().any(|subnet| subnet.contains(&address))
+        let plain = !self.sealed || self.trusted.iter().any(|subnet| subnet.contains(&address));
+        Terms { plain, sealed: self.sealed }
     }
 
-    /// Whether it could ever want it.
-    const fn may_want(&self) -> bool {
+    /// Whether it could ever want what is not encrypted.
+    const fn may_want_plain(&self) -> bool {
         !self.sealed || !self.trusted.is_empty()
+    }
+
+    /// Whether what an earlier run sends to that address may go on until there is a decision.
+    fn keeps(&self, address: IpAddr) -> bool {
+        let inside = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if inside { self.sealed } else { self.wants(address).plain }
     }
 }
 
@@ -64,10 +73,32 @@ pub struct FastSnapshot {
     pub dropped: Dropped,
 }
 
+/// Why there is no fast path at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Off {
+    /// The operator wants none.
+    Unwanted,
+    /// It would have to be sealed, and the kernel cannot do that.
+    NoWireGuard,
+    /// What went wrong.
+    Failed(String),
+}
+
+impl Off {
+    /// One line for people.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Unwanted => "off: it is not wanted (no-fast-path)".to_owned(),
+            Self::NoWireGuard => "off: the network has a secret, and this kernel has no WireGuard".to_owned(),
+            Self::Failed(why) => format!("off: {why}"),
+        }
+    }
+}
+
 /// Sets the fast path up, or takes away what an earlier run left if it is not wanted any more.
 ///
 /// # Errors
-/// One line for the operator, if it is wanted and cannot be had. Nothing is left then.
+/// Why there is none. Nothing is left then.
 pub(super) async fn start(
     settings: &Settings,
     sealed: bool,
@@ -75,11 +106,11 @@ pub(super) async fn start(
     mtu: u16,
     netlink: &Netlink,
     clock: Clock,
-) -> Result<Option<Fast>, String> {
+) -> Result<Fast, Off> {
     let policy = Policy { sealed, trusted: settings.trusted_subnets.clone() };
-    let Some(port) = settings.port.checked_add(1).filter(|_| settings.fast_path && policy.may_want()) else {
+    let Some(port) = settings.port.checked_add(1).filter(|_| settings.fast_path) else {
         fastpath::remove(netlink, &settings.bridge).await;
-        return Ok(None);
+        return Err(Off::Unwanted);
     };
     let config = FastConfig {
         me,
@@ -88,22 +119,32 @@ pub(super) async fn start(
         port,
         vni: FastConfig::vni_of(&settings.network),
         mtu,
+        plain: policy.may_want_plain(),
+        seal: None,
     };
-    let off = |error: &dyn std::fmt::Display| {
-        format!("the fast path is off, all frames go by sleeve: {error}; --no-fast-path silences this")
-    };
+    let off = |error: &dyn std::fmt::Display| Off::Failed(error.to_string());
+    let random = seed().map_err(|error| off(&error))?;
+    let seal = port.checked_add(1).filter(|_| sealed).map(|port| SealConfig { port, key: PrivateKey::new(random) });
     let seed = seed().map_err(|error| off(&error))?;
-    let started = FastHandle::start(config, netlink.clone(), |ip| policy.wants(ip)).await;
-    let (kernel, seen) = started.map_err(|error| off(&error))?;
+    let alone = seal.is_some() && !config.plain;
+    let config = FastConfig { seal, ..config };
+    let (kernel, seen) = match FastHandle::start(config, netlink.clone(), |ip| policy.keeps(ip)).await {
+        Ok(started) => started,
+        // A kernel like many.
+        Err(error) if alone && error.errno() == Some(libc::EOPNOTSUPP) => return Err(Off::NoWireGuard),
+        Err(error) => return Err(off(&error)),
+    };
     let machine = FastPath::new(FastPathConfig { me, port, mtu }, seed, clock.now());
-    Ok(Some(Fast { machine, kernel, seen, policy, kept_off: BTreeSet::new(), tables: None }))
+    Ok(Fast { machine, kernel, seen, policy, kept_off: BTreeSet::new(), tables: None })
 }
 
 impl Fast {
     pub(super) fn set_tables(&mut self, tables: &Arc<Tables>, now: Duration) {
         let at = |peer| tables.peers.get(peer).and_then(|path| path.direct).map(|address| address.ip().to_canonical());
         let off: BTreeSet<IpAddr> = self.kept_off.iter().filter_map(at).collect();
-        let wants = |address: IpAddr| self.policy.wants(address) && !off.contains(&address.to_canonical());
+        let wants = |address: IpAddr| {
+            if off.contains(&address.to_canonical()) { Terms::NONE } else { self.policy.wants(address) }
+        };
         self.machine.set_tables(tables, wants, now);
         self.tables = Some(Arc::clone(tables));
     }
@@ -120,6 +161,7 @@ impl Fast {
         match seen {
             Seen::Probe(frame) => self.machine.handle_probe(&frame, now),
             Seen::Local(mac, present) => self.machine.set_local(mac, present, now),
+            Seen::Seal(seal) => self.machine.set_seal(seal, now),
         }
     }
 
@@ -155,10 +197,14 @@ impl Core {
                 Output::Frame(frame) => self.kernel(|kernel| kernel.send(frame)),
                 Output::Kernel(change) => self.kernel(|kernel| kernel.apply(change)),
                 Output::Learn(peer, macs) => self.data.command(Command::Learn(peer, macs)),
-                Output::Switched { peer, fast, why } => {
+                Output::Switched { peer, fast, sealed, why } => {
                     let name = self.node.peers().into_iter().find(|info| info.id == peer).map(|info| info.name);
                     let name = name.unwrap_or_default();
-                    let carrier = if fast { "the fast path" } else { "sleeve" };
+                    let carrier = match (fast, sealed) {
+                        (true, true) => "the fast path, sealed by WireGuard",
+                        (true, false) => "the fast path",
+                        (false, _) => "sleeve",
+                    };
                     let text = format!("frames to {name} ({}) go by {carrier}: {}", peer.short(), why.text());
                     tracing::info!("{text}");
                     self.record("carrier", text);
@@ -191,9 +237,14 @@ mod tests {
             ("192.0.2.1", false),
             ("2001:db8::1", false),
         ] {
-            assert_eq!(policy.wants(address(text)), wanted, "{text}");
+            assert_eq!(policy.wants(address(text)), Terms { plain: wanted, sealed: true }, "{text}");
+            assert_eq!(policy.keeps(address(text)), wanted, "{text}");
         }
-        assert!(!Policy { sealed: true, trusted: Vec::new() }.may_want());
-        assert!(Policy { sealed: false, trusted: Vec::new() }.wants(address("192.0.2.1")));
+        assert!(policy.keeps(address("fe80::1")), "what is inside WireGuard");
+        let [sealed, open] = [true, false].map(|sealed| Policy { sealed, trusted: Vec::new() });
+        assert!(!sealed.may_want_plain() && open.may_want_plain());
+        assert_eq!(sealed.wants(address("192.0.2.1")), Terms::SEALED);
+        assert_eq!(open.wants(address("192.0.2.1")), Terms::PLAIN);
+        assert!(!open.keeps(address("fe80::1")));
     }
 }

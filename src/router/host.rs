@@ -4,8 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use mesh_proto::data::overhead::{Carrier, vxlan};
-use mesh_proto::handover::Suite;
+use mesh_proto::data::overhead::{sealed, vxlan};
 
 use crate::config::{Mtu, Settings, host_port};
 use crate::netlink::{Netlink, NetlinkError};
@@ -15,9 +14,10 @@ const MTU_UNKNOWN: u32 = 1500;
 /// Bytes that an IPv4 and a UDP header add to a datagram.
 const IPV4_UDP: u32 = 28;
 /// What is around an inner packet in the worst direct case, so that all hosts come to the same
-/// size: interfaces of one Ethernet segment have one MTU.
-const CARRIER: Carrier = Carrier { v6: true, relayed: false, suite: Suite::Aes256Gcm };
-/// The same without a secret, for then the kernel carries what it can. Sleeve by IPv4 carries that
+/// size, whatever their kernels can: interfaces of one Ethernet segment have one MTU. Sleeve has less
+/// around it (fastpath F15).
+const SEALED: u16 = sealed(true);
+/// The same without a secret, for then the kernel carries what it can in the clear. Sleeve by IPv4 carries that
 /// whole too; where it does not, it says so to whoever sends (sleeve S29).
 const OPEN: u16 = vxlan(true);
 /// IPv6 does not work below (RFC 8200 section 5).
@@ -94,11 +94,11 @@ pub(super) struct Sizes {
 }
 
 /// The MTU of the overlay, as configured or as the way to the peers allows, and the largest
-/// datagram worth trying. `sealed` says whether there is a secret.
+/// datagram worth trying. `secret` says whether there is one.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
-pub(super) async fn sizes(netlink: &Netlink, settings: &Settings, sealed: bool) -> Result<Sizes, NetlinkError> {
+pub(super) async fn sizes(netlink: &Netlink, settings: &Settings, secret: bool) -> Result<Sizes, NetlinkError> {
     let links = netlink.links().await?;
     let carrying = |mtus: Vec<u32>| mtus.into_iter().filter(|mtu| *mtu > 0);
     let usable = links
@@ -109,7 +109,7 @@ pub(super) async fn sizes(netlink: &Netlink, settings: &Settings, sealed: bool) 
     let towards = towards_peers(netlink, settings).await?;
     let underlay = towards.or_else(|| carrying(mtus.clone()).min()).unwrap_or(MTU_UNKNOWN);
     let largest = carrying(mtus).chain(towards).max().unwrap_or(MTU_UNKNOWN);
-    Ok(Sizes { overlay: overlay_mtu(settings.mtu, underlay, sealed), payload_max: payload(largest) })
+    Ok(Sizes { overlay: overlay_mtu(settings.mtu, underlay, secret), payload_max: payload(largest) })
 }
 
 /// The least MTU on the first hop to the peers that are named by address, or to everywhere.
@@ -131,13 +131,13 @@ async fn towards_peers(netlink: &Netlink, settings: &Settings) -> Result<Option<
     }
 }
 
-fn overlay_mtu(wanted: Mtu, underlay: u32, sealed: bool) -> u16 {
+fn overlay_mtu(wanted: Mtu, underlay: u32, secret: bool) -> u16 {
     match wanted {
         Mtu::Fixed(bytes) => bytes,
         // Sleeve carries frames of any size in pieces, so a small underlay costs speed, not
         // reachability.
         Mtu::Auto => {
-            let around = if sealed { CARRIER.total() } else { OPEN };
+            let around = if secret { SEALED } else { OPEN };
             let bytes = underlay.saturating_sub(around.into()).clamp(MTU_MIN, MTU_AUTO_MAX);
             u16::try_from(bytes).unwrap_or(u16::MAX)
         }
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_overlay_leaves_room_for_what_is_around_a_packet() {
-        assert_eq!(overlay_mtu(Mtu::Auto, 1500, true), 1402);
+        assert_eq!(overlay_mtu(Mtu::Auto, 1500, true), 1350);
         assert_eq!(overlay_mtu(Mtu::Auto, 1500, false), 1430);
         assert_eq!(overlay_mtu(Mtu::Auto, 1280, true), 1280);
         assert_eq!(overlay_mtu(Mtu::Auto, 65_536, true), 9000);

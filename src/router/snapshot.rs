@@ -25,8 +25,8 @@ pub struct Snapshot {
     pub problems: Vec<String>,
     /// Messages of the control plane.
     pub messages: MessageCounters,
-    /// The fast path; `None` if it is off.
-    pub fast: Option<FastSnapshot>,
+    /// The fast path, or that it is off and why.
+    pub fast: Result<FastSnapshot, String>,
 }
 
 /// One peer that the operator named.

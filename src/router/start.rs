@@ -150,7 +150,7 @@ async fn operate(
     );
     attachments.load(&stored_attachments).await;
     // The kernel has kept the table of the last run until now (guard P6).
-    guard.adopt([attachments.ports(), docker.members()].concat(), docker.networks()).await;
+    guard.adopt([attachments.ports(), docker.guarded()].concat(), docker.networks()).await;
     masquerade.adopt(attachments.masqueraded(), attachments.masquerades()).await;
     services.adopt().await;
 
@@ -311,12 +311,17 @@ impl RunningCore {
             incoming: outputs.quic,
         })?;
         let netlink = &ground.netlink;
-        let fast =
-            fastpath::start(settings, info.sealed, info.id, info.mtu, netlink, clock).await.unwrap_or_else(|problem| {
-                // Nothing is wrong with the network: it is slower than it could be.
-                tracing::warn!("{problem}");
-                None
-            });
+        let fast = fastpath::start(settings, info.sealed, info.id, info.mtu, netlink, clock).await;
+        match &fast {
+            // Nothing is wrong with the network: it is slower than it could be.
+            Err(fastpath::Off::Failed(why)) => {
+                tracing::warn!("the fast path is off, all frames go by sleeve: {why}; --no-fast-path silences this");
+            }
+            Err(fastpath::Off::NoWireGuard) => {
+                tracing::info!("no fast path: the network has a secret, and this kernel has no WireGuard");
+            }
+            Err(fastpath::Off::Unwanted) | Ok(_) => {}
+        }
         let (store, stored) = Store::start(file)?;
         let events = Events::default();
         let names = MeshNames::new(Names::new(info.id, state.incarnation, seed()?, clock.now()));

@@ -11,7 +11,7 @@ use mesh_proto::control::names::Output as NamesOutput;
 use mesh_proto::id::PeerId;
 use mesh_proto::wire::cbor::Endpoint;
 use mesh_proto::wire::control::{App, Message, Refuse, RefuseCode, Rekey, RekeyAnswer};
-use mesh_proto::wire::fastpath::{Message as FastMessage, Ping, ProbeFrame, ProbeKind, Table};
+use mesh_proto::wire::fastpath::{Message as FastMessage, Ping, ProbeFrame, ProbeKind, Seal, Table};
 use mesh_proto::wire::gossip::{
     BUCKETS, Buckets, Digest, HASH_LEN, LinkEntry, RecordBody, Records, VersionEntry, Versions, Want,
 };
@@ -235,13 +235,19 @@ fn address_messages() -> Vec<Vec<u8>> {
 }
 
 fn fast_path() -> Vec<Vec<u8>> {
-    let table = Table { port: 6784, willing: true, number: 1, macs: vec![2; 12] };
+    let table = Table { port: 6784, willing: true, number: 1, macs: vec![2; 12], seal: None };
+    let sealed = Table { willing: false, seal: Some(Seal { key: [7; 32], port: 6785 }), ..table.clone() };
     let (from, to) = (PeerId([2; 16]), PeerId([1; 16]));
     let probe = ProbeFrame { kind: ProbeKind::Probe, from, to, nonce: 1 }.encode(0);
     let piece = |kind: u8, bytes: Vec<u8>| [&[kind | bytes.len() as u8][..], &bytes].concat();
     let table = piece(0, FastMessage::Table(table).encode());
     let ping = piece(0, FastMessage::Ping(Ping { nonce: 1 }).encode());
-    vec![[table.clone(), ping].concat(), [table, piece(0x80, probe)].concat()]
+    let sealed = piece(0, FastMessage::Table(sealed).encode());
+    vec![
+        [table.clone(), ping].concat(),
+        [table, piece(0x80, probe.clone())].concat(),
+        [sealed, piece(0x80, probe)].concat(),
+    ]
 }
 
 /// What a sane peer says of its names to the one of [`super::name_messages`], and each other kind of
@@ -281,13 +287,24 @@ fn dns_messages() -> Vec<Vec<u8>> {
     let outside = query(&name(&["example", "com"]), 1, 1);
     let mut said = outside.clone();
     said[2] |= 0x80;
+    // With a record, and without but with the zone's SOA: both may be remembered.
+    let (question, opt) = said[12..].split_at(17);
+    let soa_data = [&name(&["ns"])[..], &name(&["root"]), &[0; 19], &[60]].concat();
+    let records = [
+        [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1][..]].concat(),
+        [&[0xc0, 12, 0, 6, 0, 1, 0, 0, 0, 60, 0, soa_data.len() as u8][..], &soa_data].concat(),
+    ];
+    let heads = [[0, 7, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 1], [0, 7, 0x81, 0x83, 0, 1, 0, 0, 0, 1, 0, 1]];
+    let [found, none] = [0, 1].map(|kind| [&heads[kind][..], question, &records[kind], opt].concat());
     vec![
         input(&[query(&mesh, 1, 0)]),
         input(&[query(&mesh, 28, 1)]),
         input(&[query(&reverse, 12, 1)]),
         input(&[query(&name(&["_http", "_tcp", "web", "weft", "local"]), 33, 1)]),
         input(&[query(&name(&["ip-10-32-1-1", "web", "weft", "local"]), 1, 0)]),
-        input(&[outside, said]),
+        input(&[outside.clone(), said]),
+        input(&[outside.clone(), found]),
+        input(&[outside, none]),
     ]
 }
 

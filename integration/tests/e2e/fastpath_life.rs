@@ -135,7 +135,7 @@ fn put_back() {
     });
     assert!(wait_until(PUT_BACK, || complete() == before), "{:?} are there of {before:?}", complete());
 
-    let guard = || Guard::new(&FastConfig::table("weft"), "weft", VXLAN).must("a socket");
+    let guard = || Guard::new(&FastConfig::table("weft"), "weft", "weft-wg", VXLAN).must("a socket");
     on_host(&mesh, 0, || guard().remove().must("remove"));
     assert!(wait_until(PUT_BACK, || on_host(&mesh, 0, || guard().dropped().is_ok())), "the guard is back");
 
@@ -174,7 +174,9 @@ fn nothing_left() {
     let left = Netlink::block_on_in(mesh.lab.host(1).namespace(), async |netlink| netlink.links().await);
     let names: Vec<String> = left.must("list").into_iter().map(|link| link.name).collect();
     assert_eq!(names, ["lo", "eth0"]);
-    let guard = on_host(&mesh, 1, || Guard::new(&FastConfig::table("weft"), "weft", VXLAN).must("a socket").dropped());
+    let table = FastConfig::table("weft");
+    let guard = || Guard::new(&table, "weft", "weft-wg", VXLAN).must("a socket");
+    let guard = on_host(&mesh, 1, || guard().dropped());
     assert!(guard.is_err(), "the guard is gone: {guard:?}");
 }
 
@@ -203,6 +205,8 @@ fn programmed() {
             port: VXLAN,
             vni: 7,
             mtu: 1402,
+            plain: true,
+            seal: None,
         };
         let (handle, mut seen) = FastHandle::start(config, netlink.clone(), |_| true).await?;
         assert!(matches!(seen.recv().await, Some(Seen::Local(..))), "the bridge's own address");
@@ -214,7 +218,7 @@ fn programmed() {
         let (start, before) = (Instant::now(), usage(std::process::id()));
         for number in 0..PEERS {
             let ip = IpAddr::from([192, 0, 2, 1 + number as u8]);
-            handle.apply(Kernel::Peer(peer(number), Some(Remote { ip, port: VXLAN })));
+            handle.apply(Kernel::Peer(peer(number), Some(Remote { ip, port: VXLAN }.into())));
             for mac in 0..MACS {
                 let [_, _, a, b] = (number * MACS + mac).to_be_bytes();
                 handle.apply(Kernel::Owner(Mac([2, 7, 0, 0, a, b]), Some(peer(number))));

@@ -14,6 +14,8 @@
 mod addresses;
 mod addresses_load;
 mod addresses_replace;
+#[path = "../harness/advertise.rs"]
+mod advertise;
 mod broadcast;
 mod cli;
 mod connect;
@@ -23,6 +25,7 @@ mod fastpath_guard;
 mod fastpath_life;
 mod firewall;
 mod frames;
+mod guest;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod host;
@@ -35,6 +38,7 @@ mod netlink;
 mod order;
 mod resolvers;
 mod restart;
+mod sealed;
 mod secrets;
 mod services;
 mod start;
@@ -54,6 +58,9 @@ use libtest_mimic::{Arguments, Trial};
 
 /// In the environment of a process that shall be `weft` and not the harness.
 pub(crate) const ROUTER: &str = "E2E_ROUTER";
+
+/// In the environment of a harness that is run in a guest, with a kernel of the guest's.
+pub(crate) const GUEST: &str = "E2E_GUEST";
 
 /// So many of the tests that took longest are named at the end.
 const SLOWEST: usize = 30;
@@ -77,7 +84,7 @@ fn main() -> ExitCode {
     }
     // One at a time unless told otherwise: they measure times.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(1));
-    let groups: [(&str, &[Case]); 24] = [
+    let here: [(&str, &[Case]); 25] = [
         ("netlink", netlink::CASES),
         ("lab", lab::CASES),
         ("start", start::CASES),
@@ -102,7 +109,11 @@ fn main() -> ExitCode {
         ("fastpath", fastpath::CASES),
         ("fastpath", fastpath_guard::CASES),
         ("fastpath", fastpath_life::CASES),
+        ("guest", guest::CASES),
     ];
+    // What needs another kernel than this machine's is run in a guest, by one of the others.
+    let there: [(&str, &[Case]); 1] = [("sealed", sealed::CASES)];
+    let groups = if std::env::var_os(GUEST).is_some() { &there[..] } else { &here[..] };
     let took = Arc::new(Mutex::new(BTreeSet::new()));
     let trials = groups.iter().flat_map(|(group, cases)| {
         let took = &took;

@@ -81,7 +81,9 @@ pub enum Why {
     Moved,
     /// This end does not want it (fastpath F5).
     OwnPolicy,
-    /// The other end does not want it (fastpath F5).
+    /// It would have to be sealed, and the kernel here has no WireGuard now (fastpath F19).
+    NoSeal,
+    /// The other end does not want it, or what it wants is not what this end wants (fastpath F5).
     TheirPolicy,
     /// The other end has said nothing of a fast path.
     NoOffer,
@@ -99,8 +101,9 @@ impl Why {
             Self::TooSmall => "no fast path: probes of full size do not come back",
             Self::Answers => "fast path answers, at full size",
             Self::Moved => "fast path is being proven at a new address",
-            Self::OwnPolicy => "no fast path: the network has a secret, and this subnet is not trusted here",
-            Self::TheirPolicy => "no fast path: the other end does not want it",
+            Self::OwnPolicy => "no fast path: this end does not want it with that peer",
+            Self::NoSeal => "no fast path: the network has a secret, and the kernel here has no WireGuard",
+            Self::TheirPolicy => "no fast path: the other end does not want it, or has no WireGuard",
             Self::NoOffer => "no fast path: the other end has none",
             Self::NotDirect => "no fast path: no direct link",
         }

@@ -20,11 +20,14 @@ use rand_core::{RngCore as _, SeedableRng as _};
 pub use super::carrier::Why;
 use super::carrier::{Carrier, Lane, Wish};
 use super::owners::{Change, Owners};
+use super::partner::{Partner, Said};
+use super::terms::Terms;
+pub use super::way::{Remote, Tunnel, Way};
 use crate::data::macs::Mac;
 use crate::data::overhead::ETHERNET_HEADER;
 use crate::handover::Tables;
 use crate::id::{Incarnation, PeerId};
-use crate::wire::fastpath::{Delta, MACS_PER_PEER, Message, Ping, Pong, ProbeFrame, ProbeKind, Table, macs};
+use crate::wire::fastpath::{Delta, MACS_PER_PEER, Message, Ping, Pong, ProbeFrame, ProbeKind, Seal, Table, macs};
 
 /// How often every other end is asked for the number of its table.
 const SYNC_EVERY: Duration = Duration::from_secs(10);
@@ -48,20 +51,11 @@ pub struct FastPathConfig {
     pub mtu: u16,
 }
 
-/// Where a peer's VXLAN device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Remote {
-    /// Its address on the underlay.
-    pub ip: IpAddr,
-    /// Its UDP port.
-    pub port: u16,
-}
-
 /// What the kernel shall be like from now on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kernel {
     /// Take VXLAN from that peer, and send probes to it, or do neither any more.
-    Peer(PeerId, Option<Remote>),
+    Peer(PeerId, Option<Way>),
     /// Take VXLAN also from that address of the peer's, instead of another one of its family.
     Source(PeerId, IpAddr),
     /// Send frames for that peer's addresses by the fast path, or do not, or do so no more.
@@ -89,6 +83,8 @@ pub enum Output {
         peer: PeerId,
         /// To the fast path, or away from it.
         fast: bool,
+        /// The fast path is sealed.
+        sealed: bool,
         /// Why.
         why: Why,
     },
@@ -101,39 +97,12 @@ pub struct View {
     pub peer: PeerId,
     /// Whether its frames go by the fast path.
     pub fast: bool,
+    /// Whether that is sealed.
+    pub sealed: bool,
     /// Why, or why not.
     pub why: Why,
     /// Addresses that it has announced.
     pub macs: usize,
-}
-
-#[derive(Debug)]
-struct Partner {
-    incarnation: Incarnation,
-    /// Its address, while there is a link.
-    direct: Option<SocketAddr>,
-    /// Where links to it have stood, one of each family: its kernel may still send from there.
-    stood: [Option<IpAddr>; 2],
-    reachable: bool,
-    /// Whether this end wants the fast path with it.
-    willing: bool,
-    /// What it has said, and where its device is.
-    table: Option<Said>,
-    /// When what it said in an earlier life counts no more.
-    renew_by: Option<Duration>,
-    asked: Option<Duration>,
-    /// While both want it: its device, and what probing says.
-    candidate: Option<(Remote, Carrier)>,
-    taught: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Said {
-    port: u16,
-    willing: bool,
-    number: u64,
-    /// In which of its lives.
-    life: Incarnation,
 }
 
 /// The fast path of one peer, towards all others.
@@ -144,6 +113,8 @@ pub struct FastPath {
     now: Duration,
     partners: BTreeMap<PeerId, Partner>,
     owners: Owners,
+    /// This end of WireGuard, while the kernel has it.
+    seal: Option<Seal>,
     /// Number of our own table, and what changed since it was last told.
     number: u64,
     added: BTreeSet<Mac>,
@@ -168,6 +139,7 @@ impl FastPath {
             now,
             partners: BTreeMap::new(),
             owners: Owners::default(),
+            seal: None,
             number,
             added: BTreeSet::new(),
             gone: BTreeSet::new(),
@@ -179,9 +151,8 @@ impl FastPath {
         }
     }
 
-    /// New forwarding tables. `willing` says with which addresses this end wants the fast path
-    /// (fastpath F5).
-    pub fn set_tables(&mut self, tables: &Tables, willing: impl Fn(IpAddr) -> bool, now: Duration) {
+    /// New forwarding tables. `wants` says what this end wants with which addresses (fastpath F5).
+    pub fn set_tables(&mut self, tables: &Tables, wants: impl Fn(IpAddr) -> Terms, now: Duration) {
         self.advance(now);
         let known: Vec<PeerId> = self.partners.keys().copied().collect();
         for peer in known {
@@ -194,19 +165,42 @@ impl FastPath {
                 continue;
             }
             let direct = path.direct.filter(|address| usable(address.ip()));
-            let wanted = direct.is_some_and(|address| willing(address.ip()));
+            let wanted = direct.map_or(Terms::NONE, |address| wants(address.ip()));
             let reachable = path.direct.is_some() || !path.relays.is_empty();
             self.present(peer, path.incarnation, direct, wanted, reachable);
         }
     }
 
-    fn present(&mut self, peer: PeerId, life: Incarnation, direct: Option<SocketAddr>, willing: bool, reachable: bool) {
+    /// The kernel here has WireGuard from now on, or has it no more (fastpath F19). Sealed is what goes by it,
+    /// or nothing.
+    pub fn set_seal(&mut self, seal: Option<Seal>, now: Duration) {
+        self.advance(now);
+        if self.seal == seal {
+            return;
+        }
+        let known: Vec<PeerId> = self.partners.keys().copied().collect();
+        // What peers seal for another key than the device has opens no more.
+        if self.seal.take().is_some() {
+            for &peer in &known {
+                self.review(peer);
+            }
+        }
+        self.seal = seal;
+        for peer in known {
+            if self.partners.get(&peer).is_some_and(|partner| partner.direct.is_some() && partner.wanted.sealed) {
+                self.send_table(peer);
+            }
+            self.review(peer);
+        }
+    }
+
+    fn present(&mut self, peer: PeerId, life: Incarnation, direct: Option<SocketAddr>, wanted: Terms, reachable: bool) {
         let partner = self.partners.entry(peer).or_insert_with(|| Partner {
             incarnation: life,
             direct: None,
             stood: [None; 2],
             reachable: false,
-            willing: false,
+            wanted: Terms::NONE,
             table: None,
             renew_by: None,
             asked: None,
@@ -217,17 +211,17 @@ impl FastPath {
         // What it was told before, its new life does not know; nor did it get what was sent on a
         // connection that broke.
         let tell =
-            direct.is_some() && (partner.direct.is_none() || partner.incarnation != life || partner.willing != willing);
+            direct.is_some() && (partner.direct.is_none() || partner.incarnation != life || partner.wanted != wanted);
         partner.reachable = reachable;
         partner.incarnation = life;
         partner.direct = direct;
         if let Some(address) = direct {
-            partner.willing = willing;
+            partner.wanted = wanted;
             let stood = &mut partner.stood[usize::from(address.is_ipv6())];
-            let stands = Some(address.ip()).filter(|_| willing);
+            let stands = Some(address.ip()).filter(|_| wanted.plain);
             if *stood != stands {
                 *stood = stands;
-                if partner.candidate.is_some() {
+                if partner.candidate.as_ref().is_some_and(|(way, _)| way.tunnel.is_none()) {
                     self.out.extend(stands.map(|ip| Output::Kernel(Kernel::Source(peer, ip))));
                 }
             }
@@ -287,9 +281,9 @@ impl FastPath {
     pub fn forget(&mut self, peer: PeerId, now: Duration) {
         self.advance(now);
         if let Some(partner) = self.partners.remove(&peer)
-            && let Some((_, carrier)) = partner.candidate
+            && let Some((way, carrier)) = partner.candidate
         {
-            self.end_candidate(peer, &carrier, Why::NotDirect);
+            self.end_candidate(peer, &way, &carrier, Why::NotDirect);
             self.out.push_back(Output::Kernel(Kernel::Peer(peer, None)));
         }
         let claimed: Vec<Mac> = self.owners.claimed(peer).collect();
@@ -429,11 +423,11 @@ impl FastPath {
     /// How it stands with each peer that is known.
     pub fn views(&self) -> impl Iterator<Item = View> + '_ {
         self.partners.iter().map(|(&peer, partner)| {
-            let (fast, why) = match &partner.candidate {
-                Some((_, carrier)) => (carrier.is_fast(), carrier.why()),
-                None => (false, partner.why_not()),
+            let (fast, sealed, why) = match &partner.candidate {
+                Some((way, carrier)) => (carrier.is_fast(), way.tunnel.is_some(), carrier.why()),
+                None => (false, false, partner.why_not(self.seal)),
             };
-            View { peer, fast, why, macs: self.owners.count(peer) }
+            View { peer, fast, sealed, why, macs: self.owners.count(peer) }
         })
     }
 
@@ -460,11 +454,13 @@ impl FastPath {
     }
 
     fn on_table(&mut self, from: PeerId, table: &Table) {
+        let seal = table.seal.filter(|seal| self.is_of(from, seal));
         if let Some(partner) = self.partners.get_mut(&from) {
             let life = partner.incarnation;
-            partner.table = Some(Said { port: table.port, willing: table.willing, number: table.number, life });
+            let Table { port, willing, number, .. } = *table;
+            partner.table = Some(Said { port, willing, seal, number, life });
             (partner.asked, partner.renew_by) = (None, None);
-            if !table.willing || !partner.willing {
+            if partner.agreed(self.seal).is_none() {
                 // Not only for want of a word: what an earlier life left in the kernel ends.
                 self.out.push_back(Output::Kernel(Kernel::Carrier(from, false)));
             }
@@ -478,6 +474,13 @@ impl FastPath {
             self.claim(from, mac);
         }
         self.review(from);
+    }
+
+    /// Whether a key may be that peer's: it is nobody else's. The first to say it has it.
+    fn is_of(&self, peer: PeerId, seal: &Seal) -> bool {
+        let others = self.partners.iter().filter(|(other, _)| **other != peer);
+        let theirs = others.filter_map(|(_, partner)| partner.table?.seal);
+        seal.key != [0; 32] && theirs.chain(self.seal).all(|other| other.key != seal.key)
     }
 
     fn on_delta(&mut self, from: PeerId, delta: &Delta) {
@@ -522,47 +525,50 @@ impl FastPath {
 
     /// Begins or ends candidacy as both ends want it (fastpath F5).
     fn review(&mut self, peer: PeerId) {
+        let seal = self.seal;
         let Some(partner) = self.partners.get_mut(&peer) else { return };
-        let said = partner.table.filter(|said| said.willing && partner.willing);
-        let remote = said.and_then(|said| Some(Remote { ip: partner.direct?.ip(), port: said.port }));
-        match (remote, partner.candidate.take()) {
-            (Some(remote), None) => self.begin_candidate(peer, remote, Why::Proving),
+        let agreed = partner.agreed(seal);
+        let way = agreed.and_then(|cover| partner.way(peer, cover));
+        match (way, partner.candidate.take()) {
+            (Some(way), None) => self.begin_candidate(peer, way, Why::Proving),
             // The link has moved, perhaps to the other family: what works is not given up for what
             // is not proven. If it works no more its probes say so, and then comes the new one.
-            (Some(remote), Some((old, carrier))) if old.port == remote.port && carrier.is_fast() => {
+            (Some(way), Some((old, carrier))) if old.leads_as(&way) && carrier.is_fast() => {
                 partner.candidate = Some((old, carrier));
             }
-            (Some(remote), Some((old, carrier))) if old != remote => {
-                self.end_candidate(peer, &carrier, Why::Moved);
-                self.begin_candidate(peer, remote, Why::Moved);
+            (Some(way), Some((old, carrier))) if old != way => {
+                self.end_candidate(peer, &old, &carrier, Why::Moved);
+                self.begin_candidate(peer, way, Why::Moved);
             }
             // Its router may have stopped: what the kernel carries goes on (fastpath F11).
-            (None, Some((old, carrier))) if said.is_some() && carrier.is_fast() => {
+            (None, Some((old, carrier))) if agreed == Some(old.cover()) && carrier.is_fast() => {
                 partner.candidate = Some((old, carrier));
             }
-            (None, Some((_, carrier))) => {
+            (None, Some((old, carrier))) => {
                 partner.stood = [None; 2];
-                let why = partner.why_not();
-                self.end_candidate(peer, &carrier, why);
+                let why = partner.why_not(seal);
+                self.end_candidate(peer, &old, &carrier, why);
                 self.out.push_back(Output::Kernel(Kernel::Peer(peer, None)));
             }
             (_, kept) => partner.candidate = kept,
         }
     }
 
-    fn begin_candidate(&mut self, peer: PeerId, remote: Remote, why: Why) {
+    fn begin_candidate(&mut self, peer: PeerId, way: Way, why: Why) {
         if let Some(partner) = self.partners.get_mut(&peer) {
-            partner.candidate = Some((remote, Carrier::new(why, self.now)));
-            self.out.push_back(Output::Kernel(Kernel::Peer(peer, Some(remote))));
-            let others = partner.stood.into_iter().flatten().filter(|ip| ip.is_ipv6() != remote.ip.is_ipv6());
-            self.out.extend(others.map(|ip| Output::Kernel(Kernel::Source(peer, ip))));
+            partner.candidate = Some((way, Carrier::new(why, self.now)));
+            self.out.push_back(Output::Kernel(Kernel::Peer(peer, Some(way))));
+            if way.tunnel.is_none() {
+                let others = partner.stood.into_iter().flatten().filter(|ip| ip.is_ipv6() != way.remote.ip.is_ipv6());
+                self.out.extend(others.map(|ip| Output::Kernel(Kernel::Source(peer, ip))));
+            }
             self.drive(peer);
         }
     }
 
-    fn end_candidate(&mut self, peer: PeerId, carrier: &Carrier, why: Why) {
+    fn end_candidate(&mut self, peer: PeerId, way: &Way, carrier: &Carrier, why: Why) {
         if carrier.is_fast() {
-            self.switched(peer, false, why);
+            self.switched(peer, false, way.tunnel.is_some(), why);
         }
     }
 
@@ -572,7 +578,8 @@ impl FastPath {
             let nonce = self.rng.next_u64();
             let (now, me, mtu) = (self.now, self.config.me, self.config.mtu);
             let Some(partner) = self.partners.get_mut(&peer) else { return };
-            let Some((_, carrier)) = &mut partner.candidate else { return };
+            let Some((way, carrier)) = &mut partner.candidate else { return };
+            let sealed = way.tunnel.is_some();
             let Some(wish) = carrier.poll(nonce, now) else { return };
             let why = carrier.why();
             match wish {
@@ -588,7 +595,7 @@ impl FastPath {
                     self.out.push_back(Output::Send(peer, Message::Ping(Ping { nonce }).encode()));
                 }
                 Wish::Switch(fast) => {
-                    self.switched(peer, fast, why);
+                    self.switched(peer, fast, sealed, why);
                     // Without a link there is nothing to prove it on.
                     self.review(peer);
                 }
@@ -596,14 +603,14 @@ impl FastPath {
         }
     }
 
-    fn switched(&mut self, peer: PeerId, fast: bool, why: Why) {
+    fn switched(&mut self, peer: PeerId, fast: bool, sealed: bool, why: Why) {
         self.switches += 1;
         if !fast {
             // Before the kernel lets go of them, so that not one frame is flooded.
             self.teach(peer);
         }
         self.out.push_back(Output::Kernel(Kernel::Carrier(peer, fast)));
-        self.out.push_back(Output::Switched { peer, fast, why });
+        self.out.push_back(Output::Switched { peer, fast, sealed, why });
     }
 
     /// The data path has not seen what the kernel carried: it does not know those addresses.
@@ -638,7 +645,8 @@ impl FastPath {
         self.tell();
         let Some(partner) = self.partners.get(&peer) else { return };
         let macs = bytes(self.owners.claimed(self.config.me));
-        let table = Table { port: self.config.port, willing: partner.willing, number: self.number, macs };
+        let (willing, seal) = (partner.wanted.plain, self.seal.filter(|_| partner.wanted.sealed));
+        let table = Table { port: self.config.port, willing, number: self.number, macs, seal };
         self.out.push_back(Output::Send(peer, Message::Table(table).encode()));
     }
 
@@ -676,17 +684,6 @@ impl FastPath {
         }
         for peer in stale {
             self.teach(peer);
-        }
-    }
-}
-
-impl Partner {
-    fn why_not(&self) -> Why {
-        match (&self.direct, self.willing, &self.table) {
-            (None, ..) => Why::NotDirect,
-            (_, false, _) => Why::OwnPolicy,
-            (_, _, None) => Why::NoOffer,
-            (_, _, Some(_)) => Why::TheirPolicy,
         }
     }
 }

@@ -24,10 +24,13 @@ mod revocation;
 pub mod routes;
 
 mod owners;
+mod partner;
+pub mod terms;
 mod timers;
 pub mod topology;
 pub mod trees;
 mod wanted;
+mod way;
 mod window;
 
 use core::fmt;

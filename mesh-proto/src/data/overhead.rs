@@ -25,6 +25,22 @@ pub const fn vxlan(v6: bool) -> u16 {
     ip(v6) + UDP_HEADER + VXLAN_HEADER + ETHERNET_HEADER
 }
 
+/// WireGuard's header of a data message, and its tag: type 4, receiver 4, counter 8, tag 16.
+const WIREGUARD: u16 = 32;
+
+/// What WireGuard carries at most, where the kernel's VXLAN within it carries a packet of that size: the
+/// MTU of its device. It pads what is smaller to a multiple of 16, but never beyond this.
+#[must_use]
+pub const fn sealed_inner(inner_mtu: u16) -> u16 {
+    inner_mtu.saturating_add(vxlan(true))
+}
+
+/// The same as [`vxlan`], where VXLAN goes within WireGuard; `v6` says what WireGuard goes by.
+#[must_use]
+pub const fn sealed(v6: bool) -> u16 {
+    ip(v6) + UDP_HEADER + WIREGUARD + vxlan(true)
+}
+
 const fn ip(v6: bool) -> u16 {
     if v6 { 40 } else { 20 }
 }
@@ -113,6 +129,13 @@ mod tests {
     #[test]
     fn a_link_of_1500_carries_1450_by_vxlan_and_1430_where_it_is_ipv6() {
         assert_eq!([false, true].map(|v6| 1500 - vxlan(v6)), [1450, 1430]);
+    }
+
+    #[test]
+    fn a_link_of_1500_carries_1370_by_vxlan_in_wireguard_and_1350_where_it_is_ipv6() {
+        assert_eq!([false, true].map(|v6| 1500 - sealed(v6)), [1370, 1350]);
+        assert_eq!(sealed_inner(1350), 1420);
+        assert_eq!(sealed_inner(u16::MAX), u16::MAX);
     }
 
     #[test]

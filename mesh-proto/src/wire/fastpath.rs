@@ -8,7 +8,8 @@
 //!  └───────┴───────┴──────┴────┴──────┴─────┴─────────┴─────────┴───────┴─────────┘
 //!
 //!  message      type 1 byte │ CBOR map of numbered fields
-//!  Table   1  { 0 UDP port, 1 willing, 2 number, 3 addresses }     all of the sender's MACs
+//!  Table   1  { 0 UDP port, 1 willing, 2 number, 3 addresses, 4 seal? }   all of the sender's MACs
+//!             seal: { 0 WireGuard key, 1 UDP port }
 //!  Delta   2  { 0 number before, 1 number after, 2 added, 3 gone }
 //!  Ask     3  { }                                                 "send me your Table"
 //!  Ping    4  { 0 nonce }
@@ -16,6 +17,8 @@
 //! ```
 //!
 //! Messages ride on the control protocol's applications, channel 2 (fastpath F6).
+
+use core::net::Ipv6Addr;
 
 use minicbor::{Decode, Encode};
 
@@ -63,6 +66,17 @@ pub struct ProbeFrame {
 pub const fn probe_mac(peer: PeerId) -> Mac {
     let [.., a, b, c, d, e] = peer.0;
     Mac([0x06, a, b, c, d, e])
+}
+
+/// The address of a peer's VXLAN inside WireGuard: a function of its id, so that it needs no
+/// announcement (fastpath F19). Link-local, so that no route leads there but through the device that
+/// is named with it: 10 bits say so (RFC 4291 section 2.5.6), 118 are the id's.
+#[must_use]
+pub const fn sealed_address(peer: PeerId) -> Ipv6Addr {
+    let mut octets = peer.0;
+    octets[0] = 0xfe;
+    octets[1] = 0x80 | octets[1] & 0x3f;
+    Ipv6Addr::from_octets(octets)
 }
 
 impl ProbeFrame {
@@ -119,7 +133,7 @@ pub struct Table {
     /// UDP port of its VXLAN device.
     #[n(0)]
     pub port: u16,
-    /// Whether it wants the fast path with the receiver (fastpath F5).
+    /// Whether it wants the fast path in the clear with the receiver (fastpath F5).
     #[n(1)]
     pub willing: bool,
     /// Number of this state of its addresses.
@@ -128,6 +142,22 @@ pub struct Table {
     /// Its local MAC addresses, six bytes each.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub macs: Vec<u8>,
+    /// What the receiver needs to seal what it sends by the fast path, if the sender offers that
+    /// (fastpath F19). Peers that know nothing of it skip it and say nothing of it.
+    #[n(4)]
+    pub seal: Option<Seal>,
+}
+
+/// A peer's end of WireGuard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Seal {
+    /// Its public key.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub key: [u8; 32],
+    /// Its UDP port.
+    #[n(1)]
+    pub port: u16,
 }
 
 /// A change of a peer's addresses.
@@ -286,7 +316,7 @@ mod tests {
 
     #[test]
     fn too_many_addresses_and_half_ones_are_refused() {
-        let table = |macs| Message::Table(Table { port: 1, willing: true, number: 1, macs }).encode();
+        let table = |macs| Message::Table(Table { port: 1, willing: true, number: 1, macs, seal: None }).encode();
         assert!(Message::decode(&table(vec![2; 6 * MACS_PER_PEER])).is_ok());
         assert!(Message::decode(&table(vec![2; 6 * MACS_PER_PEER + 6])).is_err());
         assert!(Message::decode(&table(vec![2; 7])).is_err());
@@ -294,12 +324,56 @@ mod tests {
         assert_eq!(Message::decode(&[99, 1, 2]), Ok(None), "a later version's message is skipped");
     }
 
+    /// A table as it was before there was a seal.
+    #[derive(Encode, Decode)]
+    #[cbor(map)]
+    struct Before {
+        #[n(0)]
+        port: u16,
+        #[n(1)]
+        willing: bool,
+        #[n(2)]
+        number: u64,
+        #[cbor(n(3), with = "minicbor::bytes")]
+        macs: Vec<u8>,
+    }
+
+    #[test]
+    fn a_table_is_read_by_and_from_peers_that_know_no_seal() {
+        let seal = Some(Seal { key: [9; 32], port: 6785 });
+        let table = Table { port: 6784, willing: false, number: 3, macs: vec![2; 6], seal };
+        let bytes = Message::Table(table).encode();
+        let before: Before = whole("Table", &bytes[1..]).expect("it skips what it does not know");
+        assert_eq!((before.port, before.willing, before.number, before.macs.len()), (6784, false, 3, 6));
+        let mut bytes = vec![1];
+        put(&mut bytes, &before);
+        let Ok(Some(Message::Table(table))) = Message::decode(&bytes) else { panic!("it is a table") };
+        assert_eq!(table.seal, None);
+    }
+
+    #[test]
+    fn the_sealed_address_is_link_local_and_of_one_peer() {
+        let (a, mut b) = ([0xff; 16], [0xff; 16]);
+        b[2] = 0;
+        let address = |id| sealed_address(PeerId(id));
+        assert!(address(a).is_unicast_link_local() && address([0; 16]).is_unicast_link_local());
+        assert_ne!(address(a), address(b));
+        assert_eq!(address(a).to_string(), "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
+    }
+
     proptest! {
         #[test]
         fn messages_survive_the_wire(before: u64, after: u64, nonce: u64, willing: bool, port: u16, count in 0usize..50) {
             let list = vec![2; 6 * count];
             for message in [
-                Message::Table(Table { port, willing, number: after, macs: list.clone() }),
+                Message::Table(Table { port, willing, number: after, macs: list.clone(), seal: None }),
+                Message::Table(Table {
+                    port,
+                    willing,
+                    number: after,
+                    macs: list.clone(),
+                    seal: Some(Seal { key: [nonce as u8; 32], port }),
+                }),
                 Message::Delta(Delta { before, after, added: list, gone: Vec::new() }),
                 Message::Ask,
                 Message::Ping(Ping { nonce }),

@@ -23,6 +23,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// What protects user frames: a cipher's name, or `none`.
     pub encryption: String,
+    /// Whether this router has a fast path: `on`, or `off` and why.
+    #[serde(default)]
+    pub fast_path: String,
     /// MTU of the overlay, in bytes.
     pub mtu: u16,
     /// Ranges of the network.
@@ -135,7 +138,7 @@ pub struct Peer {
     pub incarnation: u64,
     /// `established`, `connecting`, `retrying` or `removed`.
     pub state: String,
-    /// How frames reach it: `fast`, `sleeve`, `relay`, or null if they do not.
+    /// How frames reach it: `fast`, `wireguard`, `sleeve`, `relay`, or null if they do not.
     pub carrier: Option<String>,
     /// Id of the neighbour that relays to it.
     pub via: Option<String>,

@@ -89,6 +89,7 @@ pub fn status(info: &Info, snapshot: &Snapshot, report: Option<&Report>, guarded
         verdict: verdict.to_owned(),
         problems,
         encryption: encryption(info).to_owned(),
+        fast_path: snapshot.fast.as_ref().map_or_else(Clone::clone, |_| "on".to_owned()),
         mtu: info.mtu,
         range: snapshot.ranges.iter().map(ToString::to_string).collect(),
         bridge: info.bridge.clone(),
@@ -152,8 +153,10 @@ fn peer(
     let established = established && !stranded;
     let via = via.filter(|_| established);
     let is_fast = established && peer.direct.is_some() && fast.is_some_and(|view| view.fast);
+    let is_sealed = is_fast && fast.is_some_and(|view| view.sealed);
     let via = via.filter(|_| !is_fast);
     let carrier = match (established, via, peer.direct) {
+        _ if is_sealed => Some("wireguard"),
         _ if is_fast => Some("fast"),
         (true, Some(_), _) => Some("relay"),
         (true, None, Some(_)) => Some("sleeve"),
@@ -161,6 +164,12 @@ fn peer(
     };
     let path = path.filter(|_| established);
     let suite = path.and_then(|path| path.suite).filter(|suite| *suite != Suite::Plain);
+    let cipher = match (is_fast, is_sealed) {
+        // WireGuard knows no other.
+        (true, true) => Some(Suite::ChaCha20Poly1305),
+        (true, false) => None,
+        (false, _) => suite,
+    };
     let linked = path.filter(|path| path.direct_up);
     Peer {
         id: peer.id.to_string(),
@@ -171,9 +180,9 @@ fn peer(
         carrier: carrier.map(str::to_owned),
         via: via.map(|via| via.to_string()),
         via_name: via.and_then(|via| names.get(&via).map(|&name| name.to_owned())),
-        // The kernel's VXLAN is not.
-        encrypted: info.sealed && !is_fast,
-        cipher: suite.filter(|_| !is_fast).map(|suite| suite.name().to_owned()),
+        // The kernel's VXLAN by itself is not.
+        encrypted: info.sealed && (!is_fast || is_sealed),
+        cipher: cipher.map(|suite| suite.name().to_owned()),
         endpoint: peer.direct.map(|address| address.to_string()),
         mtu: path.map(|path| path.payload_mtu).filter(|bytes| *bytes > 0),
         rtt_us: linked.and_then(|path| path.rtt).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
@@ -232,7 +241,7 @@ fn counters(snapshot: &Snapshot, report: Option<&Report>, guarded: &Guarded) -> 
         message_bytes_in: messages.received_bytes,
         ..Counters::default()
     };
-    if let Some(fast) = &snapshot.fast {
+    if let Ok(fast) = &snapshot.fast {
         counters.carrier_switches = fast.switches;
         counters.mac_claims_refused = fast.claims_refused;
         let dropped = [

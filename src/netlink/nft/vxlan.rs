@@ -8,6 +8,7 @@
 //!    chain arriving            input: what this host itself takes, put together from its fragments
 //!      to the port                                           go to `vxlan`
 //!    chain vxlan
+//!      from a link-local source, not from the tunnel         count `strangers`, drop
 //!      not from the bridge, (source, inner source) in pairs  accept
 //!      not UDP                                               accept
 //!      from the bridge                                       count `inside`, drop
@@ -20,6 +21,9 @@
 //!
 //! The last one is for containers that another network of this host masquerades: what they send
 //! to a peer's VXLAN port would arrive there with this host's address (fastpath F12).
+//!
+//! Link-local sources are those of peers inside WireGuard, the tunnel, which proves them; from elsewhere
+//! anybody could have written them (fastpath F19).
 //!
 //! Each packet of the fast path comes by here, so what is usual is quick: a linked peer's frames are
 //! accepted by one look into a set. Where br_netfilter is at work, what the bridge passes on comes by
@@ -48,7 +52,7 @@ const SPOOFED: &str = "spoofed";
 const ARRIVING: &str = "arriving";
 const VXLAN: &str = "vxlan";
 const PASSING: &str = "passing";
-const RULES: usize = 10;
+const RULES: usize = 11;
 /// The sets of peers, with what a rule needs: family, and where the source is in the IP header.
 const FAMILIES: [Family; 2] = [
     Family { peers: "peers4", pairs: "pairs4", family: 2, offset: 12, length: 4, key_type: 7 },
@@ -124,16 +128,19 @@ pub struct Dropped {
 pub struct Guard {
     table: Table,
     bridge: String,
+    tunnel: String,
     port: u16,
 }
 
 impl Guard {
-    /// A guard that is not there yet. `table` is its name, `port` the UDP port.
+    /// A guard that is not there yet. `table` is its name, `port` the UDP port, and `tunnel` the interface that
+    /// proves link-local sources.
     ///
     /// # Errors
     /// If the kernel refuses the socket.
-    pub fn new(table: &str, bridge: &str, port: u16) -> io::Result<Self> {
-        Ok(Self { table: Table::new(table, INET)?, bridge: bridge.to_owned(), port })
+    pub fn new(table: &str, bridge: &str, tunnel: &str, port: u16) -> io::Result<Self> {
+        let table = Table::new(table, INET)?;
+        Ok(Self { table, bridge: bridge.to_owned(), tunnel: tunnel.to_owned(), port })
     }
 
     /// Sets the guard up, or anew, in one step: there is no moment without. `bridge` is the index of
@@ -177,6 +184,9 @@ impl Guard {
     fn vxlan_rules(&self, batch: &mut Batch, bridge: u32) {
         let table = &self.table;
         for Family { pairs, family, offset, length, .. } in &FAMILIES {
+            if *length == 16 {
+                self.untunnelled(batch, bridge);
+            }
             table.rule(batch, VXLAN, |rule| {
                 rule.meta(META_IIF, Is::Other, &bridge.to_ne_bytes());
                 rule.meta(META_FAMILY, Is::Equal, &[*family]);
@@ -211,6 +221,21 @@ impl Guard {
         // Also where there is no inner source to look at: a first fragment of IPv6, which comes by
         // before it is put together, may be cut so short.
         table.rule(batch, VXLAN, |rule| rule.count_and_drop(SPOOFED));
+    }
+
+    /// Drops what says that it comes from inside the tunnel, and does not.
+    fn untunnelled(&self, batch: &mut Batch, bridge: u32) {
+        let Family { family, offset, .. } = &FAMILIES[1];
+        self.table.rule(batch, VXLAN, |rule| {
+            rule.meta(META_FAMILY, Is::Equal, &[*family]);
+            rule.payload(REGISTER, BASE_NETWORK, *offset, 2);
+            rule.compare(Is::AtLeast, &[0xfe, 0x80]);
+            rule.compare(Is::AtMost, &[0xfe, 0xbf]);
+            rule.meta(META_IIF, Is::Other, &bridge.to_ne_bytes());
+            rule.meta(META_IIFNAME, Is::Other, &interface_name(&self.tunnel));
+            rule.meta(META_PROTOCOL, Is::Equal, &[UDP]);
+            rule.count_and_drop(STRANGERS);
+        });
     }
 
     /// Lets VXLAN from these addresses pass.

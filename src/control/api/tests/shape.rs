@@ -60,6 +60,7 @@ fn peers() -> Vec<Peer> {
     };
     let others = [
         with("established", Some("fast")),
+        with("established", Some("wireguard")),
         with("established", Some("sleeve")),
         with("connecting", None),
         with("retrying", None),
@@ -77,6 +78,7 @@ fn status(verdict: &str) -> Status {
         verdict: text(verdict),
         problems: vec![text("peer host9 is not connected")],
         encryption: text("aes-256-gcm"),
+        fast_path: text("on"),
         mtu: 1402,
         range: vec![text("10.32.0.0/12")],
         bridge: text("weft"),
