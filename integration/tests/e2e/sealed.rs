@@ -110,6 +110,14 @@ fn delete_device(mesh: &Mesh, host: usize) {
     assert!(Netlink::block_on_in(mesh.lab.host(host).namespace(), work).must("delete the device"), "it was there");
 }
 
+/// Which device it is, and its public key.
+fn device(mesh: &Mesh, host: usize) -> (u32, Option<[u8; 32]>) {
+    let namespace = mesh.lab.host(host).namespace();
+    let link = Netlink::block_on_in(namespace, async |netlink| netlink.link(DEVICE).await).must("look");
+    let known = namespace.run(|| WireGuard::new(DEVICE)?.read()).must("enter").must("read the device");
+    (link.must("the device").index, known.public)
+}
+
 fn dropped(mesh: &Mesh, router: usize, reason: &str) -> u64 {
     mesh.status(router)["counters"]["dropped"][reason].as_u64().must(reason)
 }
@@ -267,8 +275,9 @@ fn mixed() {
     assert_eq!(mtus, [Some(1350); 3], "one size for all");
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(10));
 
-    // A router that is killed and comes back finds what it left.
-    let switches = mesh.counter(0, "carrier_switches");
+    // A router that is killed and comes back finds what it left. What proves the path in the guest may come too late
+    // for it then, and frames go by sleeve for a while: that loses none.
+    let (before, switches) = (device(&mesh, 1), mesh.counter(0, "carrier_switches"));
     let streams = [(0, 1), (1, 0)].map(|(from, to)| {
         GapStream::start(&mesh.containers[from], mesh.v4(to), Duration::from_millis(20)).must("a stream")
     });
@@ -282,7 +291,9 @@ fn mixed() {
         eprintln!("measured: a router killed for 5 s: {report:?}");
         assert!(report.received + 2 >= report.sent && report.longest_gap < LEFT, "{report:?}");
     }
-    assert_eq!(mesh.counter(0, "carrier_switches"), switches, "nobody left the fast path");
+    assert_eq!(device(&mesh, 1), before, "the device is as it was");
+    eprintln!("measured: {} changes of carrier for it", mesh.counter(0, "carrier_switches") - switches);
+    wait_for_carrier(&mesh, 0, 1, "wireguard", SLOW);
 
     // Who is shut out is unknown to WireGuard at once.
     let peers = || {
