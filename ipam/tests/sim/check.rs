@@ -20,6 +20,9 @@ struct Asked {
     at: Duration,
 }
 
+/// An address, the node that gave it, and for whom.
+type Given = (IpAddr, Peer, String);
+
 /// Who has which address, by what was answered.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
@@ -33,9 +36,9 @@ pub(crate) struct Checker {
     /// Addresses of nodes that were removed: somebody else may get them.
     in_dispute: BTreeSet<(IpAddr, Peer)>,
     /// In which network each was given.
-    given_in: BTreeMap<(IpAddr, Peer, String), String>,
+    given_in: BTreeMap<Given, String>,
     /// Addresses that were given once more in another network, before the two were one.
-    twice: BTreeSet<(IpAddr, Peer, String)>,
+    twice: BTreeSet<Given>,
     /// In which network each node is.
     pub(crate) networks: BTreeMap<Peer, String>,
     /// Of those given twice, the ones given when both were in one network: the news was on its way.
@@ -44,7 +47,7 @@ pub(crate) struct Checker {
     pub(crate) met: bool,
     pub(crate) given_twice: u64,
     /// What a removed node gave before it knew, though somebody else has it by right.
-    orphans: BTreeSet<(IpAddr, Peer, String)>,
+    orphans: BTreeSet<Given>,
     pub(crate) given: u64,
     pub(crate) refused: BTreeMap<&'static str, u64>,
     pub(crate) violations: Vec<String>,
@@ -107,51 +110,60 @@ impl Checker {
         if self.orphans.contains(&given) || self.twice.contains(&given) {
             return;
         }
-        if let Some(other) = self.holders.get(&net.addr()).filter(|other| **other != holder)
-            && !self.met
-            && self.others_of(net.addr(), other).all(|other| self.given_in.get(&other).is_some_and(|it| *it != network))
-        {
-            self.given_twice += 1;
-            let here = self.networks.get(&holder.0);
-            let late = self.others_of(net.addr(), other).any(|(_, peer, _)| self.networks.get(&peer) == here);
-            self.given_late += u64::from(late);
-            self.given_in.insert(given.clone(), network);
-            self.twice.insert(given);
+        let others = self.others_of(&given);
+        let elsewhere = |other: &Given| !self.met && self.given_in.get(other).is_some_and(|it| *it != network);
+        let (elsewhere, here): (Vec<_>, Vec<_>) = others.into_iter().partition(elsewhere);
+        if here.is_empty() && !elsewhere.is_empty() {
+            self.gave_twice(given, &elsewhere, network);
             return;
         }
-        self.given_in.entry(given).or_insert(network);
+        self.given_in.entry(given.clone()).or_insert_with(|| network.clone());
         if self.silenced.contains(&holder.0) && self.holders.get(&net.addr()) != Some(&holder) {
             let text = format!("WITHOUT LEASE {} to {holder:?}, who is removed for its silence", net.addr());
             self.violation(text);
         }
-        match self.holders.get(&net.addr()) {
-            Some(other) if self.fenced.contains(&holder.0) => {
-                if *other != holder {
-                    // Its container has it from now on, and is told the same when it asks again.
-                    self.orphans.insert((net.addr(), holder.0, holder.1));
-                }
+        if here.is_empty() {
+            if self.fenced.contains(&holder.0) {
+                self.in_dispute.insert((net.addr(), holder.0));
             }
-            Some(other) if *other != holder && self.in_dispute.remove(&(net.addr(), other.0)) => {
-                self.orphans.insert((net.addr(), other.0, other.1.clone()));
-                self.holders.insert(net.addr(), holder);
+            self.holders.insert(net.addr(), holder);
+        } else if self.fenced.contains(&holder.0) {
+            // Its container has it from now on, and is told the same when it asks again.
+            self.orphans.insert(given);
+        } else if here.iter().all(|(at, peer, _)| self.in_dispute.contains(&(*at, *peer))) {
+            for (at, peer, owner) in here {
+                self.in_dispute.remove(&(at, peer));
+                self.gone(at, peer, &owner);
+                self.orphans.insert((at, peer, owner));
             }
-            Some(other) if *other != holder => {
-                let text = format!("DUPLICATE {}: {other:?} and {holder:?}", net.addr());
-                self.violation(text);
+            match elsewhere.is_empty() {
+                true => _ = self.holders.insert(net.addr(), holder),
+                false => self.gave_twice(given, &elsewhere, network),
             }
-            _ => {
-                if self.fenced.contains(&holder.0) {
-                    self.in_dispute.insert((net.addr(), holder.0));
-                }
-                self.holders.insert(net.addr(), holder);
-            }
+        } else {
+            let text = format!("DUPLICATE {}: {here:?} and {holder:?}", net.addr());
+            self.violation(text);
         }
     }
 
-    /// All that have an address.
-    fn others_of(&self, address: IpAddr, first: &(Peer, String)) -> impl Iterator<Item = (IpAddr, Peer, String)> {
-        let more = self.twice.iter().filter(move |(at, ..)| *at == address).cloned();
-        core::iter::once((address, first.0, first.1.clone())).chain(more)
+    /// An address is given in one network while it is in use in others.
+    fn gave_twice(&mut self, given: Given, elsewhere: &[Given], network: String) {
+        self.given_twice += 1;
+        let here = self.networks.get(&given.1);
+        let late = elsewhere.iter().any(|(_, peer, _)| self.networks.get(peer) == here);
+        self.given_late += u64::from(late);
+        self.given_in.insert(given.clone(), network);
+        self.twice.insert(given);
+    }
+
+    /// All others that have the address that was given, if it was not given to the first of all before.
+    fn others_of(&self, given: &Given) -> Vec<Given> {
+        let first = self.holders.get(&given.0).map(|(peer, owner)| (given.0, *peer, owner.clone()));
+        if first.as_ref() == Some(given) {
+            return Vec::new();
+        }
+        let more = self.twice.iter().filter(|other| other.0 == given.0).cloned();
+        first.into_iter().chain(more).collect()
     }
 
     /// Of those that have an address, one has it no more: if another one is left, it is that one's.
@@ -174,7 +186,7 @@ impl Checker {
     }
 
     /// Who has addresses that others have too.
-    pub(crate) fn twice(&self) -> Vec<(IpAddr, Peer, String)> {
+    pub(crate) fn twice(&self) -> Vec<Given> {
         self.twice.iter().cloned().collect()
     }
 
