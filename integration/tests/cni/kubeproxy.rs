@@ -1,5 +1,6 @@
-//! Rules of services as kube-proxy lays them: for `iptables-restore --noflush`, for `nft -f`, and [by IPVS](ipvs). Each
-//! service has the same port by TCP and UDP, `externalTrafficPolicy: Cluster`, and local traffic is told by the cluster's range.
+//! Rules of services as kube-proxy lays them: for `iptables-restore --noflush`, for `nft -f`, and [by IPVS](ipvs).
+//! Each service has the same port by TCP and UDP, `externalTrafficPolicy: Cluster`, and local traffic is told by the
+//! cluster's range.
 //!
 //! Left out is what counts (nfacct) and what has nothing in it here (load balancers, session affinity).
 

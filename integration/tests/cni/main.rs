@@ -22,6 +22,7 @@ mod harness;
 #[path = "../harness/kernel.rs"]
 mod kernel;
 mod kubeproxy;
+mod libcni;
 mod outside;
 mod runtimes;
 mod services;
@@ -59,7 +60,7 @@ const PROGRAMS: [&str; 10] =
 /// A test with its name and the time after which it has failed.
 type Case = (&'static str, Duration, fn());
 
-const CASES: [Case; 17] = [
+const CASES: [Case; 18] = [
     ("pods_are_added_checked_and_deleted_in_every_version", LIMIT, driven::every_version),
     ("wishes_are_met_or_refused_by_their_code", LIMIT, driven::wishes),
     ("status_and_gc_do_as_the_specification_says", LIMIT, driven::status_and_gc),
@@ -74,6 +75,7 @@ const CASES: [Case; 17] = [
     ("services_by_kube_proxys_iptables_rules_reach_pods_on_both_hosts", LIMIT, services::by_iptables),
     ("services_by_kube_proxys_nftables_rules_reach_pods_on_both_hosts", LIMIT, services::by_nftables),
     ("services_by_kube_proxys_ipvs_rules_reach_pods_on_both_hosts", GUEST_LIMIT, guest::services),
+    ("pods_are_added_checked_and_deleted_by_libcni", LIMIT, libcni::every_version),
     ("containers_of_two_containerds_share_a_network", LIMIT, runtimes::containerds),
     ("containers_of_two_podmans_share_a_network", LIMIT, runtimes::podmans),
     ("containers_of_podman_are_attached_by_hand", LIMIT, runtimes::attached_podmans),
@@ -141,5 +143,6 @@ fn lacking() -> Option<String> {
     }
     let program = PROGRAMS.into_iter().find(|name| find(name).is_none());
     let plugin = ["portmap", "bandwidth"].into_iter().find(|name| !Path::new(PLUGINS).join(name).exists());
-    program.or(plugin).map(|name| format!("`{name}` is not installed; scripts/setup installs it"))
+    let library = (!libcni::program().exists()).then_some("libcni-driver");
+    program.or(plugin).or(library).map(|name| format!("`{name}` is not installed; scripts/setup installs it"))
 }
