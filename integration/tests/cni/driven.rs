@@ -83,7 +83,7 @@ fn one_version(world: &World, version: &str) {
 }
 
 /// What chained plugins and runtimes read.
-fn form(result: &Value, version: &str, pod: &Pod) {
+pub(crate) fn form(result: &Value, version: &str, pod: &Pod) {
     let interfaces = result["interfaces"].as_array().must("interfaces");
     assert_eq!(interfaces.len(), 2, "{result}");
     let mac = |one: &Value| text(&one["mac"]).split(':').count() == 6;
@@ -97,7 +97,7 @@ fn form(result: &Value, version: &str, pod: &Pod) {
     }
 }
 
-fn inside(served: &Served, args: &[&str]) {
+pub(crate) fn inside(served: &Served, args: &[&str]) {
     let run = || std::process::Command::new("ip").args(args).env("PATH", crate::busybox::PATH).output();
     let output = served.container.run(run).must("run ip");
     assert!(output.status.success(), "ip {args:?}: {output:?}");
@@ -316,7 +316,7 @@ pub(crate) fn host_port() {
 }
 
 /// The pod's echo answers.
-fn echo(mut stream: std::net::TcpStream) {
+pub(crate) fn echo(mut stream: std::net::TcpStream) {
     use std::io::{Read as _, Write as _};
     stream.set_read_timeout(Some(PATIENCE)).must("a time-out");
     stream.write_all(b"hello pod").must("send");

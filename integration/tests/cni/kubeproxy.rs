@@ -1,7 +1,10 @@
-//! Rules of services as kube-proxy lays them: for `iptables-restore --noflush`, and for `nft -f`. Each service has
-//! the same port by TCP and UDP, `externalTrafficPolicy: Cluster`, and local traffic is told by the cluster's range.
+//! Rules of services as kube-proxy lays them: for `iptables-restore --noflush`, for `nft -f`, and [by IPVS](ipvs).
+//! Each service has the same port by TCP and UDP, `externalTrafficPolicy: Cluster`, and local traffic is told by the
+//! cluster's range.
 //!
 //! Left out is what counts (nfacct) and what has nothing in it here (load balancers, session affinity).
+
+pub(crate) mod ipvs;
 
 use std::{
     fmt::Write as _,
@@ -14,6 +17,10 @@ use ipnet::IpNet;
 pub(crate) struct Node {
     /// The node's own address.
     pub(crate) address: IpAddr,
+    /// The one that it has in the mesh.
+    pub(crate) gateway: IpAddr,
+    /// Of the pods behind services, the one that it has.
+    pub(crate) local: IpAddr,
     /// Range of all pods.
     pub(crate) pods: IpNet,
     /// Range of all services.
@@ -123,7 +130,7 @@ fn iptables_port(node: &Node, service: &Service, protocol: &str, chains: &mut St
 
 /// For `nft -f`: one table of the services' family.
 pub(crate) fn nftables(node: &Node) -> String {
-    let Node { address, pods, range, services } = node;
+    let Node { address, pods, range, services, .. } = node;
     let (ip, kind) = if address.is_ipv4() { ("ip", "ipv4_addr") } else { ("ip6", "ipv6_addr") };
     let (mut by_ip, mut by_port, mut chains) = (Vec::new(), Vec::new(), String::new());
     for service in services {

@@ -15,10 +15,14 @@ mod busybox;
 mod driven;
 mod driver;
 mod forge;
+mod guest;
 mod hard;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/kernel.rs"]
+mod kernel;
 mod kubeproxy;
+mod libcni;
 mod outside;
 mod runtimes;
 mod services;
@@ -41,12 +45,44 @@ use libtest_mimic::{Arguments, Trial};
 pub(crate) const ROUTER: &str = "CNI_TEST_ROUTER";
 /// In the environment of a harness that has mounts of its own.
 const INSIDE: &str = "CNI_TEST_INSIDE";
-/// After this a test has failed.
+/// In the environment of a harness that is run in a guest, with a kernel of the guest's.
+pub(crate) const GUEST: &str = "CNI_TEST_GUEST";
+/// How long a test may take.
 const LIMIT: Duration = Duration::from_secs(80);
+/// How long one may that boots a guest, which is ten times as slow as its host, and more.
+const GUEST_LIMIT: Duration = Duration::from_secs(210);
 /// Where Debian keeps the standard plugins.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 /// Programs that the tests need and `scripts/setup` installs.
-const PROGRAMS: [&str; 8] = ["containerd", "ctr", "runc", "podman", "iptables", "ip6tables-restore", "busybox", "nft"];
+const PROGRAMS: [&str; 10] =
+    ["containerd", "ctr", "runc", "podman", "iptables", "ip6tables-restore", "busybox", "nft", "ipset", "ipvsadm"];
+
+/// A test with its name and the time after which it has failed.
+type Case = (&'static str, Duration, fn());
+
+const CASES: [Case; 18] = [
+    ("pods_are_added_checked_and_deleted_in_every_version", LIMIT, driven::every_version),
+    ("wishes_are_met_or_refused_by_their_code", LIMIT, driven::wishes),
+    ("status_and_gc_do_as_the_specification_says", LIMIT, driven::status_and_gc),
+    ("a_hundred_pods_at_once_outlive_a_killed_router", LIMIT, driven::hundred_at_once),
+    ("a_pod_ends_in_time_and_whole_whatever_happens_to_the_router", LIMIT, hard::ends),
+    ("bad_input_is_refused_by_its_code_and_nothing_half_made_stays", LIMIT, hard::bad_input),
+    ("nothing_that_is_not_its_own_leaves_a_pod", LIMIT, spoof::nothing_leaves),
+    ("the_guard_of_pods_outlives_its_router_and_is_put_back", LIMIT, spoof::the_guard_stays),
+    ("a_pod_that_cannot_be_guarded_is_refused", LIMIT, spoof::closed),
+    ("a_port_of_the_host_leads_to_a_pod", LIMIT, driven::host_port),
+    ("pods_reach_outside_in_the_hosts_name_or_in_their_own_as_asked", LIMIT, outside::as_asked),
+    ("services_by_kube_proxys_iptables_rules_reach_pods_on_both_hosts", LIMIT, services::by_iptables),
+    ("services_by_kube_proxys_nftables_rules_reach_pods_on_both_hosts", LIMIT, services::by_nftables),
+    ("services_by_kube_proxys_ipvs_rules_reach_pods_on_both_hosts", GUEST_LIMIT, guest::services),
+    ("pods_are_added_checked_and_deleted_by_libcni", LIMIT, libcni::every_version),
+    ("containers_of_two_containerds_share_a_network", LIMIT, runtimes::containerds),
+    ("containers_of_two_podmans_share_a_network", LIMIT, runtimes::podmans),
+    ("containers_of_podman_are_attached_by_hand", LIMIT, runtimes::attached_podmans),
+];
+
+/// What needs another kernel than this machine's is run in a guest, by one of the others.
+const GUEST_CASES: [Case; 1] = [("services_by_ipvs", GUEST_LIMIT, services::by_ipvs)];
 
 fn main() -> ExitCode {
     // As a router by the variable; as the plugin by the name under which runtimes run it.
@@ -59,10 +95,11 @@ fn main() -> ExitCode {
         return weft::cli::main();
     }
     let mut arguments = Arguments::from_args();
-    if !arguments.list && weft::lab::is_root() && std::env::var_os(INSIDE).is_none() {
+    let guest = std::env::var_os(GUEST).is_some();
+    if !arguments.list && weft::lab::is_root() && std::env::var_os(INSIDE).is_none() && !guest {
         return enter();
     }
-    let lacking = lacking();
+    let lacking = if guest { None } else { lacking() };
     if let Some(lacking) = &lacking {
         eprintln!("the tests with container runtimes cannot run: {lacking}");
         if std::env::var_os("CI").is_some() && !arguments.list {
@@ -73,29 +110,13 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         eprintln!("orphans of the runtimes will not be seen: {error}");
     }
-    let cases: [(&str, fn()); 16] = [
-        ("pods_are_added_checked_and_deleted_in_every_version", driven::every_version),
-        ("wishes_are_met_or_refused_by_their_code", driven::wishes),
-        ("status_and_gc_do_as_the_specification_says", driven::status_and_gc),
-        ("a_hundred_pods_at_once_outlive_a_killed_router", driven::hundred_at_once),
-        ("a_pod_ends_in_time_and_whole_whatever_happens_to_the_router", hard::ends),
-        ("bad_input_is_refused_by_its_code_and_nothing_half_made_stays", hard::bad_input),
-        ("nothing_that_is_not_its_own_leaves_a_pod", spoof::nothing_leaves),
-        ("the_guard_of_pods_outlives_its_router_and_is_put_back", spoof::the_guard_stays),
-        ("a_pod_that_cannot_be_guarded_is_refused", spoof::closed),
-        ("a_port_of_the_host_leads_to_a_pod", driven::host_port),
-        ("pods_reach_outside_in_the_hosts_name_or_in_their_own_as_asked", outside::as_asked),
-        ("services_by_kube_proxys_iptables_rules_reach_pods_on_both_hosts", services::by_iptables),
-        ("services_by_kube_proxys_nftables_rules_reach_pods_on_both_hosts", services::by_nftables),
-        ("containers_of_two_containerds_share_a_network", runtimes::containerds),
-        ("containers_of_two_podmans_share_a_network", runtimes::podmans),
-        ("containers_of_podman_are_attached_by_hand", runtimes::attached_podmans),
-    ];
-    let trials =
-        cases.map(|(name, body)| Trial::test(name, move || bounded(LIMIT, body)).with_ignored_flag(lacking.is_some()));
+    let cases = if guest { &GUEST_CASES[..] } else { &CASES };
+    let trials = cases.iter().map(|&(name, limit, body)| {
+        Trial::test(name, move || bounded(limit, body)).with_ignored_flag(lacking.is_some())
+    });
     // One after the other: each looks for what it left behind.
     arguments.test_threads = Some(1);
-    libtest_mimic::run(&arguments, trials.into()).exit_code()
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
 /// Runs this again with mounts and a `/run` of its own: what runtimes keep there, such as namespaces
@@ -122,5 +143,6 @@ fn lacking() -> Option<String> {
     }
     let program = PROGRAMS.into_iter().find(|name| find(name).is_none());
     let plugin = ["portmap", "bandwidth"].into_iter().find(|name| !Path::new(PLUGINS).join(name).exists());
-    program.or(plugin).map(|name| format!("`{name}` is not installed; scripts/setup installs it"))
+    let library = (!libcni::program().exists()).then_some("libcni-driver");
+    program.or(plugin).or(library).map(|name| format!("`{name}` is not installed; scripts/setup installs it"))
 }

@@ -64,7 +64,7 @@ fn root(dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// The example's conflist, for the router of a host.
-fn conflist(world: &World, host: usize) -> Value {
+pub(crate) fn conflist(world: &World, host: usize) -> Value {
     let example = include_str!("../../../examples/cni/10-weft.conflist");
     let mut conflist: Value = serde_json::from_str(example).must("the example is JSON");
     conflist["plugins"][0]["socket"] = json!(world.routers[host].socket());

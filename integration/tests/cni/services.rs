@@ -22,7 +22,10 @@ use weft::netlink::NetNs;
 use crate::{
     driven::{example, keys},
     driver::Driver,
-    kubeproxy::{self, Service},
+    kubeproxy::{
+        self, Service,
+        ipvs::{DUMMY, SETTINGS, STRICT_ARP, ipvs},
+    },
     outside::plain,
     witness::{PORT, PROTOCOLS, Protocol, Witness, ask, seen},
     world::{Must as _, Served, World, addresses, both},
@@ -45,6 +48,8 @@ const ATTEMPTS: usize = 60;
 enum Form {
     Iptables,
     Nftables,
+    /// Needs a kernel with `ip_vs`.
+    Ipvs,
 }
 
 struct Pod {
@@ -151,6 +156,8 @@ impl Cluster {
         };
         kubeproxy::Node {
             address: underlay(&self.world, host)[family],
+            gateway: self.gateways[host][family],
+            local: [&self.a, &self.b][host].own[family],
             pods: net(["10.32.0.0/12", "fd00:32::/64"]),
             range: net(["10.96.0.0/16", "fd00:96::/112"]),
             services: vec![web, api],
@@ -159,20 +166,41 @@ impl Cluster {
 
     fn lay(&self, form: Form, host: usize, family: usize) {
         let node = self.node(host, family);
+        let lay = |command: &[&str], text: &str| drop(self.world.tool(host, command, text));
         let program = ["iptables-restore", "ip6tables-restore"][family];
+        let restore = |rules: &str| lay(&[program, "-w", "5", "--noflush"], rules);
         match form {
-            Form::Iptables => self.world.tool(host, &[program, "-w", "5", "--noflush"], &kubeproxy::iptables(&node)),
-            Form::Nftables => self.world.tool(host, &["nft", "-f", "-"], &kubeproxy::nftables(&node)),
-        };
+            Form::Iptables => restore(&kubeproxy::iptables(&node)),
+            Form::Nftables => lay(&["nft", "-f", "-"], &kubeproxy::nftables(&node)),
+            Form::Ipvs => {
+                if family == 0 {
+                    lay(&["ip", "link", "add", DUMMY, "type", "dummy"], "");
+                    // One of the hosts is strict: both ways must work.
+                    let strict = if host == 0 { &STRICT_ARP[..] } else { &[] };
+                    SETTINGS.iter().chain(strict).for_each(|(name, value)| self.world.set(host, name, value));
+                }
+                let laid = ipvs(&node);
+                lay(&["ip", "-batch", "-"], &laid.addresses);
+                lay(&["ipset", "restore"], &laid.sets);
+                lay(&["ipvsadm", "--restore"], &laid.servers);
+                restore(&laid.rules);
+            }
+        }
     }
 
     fn take_away(&self, form: Form) {
         for host in 0..2 {
+            let tool = |command: &[&str], text: &str| drop(self.world.tool(host, command, text));
             for (program, family) in [("iptables-restore", "ip"), ("ip6tables-restore", "ip6")] {
                 match form {
-                    Form::Iptables => self.world.tool(host, &[program], "*nat\nCOMMIT\n*filter\nCOMMIT\n"),
-                    Form::Nftables => self.world.tool(host, &["nft", "delete", "table", family, "kube-proxy"], ""),
-                };
+                    Form::Iptables | Form::Ipvs => tool(&[program], "*nat\nCOMMIT\n*filter\nCOMMIT\n"),
+                    Form::Nftables => tool(&["nft", "delete", "table", family, "kube-proxy"], ""),
+                }
+            }
+            if matches!(form, Form::Ipvs) {
+                tool(&["ipvsadm", "--clear"], "");
+                tool(&["ipset", "destroy"], "");
+                tool(&["ip", "link", "del", DUMMY], "");
             }
         }
     }
@@ -223,6 +251,11 @@ pub(crate) fn by_nftables() {
     shown(Form::Nftables);
 }
 
+/// [In a guest](crate::guest), whose kernel has IPVS.
+pub(crate) fn by_ipvs() {
+    shown(Form::Ipvs);
+}
+
 fn shown(form: Form) {
     let cluster = Cluster::new(form);
     for family in 0..2 {
@@ -237,6 +270,9 @@ fn shown(form: Form) {
     forgotten_neighbours(&cluster);
     says_what_the_kernel_lacks(&cluster.world);
     needs_the_bridge_filter(&cluster);
+    if matches!(form, Form::Ipvs) {
+        translated_by_ipvs(&cluster);
+    }
     let Cluster { world, a, b, c, d, .. } = &cluster;
     for pod in [a, b, c, d] {
         driver(world, pod.host, pod.name(), keys()).del(&pod.served.pod, None).must("DEL");
@@ -245,6 +281,23 @@ fn shown(form: Form) {
     let Cluster { world, a, b, c, d, witnesses, .. } = cluster;
     drop((a, b, c, d, witnesses));
     world.end();
+}
+
+/// It was IPVS that led to the pods: its servers have counted connections.
+fn translated_by_ipvs(cluster: &Cluster) {
+    for host in 0..2 {
+        let list = cluster.world.tool(host, &["ipvsadm", "--list", "--numeric", "--stats", "--exact"], "");
+        for family in 0..2 {
+            let web = SocketAddr::new(cluster_ip(family), SERVICE_PORT);
+            let node = SocketAddr::new(underlay(&cluster.world, host)[family], NODE_PORT);
+            for server in [web, node].iter().flat_map(|at| [format!("TCP {at} "), format!("UDP {at} ")]) {
+                let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+                let line = list.lines().map(words).find_map(|line| line.strip_prefix(&server).map(str::to_owned));
+                let connections = line.as_deref().and_then(|line| line.split(' ').next()?.parse().ok());
+                assert!(connections > Some(0_u64), "{server}: {list}");
+            }
+        }
+    }
 }
 
 /// Pods in their own name, but for one that reaches itself: then, and for a host, it is the host's in the mesh.

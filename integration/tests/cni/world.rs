@@ -33,8 +33,7 @@ use crate::{
 };
 
 /// Whether the filter of IP sees what the bridges of a host carry.
-const BRIDGE_FILTER: [&str; 2] =
-    ["/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"];
+const BRIDGE_FILTER: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
 /// How long any one thing may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -173,16 +172,20 @@ impl World {
     /// The setting of the host alone.
     #[track_caller]
     pub(crate) fn set_hosts_bridge_filter(&self, host: usize, on: bool) {
-        for setting in BRIDGE_FILTER {
-            let write = || fs::write(setting, if on { "1" } else { "0" });
-            self.lab.host(host).namespace().run(write).must("enter the host").must(setting);
-        }
+        BRIDGE_FILTER.iter().for_each(|setting| self.set(host, setting, if on { "1" } else { "0" }));
+    }
+
+    /// Sets one of the kernel's settings on a host.
+    #[track_caller]
+    pub(crate) fn set(&self, host: usize, setting: &str, value: &str) {
+        let write = || fs::write(Path::new("/proc/sys").join(setting), value);
+        self.lab.host(host).namespace().run(write).must("enter the host").must(setting);
     }
 
     /// Whether the host's setting is on, and whether the bridge's own is, for both families alike.
     #[track_caller]
     pub(crate) fn bridge_filter(&self, host: usize) -> (bool, bool) {
-        let read = || BRIDGE_FILTER.map(|setting| fs::read_to_string(setting).must(setting).trim() != "0");
+        let read = || BRIDGE_FILTER.map(|setting| read_setting(setting) != "0");
         let [v4, v6] = self.lab.host(host).namespace().run(read).must("enter the host");
         let shown = self.tool(host, &["ip", "-j", "-d", "link", "show", "weft"], "");
         let shown: Value = serde_json::from_str(&shown).must("JSON");
@@ -233,6 +236,10 @@ impl Drop for World {
             }
         }
     }
+}
+
+fn read_setting(name: &str) -> String {
+    fs::read_to_string(Path::new("/proc/sys").join(name)).must(name).trim().to_owned()
 }
 
 /// What a world left behind: processes (orphans are our children), mounts, files.

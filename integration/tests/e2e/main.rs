@@ -29,6 +29,8 @@ mod guest;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod host;
+#[path = "../harness/kernel.rs"]
+mod kernel;
 mod lab;
 mod ledger;
 mod mesh;

@@ -27,7 +27,7 @@ use weft::{
 use crate::{
     Case,
     fastpath::{Ends, VXLAN, wait_for_carrier},
-    guest::MODULES_DIR,
+    kernel::MODULES_DIR,
     mesh::{Mesh, MeshConfig, Must as _, SECRET, new_lab, router_config},
 };
 
