@@ -219,12 +219,14 @@ impl Core {
             self.drain();
         }
         self.finish_writes().await;
-        self.node.shutdown(self.clock.now());
-        self.drain();
-        self.quic.shutdown("the router stops").await;
+        // First, or it would free the entries of peers to whom there are no links any more: what is still heard by
+        // sleeve would move them, and nobody would be there to put them back (fastpath F11).
         if let Some(fast) = &self.fast {
             fast.kernel.stop().await;
         }
+        self.node.shutdown(self.clock.now());
+        self.drain();
+        self.quic.shutdown("the router stops").await;
     }
 
     /// The address protocol writes one thing after the other: what it was told last may still wait.
