@@ -181,10 +181,8 @@ fn forged(mesh: &Mesh) {
     }
 }
 
-/// The device is deleted while the kernel can make another: nobody is left without the fast path.
-fn put_back(mesh: &Mesh) {
-    let switches = mesh.counter(0, "carrier_switches");
-    mesh.lab.wire().start_capture(256 << 20);
+/// Does something while two containers talk all the time.
+fn while_talking(mesh: &Mesh, work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let ends = Ends(&stop);
@@ -193,6 +191,17 @@ fn put_back(mesh: &Mesh) {
                 talk(mesh, 5);
             }
         });
+        work();
+        drop(ends);
+        talking.join().expect("talk does not panic");
+    });
+}
+
+/// The device is deleted while the kernel can make another: nobody is left without the fast path.
+fn put_back(mesh: &Mesh) {
+    let switches = mesh.counter(0, "carrier_switches");
+    mesh.lab.wire().start_capture(256 << 20);
+    while_talking(mesh, || {
         let stream = GapStream::start(&mesh.containers[0], mesh.v4(1), Duration::from_millis(10)).must("a stream");
         thread::sleep(Duration::from_secs(1));
         delete_device(mesh, 0);
@@ -205,8 +214,6 @@ fn put_back(mesh: &Mesh) {
         let report = stream.finish().must("the end of the stream");
         eprintln!("measured: the device deleted and put back: {report:?}");
         assert!(report.longest_gap <= LEFT, "{report:?}");
-        drop(ends);
-        talking.join().expect("talk does not panic");
     });
     wait_for_carrier(mesh, 0, 1, "wireguard", SLOW);
     nothing_to_read(mesh, &captured(mesh), VXLAN + 1);
@@ -217,44 +224,41 @@ fn put_back(mesh: &Mesh) {
 fn taken_away(mesh: &Mesh) {
     mesh.all_reach(&[0, 1], Duration::from_secs(10));
     mesh.lab.wire().start_capture(512 << 20);
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let ends = Ends(&stop);
-        let talking = scope.spawn(|| {
-            while !stop.load(Ordering::Acquire) {
-                talk(mesh, 5);
-            }
-        });
+    while_talking(mesh, || {
         // Digests are compared at the end: it lasts over both changes.
         let lasting = Duration::from_secs(25);
         let to = (&mesh.containers[0], mesh.v4(1));
-        let transfer = scope.spawn(move || paced_transfer(to.0, to.1, u64::MAX, PACE, lasting, lasting));
-        let stream = GapStream::start(&mesh.containers[1], mesh.v4(0), Duration::from_millis(10)).must("a stream");
-        thread::sleep(Duration::from_secs(1));
-        let start = Instant::now();
-        let unloaded = || delete_module(c"wireguard", libc::O_NONBLOCK).is_ok();
-        assert!(wait_until(Duration::from_secs(5), unloaded), "the module is gone");
-        wait_for_carrier(mesh, 0, 1, "sleeve", Duration::from_secs(10));
-        eprintln!("measured: without WireGuard, by sleeve after {:?}", start.elapsed());
-        let peer = mesh.peer(0, "host2").must("the peer");
-        assert!(peer["encrypted"] == true && peer["reason"].as_str().must("a reason").contains("WireGuard"), "{peer}");
-        thread::sleep(Duration::from_secs(3));
-        let report = stream.finish().must("the end of the stream");
-        eprintln!("measured: {report:?}");
-        assert!(report.longest_gap <= LEFT, "{report:?}");
-        let load =
-            || -> io::Result<()> { Ok(finit_module(File::open(format!("{MODULES_DIR}/wireguard.ko"))?, c"", 0)?) };
-        load().must("load the module");
-        let start = Instant::now();
-        wait_for_carrier(mesh, 0, 1, "wireguard", SLOW);
-        eprintln!("measured: sealed by the kernel again after {:?}", start.elapsed());
-        let moved = transfer.join().expect("no panic").must("a transfer over both changes");
-        eprintln!("measured: {} bytes whole over both changes", moved.bytes);
-        drop(ends);
-        talking.join().expect("talk does not panic");
+        thread::scope(|scope| {
+            let transfer = scope.spawn(move || paced_transfer(to.0, to.1, u64::MAX, PACE, lasting, lasting));
+            without_wireguard(mesh);
+            let moved = transfer.join().expect("no panic").must("a transfer over both changes");
+            eprintln!("measured: {} bytes whole over both changes", moved.bytes);
+        });
     });
     nothing_to_read(mesh, &captured(mesh), VXLAN + 1);
     mesh.all_reach(&[0, 1], Duration::from_secs(10));
+}
+
+/// Until the kernel has it again and uses it.
+fn without_wireguard(mesh: &Mesh) {
+    let stream = GapStream::start(&mesh.containers[1], mesh.v4(0), Duration::from_millis(10)).must("a stream");
+    thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    let unloaded = || delete_module(c"wireguard", libc::O_NONBLOCK).is_ok();
+    assert!(wait_until(Duration::from_secs(5), unloaded), "the module is gone");
+    wait_for_carrier(mesh, 0, 1, "sleeve", Duration::from_secs(10));
+    eprintln!("measured: without WireGuard, by sleeve after {:?}", start.elapsed());
+    let peer = mesh.peer(0, "host2").must("the peer");
+    assert!(peer["encrypted"] == true && peer["reason"].as_str().must("a reason").contains("WireGuard"), "{peer}");
+    thread::sleep(Duration::from_secs(3));
+    let report = stream.finish().must("the end of the stream");
+    eprintln!("measured: {report:?}");
+    assert!(report.longest_gap <= LEFT, "{report:?}");
+    let load = || -> io::Result<()> { Ok(finit_module(File::open(format!("{MODULES_DIR}/wireguard.ko"))?, c"", 0)?) };
+    load().must("load the module");
+    let start = Instant::now();
+    wait_for_carrier(mesh, 0, 1, "wireguard", SLOW);
+    eprintln!("measured: sealed by the kernel again after {:?}", start.elapsed());
 }
 
 fn mixed() {
