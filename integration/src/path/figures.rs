@@ -37,6 +37,8 @@ pub(super) enum Figure {
     Tcp1,
     /// Four TCP streams.
     Tcp4,
+    /// Four TCP streams of one thread at each end, as iperf3 runs them before version 3.16.
+    Tcp4Shared,
     /// One TCP stream the other way.
     Reverse,
     /// Datagrams of 64 bytes a second, one way, without loss.
@@ -59,6 +61,7 @@ impl Figure {
     pub(super) const ALL: &[Self] = &[
         Self::Tcp1,
         Self::Tcp4,
+        Self::Tcp4Shared,
         Self::Reverse,
         Self::Pps,
         Self::Rr64,
@@ -75,6 +78,7 @@ impl Figure {
         match self {
             Self::Tcp1 => "tcp1",
             Self::Tcp4 => "tcp4",
+            Self::Tcp4Shared => "tcp4-shared",
             Self::Reverse => "reverse",
             Self::Pps => "pps",
             Self::Rr64 => "rr64",
@@ -97,6 +101,7 @@ impl Figure {
 pub(super) enum Metric {
     Tcp1,
     Tcp4,
+    Tcp4Shared,
     Reverse,
     CpuPerGigabyte,
     Routers,
@@ -118,6 +123,7 @@ impl Metric {
         match self {
             Self::Tcp1 => "tcp1",
             Self::Tcp4 => "tcp4",
+            Self::Tcp4Shared => "tcp4-shared",
             Self::Reverse => "reverse",
             Self::CpuPerGigabyte => "cpu",
             Self::Routers => "routers",
@@ -139,6 +145,7 @@ impl Metric {
         match self {
             Self::Tcp1 => ("TCP 1", "Gbit/s"),
             Self::Tcp4 => ("TCP 4", "Gbit/s"),
+            Self::Tcp4Shared => ("TCP 4 shared", "Gbit/s"),
             Self::Reverse => ("TCP 1 back", "Gbit/s"),
             Self::CpuPerGigabyte => ("CPU", "s/GB"),
             Self::Routers => ("a router", "% CPU"),
@@ -200,6 +207,11 @@ impl Bench {
                 samples
             }
             Figure::Tcp4 => vec![(Metric::Tcp4, bulk(STREAMS, self.lasting)?.gigabits)],
+            Figure::Tcp4Shared => {
+                let bulk = Bulk::start_shared(near, far, STREAMS)?;
+                thread::sleep(WARM_UP);
+                vec![(Metric::Tcp4Shared, bulk.watch(self.lasting)?.gigabits)]
+            }
             Figure::Reverse => {
                 let bulk = Bulk::start(course.end(1), course.far(0), 1)?;
                 thread::sleep(WARM_UP);

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::net::sockopt::{Timeout, set_socket_timeout, set_tcp_congestion};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::sockopt::{Timeout, set_socket_timeout, set_tcp_congestion},
+};
 use weft::netlink::NetNs;
 
 use super::machine;
@@ -23,6 +26,9 @@ const BLOCK: usize = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The same on every machine: some have BBR as their default, which halves every tunnel here.
 const CONGESTION: [&str; 2] = ["cubic", "reno"];
+
+/// Both ends of a stream.
+type Pair = (TcpStream, TcpStream);
 
 /// Streams under way; they end when it is dropped.
 pub(super) struct Bulk {
@@ -41,8 +47,24 @@ pub(super) struct Seen {
 }
 
 impl Bulk {
-    /// Starts streams from one namespace to an address in another.
+    /// Starts streams from one namespace to an address in another, each with a thread of its own at either end.
     pub(super) fn start(from: &NetNs, to: (&NetNs, IpAddr), streams: usize) -> anyhow::Result<Self> {
+        let (mut bulk, pairs) = Self::connect(from, to, streams)?;
+        for (sender, receiver) in pairs {
+            bulk.add(vec![sender], vec![receiver])?;
+        }
+        Ok(bulk)
+    }
+
+    /// The same with one thread at either end for all of them.
+    pub(super) fn start_shared(from: &NetNs, to: (&NetNs, IpAddr), streams: usize) -> anyhow::Result<Self> {
+        let (mut bulk, pairs) = Self::connect(from, to, streams)?;
+        let (senders, receivers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        bulk.add(senders, receivers)?;
+        Ok(bulk)
+    }
+
+    fn connect(from: &NetNs, to: (&NetNs, IpAddr), streams: usize) -> anyhow::Result<(Self, Vec<Pair>)> {
         let (namespace, address) = to;
         let bind = || -> io::Result<_> {
             let listener = TcpListener::bind(SocketAddr::new(address, 0))?;
@@ -58,6 +80,7 @@ impl Bulk {
             streams: Vec::new(),
             threads: Vec::new(),
         };
+        let mut pairs = Vec::new();
         for _ in 0..streams {
             let connect = || TcpStream::connect_timeout(&port, PATIENCE);
             let sender = from.run(connect)?.with_context(|| format!("connect to {port}"))?;
@@ -65,26 +88,33 @@ impl Bulk {
             let (receiver, _) = listener.accept().context("accept")?;
             // It has inherited the listener's.
             receiver.set_read_timeout(None)?;
-            bulk.add(sender, receiver)?;
+            bulk.streams.extend([sender.try_clone()?, receiver.try_clone()?]);
+            pairs.push((sender, receiver));
         }
-        Ok(bulk)
+        Ok((bulk, pairs))
     }
 
-    fn add(&mut self, mut sender: TcpStream, mut receiver: TcpStream) -> io::Result<()> {
-        self.streams.extend([sender.try_clone()?, receiver.try_clone()?]);
-        let stop = Arc::clone(&self.stop);
+    fn add(&mut self, senders: Vec<TcpStream>, receivers: Vec<TcpStream>) -> io::Result<()> {
+        for stream in senders.iter().chain(&receivers) {
+            // One by itself waits in the call; of several none may hold up the others.
+            stream.set_nonblocking(senders.len() > 1)?;
+        }
+        let (stop, received) = (Arc::clone(&self.stop), Arc::clone(&self.received));
         let send = move || {
             let block = vec![0x5a; BLOCK];
-            // It ends with an error when its connection is shut down, which is how it is stopped.
-            while !stop.load(Ordering::Acquire) && sender.write_all(&block).is_ok() {}
+            each_ready(&senders, PollFlags::OUT, |mut stream| match stop.load(Ordering::Acquire) {
+                true => Err(io::ErrorKind::Interrupted.into()),
+                false => stream.write(&block),
+            });
         };
         self.threads.push(thread::Builder::new().name("bulk-send".into()).spawn(send)?);
-        let received = Arc::clone(&self.received);
         let receive = move || {
             let mut block = vec![0; BLOCK];
-            while let Ok(length @ 1..) = receiver.read(&mut block) {
+            each_ready(&receivers, PollFlags::IN, |mut stream| {
+                let length = stream.read(&mut block)?;
                 received.fetch_add(length as u64, Ordering::Relaxed);
-            }
+                Ok(length)
+            });
         };
         self.threads.push(thread::Builder::new().name("bulk-receive".into()).spawn(receive)?);
         Ok(())
@@ -113,6 +143,27 @@ impl Drop for Bulk {
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Does something with each stream that is ready, until that fails or moves nothing: a connection is shut down, which
+/// is how it is stopped.
+fn each_ready(streams: &[TcpStream], wanted: PollFlags, mut work: impl FnMut(&TcpStream) -> io::Result<usize>) {
+    loop {
+        let mut ready: Vec<PollFd<'_>> = streams.iter().map(|stream| PollFd::new(stream, wanted)).collect();
+        if streams.len() > 1 && poll(&mut ready, None).is_err() {
+            return;
+        }
+        for (stream, ready) in streams.iter().zip(&ready) {
+            if streams.len() > 1 && ready.revents().is_empty() {
+                continue;
+            }
+            match work(stream) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => return,
+            }
         }
     }
 }
