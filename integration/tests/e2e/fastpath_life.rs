@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -86,12 +87,24 @@ fn updated() {
     let switches = mesh.counter(0, "carrier_switches");
     let streams = mesh.streams(&[(0, 1), (1, 0)]);
     assert!(mesh.routers[1].end(), "it ends when it is asked to");
+    assert_eq!(movable(&mesh, 1), Vec::<String>::new(), "what the bridge hears moves nobody");
     std::thread::sleep(away());
     mesh.routers[1].restart().must("start the new one");
     wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
     // One is sent each 10 ms: a tenth of a second, of the eight and more.
     finish(&mesh, streams, 10);
     assert_eq!(mesh.counter(0, "carrier_switches"), switches, "nobody left the fast path");
+}
+
+/// Entries of a host's bridge for others' addresses that go elsewhere when one is heard there.
+fn movable(mesh: &Mesh, host: usize) -> Vec<String> {
+    let run = || Command::new("bridge").args(["fdb", "show", "br", "weft"]).env("PATH", "/usr/sbin:/sbin").output();
+    let shown = on_host(mesh, host, run).must("run bridge (Debian's iproute2)").stdout;
+    let shown = String::from_utf8(shown).must("text");
+    let device = &FastConfig::devices("weft")[0];
+    let pinned: Vec<&str> = shown.lines().filter(|line| line.contains(device) && line.contains(" static")).collect();
+    assert!(pinned.len() > 1, "{shown}");
+    pinned.into_iter().filter(|line| !line.contains("sticky")).map(str::to_owned).collect()
 }
 
 /// What became of the streams, of each of which so many may be lost.
