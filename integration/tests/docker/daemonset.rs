@@ -27,7 +27,7 @@ use tokio::runtime::Runtime;
 use weft::lab::{Host, Lab, LabConfig, wait_until};
 
 use crate::{
-    KUBE, Must as _, PATIENCE, ROUTER,
+    CONTAINED, KUBE, Must as _, PATIENCE, ROUTER,
     apiserver::{ApiServer, TOKEN},
     busybox::{find, make_root},
     engine::Engine,
@@ -212,7 +212,7 @@ impl<'a> Node<'a> {
         let command = texts(&container["command"]);
         // The binary is the harness: this tells it what it is.
         let role = if command[0].ends_with("weft-kube") { KUBE } else { ROUTER };
-        all.extend(pair("-e", format!("{role}=1")));
+        all.extend(pair("-e", format!("{role}={CONTAINED}")));
         all.extend(pair("--entrypoint", command[0].clone()));
         all.push(container["image"].as_str().must("an image").to_owned());
         all.extend(command.into_iter().skip(1));

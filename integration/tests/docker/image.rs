@@ -14,7 +14,7 @@ use std::{fs, io, net::IpAddr, path::Path, process::Command};
 
 use weft::lab::{Lab, LabConfig, wait_until};
 
-use crate::{Must as _, PATIENCE, ROUTER, engine::Engine, start_engines};
+use crate::{CONTAINED, Must as _, PATIENCE, ROUTER, engine::Engine, start_engines};
 
 const DOCKERFILE: &str = include_str!("../../../Dockerfile");
 const SECRET: &str = "WEFT_SECRET=the same on every host 2718281828";
@@ -72,13 +72,18 @@ fn run(engine: &Engine, up: &[&str]) -> io::Result<()> {
             other => other.to_owned(),
         };
     }
-    args.extend(["-e".to_owned(), SECRET.to_owned(), "-e".to_owned(), format!("{ROUTER}=1"), "weft".to_owned()]);
+    let role = format!("{ROUTER}={CONTAINED}");
+    args.extend(["-e", SECRET, "-e", &role, "weft"].map(str::to_owned));
     args.extend(["up"].iter().chain(up).map(|&word| word.to_owned()));
     engine.docker(&args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
 }
 
 fn weft(engine: &Engine, args: &[&str]) -> io::Result<String> {
     engine.exec("weft", &[&["/usr/bin/weft"], args].concat())
+}
+
+fn logs(engine: &Engine) -> String {
+    engine.logs("weft").unwrap_or_else(|error| error.to_string())
 }
 
 pub(crate) fn the_image_runs_with_the_capabilities_it_names() {
@@ -99,11 +104,12 @@ pub(crate) fn the_image_runs_with_the_capabilities_it_names() {
     }
     for engine in &engines {
         let up = wait_until(PATIENCE, || weft(engine, &["status"]).is_ok());
-        assert!(up, "{:?}\n{}", weft(engine, &["status"]), engine.docker(&["logs", "weft"]).unwrap_or_default());
+        assert!(up, "{:?}\n{}", weft(engine, &["status"]), logs(engine));
     }
     let mut addresses: Vec<Vec<IpAddr>> = Vec::new();
     for (number, engine) in engines.iter().enumerate() {
-        let printed = weft(engine, &["attach", &format!("box{number}")]).must("attach");
+        let printed = weft(engine, &["attach", &format!("box{number}")]);
+        let printed = printed.unwrap_or_else(|error| panic!("attach: {error}\n{}", logs(engine)));
         let nets = printed.lines().map(|line| line.trim().parse::<ipnet::IpNet>().must(line).addr());
         addresses.push(nets.collect());
         assert_eq!(addresses[number].len(), 2, "{printed}");
