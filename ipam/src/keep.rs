@@ -243,7 +243,10 @@ impl Machine {
         };
         let (seat, age) = (&self.voter.seat, list.age());
         // One that has to hear the others first has its list by then too, and so tells it to the next voters.
-        if panel.voters.contains(&self.me.peer) && seat.version == panel.version && seat.accepted.is_none() {
+        let sits = seat.version == panel.version && seat.accepted.is_none();
+        // Or it waits for the one that asks, which voted here without knowing it, and waits for it in turn.
+        let waits = self.is_learning_to_vote() && panel.voters.contains(&to);
+        if panel.voters.contains(&self.me.peer) && (sits || waits) {
             let panel = panel.version;
             self.send_durably(to, Body::Keeping { panel, age });
         }

@@ -85,11 +85,12 @@ impl Others {
 }
 
 impl Machine {
-    /// Whether nobody could miss this peer's network: it founded it alone, and neither an address
-    /// nor a block of it was ever given.
+    /// Whether nobody could miss this peer's network: it founded it alone, is its only voter, and neither an
+    /// address nor a block of it was ever given.
     pub(crate) fn is_untouched(&self) -> bool {
         let alone = self.network.as_ref().is_some_and(|network| sole_founder(&network.shares) == Some(self.me.peer));
         alone
+            && self.panel.as_ref().is_some_and(|panel| panel.version == 1)
             && self.gave_nothing()
             && self.is_all_of(self.me.peer)
             && self.areas.iter().all(|area| {
@@ -108,10 +109,11 @@ impl Machine {
         self.founder().is_some_and(|founder| self.is_orphan_of(founder))
     }
 
-    /// Whether this peer has nothing of its network, and the only one that ever had is `other`.
+    /// Whether this peer has nothing of its network, not even a vote, and the only one that ever had is `other`.
     fn is_orphan_of(&self, other: Id) -> bool {
         self.founder() == Some(other)
             && other != self.me.peer
+            && self.panel.as_ref().is_some_and(|panel| !panel.voters.contains(&self.me.peer))
             && self.gave_nothing()
             && self.is_all_of(other)
             && self.areas.iter().all(|area| area.ring.held(0, area.ring.blocks()).next().is_none())

@@ -125,6 +125,8 @@ pub(crate) struct Machine {
     pub(crate) rng: ChaCha8Rng,
     pub(crate) now: Duration,
     pub(crate) peers: BTreeMap<Id, u64>,
+    /// Since when somebody is in reach without interruption.
+    pub(crate) in_reach_since: Option<Duration>,
     /// All that were in reach since the start: they may be members without owning anything known here.
     pub(crate) met: BTreeSet<Id>,
     pub(crate) network: Option<Network>,
@@ -208,6 +210,7 @@ impl Machine {
             rng,
             now,
             peers: BTreeMap::new(),
+            in_reach_since: None,
             network: None,
             network_batch: 0,
             joined_at: now,
@@ -267,6 +270,7 @@ impl Machine {
         self.note_heard();
         let new: Vec<Id> =
             peers.iter().filter(|&(peer, life)| self.peers.get(peer) != Some(life)).map(|(&peer, _)| peer).collect();
+        self.in_reach_since = (!peers.is_empty()).then(|| self.in_reach_since.unwrap_or(now));
         self.peers = peers;
         self.met.extend(new.iter().take(MAX_MET.saturating_sub(self.met.len())));
         self.fencing.look_again = true;

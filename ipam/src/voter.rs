@@ -84,7 +84,7 @@ impl Vote {
 }
 
 /// The state of another voter that was read to the end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Heard {
     /// The panel that its votes are for.
     version: u64,
@@ -172,13 +172,14 @@ impl Voter {
         self.complete == self.seat.version
     }
 
-    /// Whether there is nothing more to be heard from a voter: one that was not sure for the panel
-    /// before may be so for this one later, and one that was alone on that and forgot it may recall it.
+    /// Whether there is nothing more to be heard from a voter. One of this panel may come to know all for it
+    /// later; one of the panel before only may become sure, or recall what it forgot if it was alone on it.
     fn has_read(&self, peer: &Id, panel: &Panel) -> bool {
         self.heard.get(peer).is_some_and(|heard| match heard.version.saturating_add(1).cmp(&panel.version) {
-            Ordering::Less => panel.before != [*peer],
-            Ordering::Equal => heard.sure,
             Ordering::Greater => true,
+            _ if panel.voters.contains(peer) => false,
+            Ordering::Equal => heard.sure,
+            Ordering::Less => panel.before != [*peer],
         })
     }
 }

@@ -649,3 +649,29 @@ fn a_sole_voter_that_starts_again_gives_nothing_new_before_the_other_is_heard_of
         fine(&world);
     }
 }
+
+#[test]
+fn a_sole_seed_that_lost_its_disk_listens_to_whom_it_meets() {
+    let range = net("10.0.0.0/24");
+    let mut world = World::new(7, &[2, 2, 2], &["10.0.0.0/24"]);
+    world.seeds = Some(vec![Peer(1)]);
+    // The answers of those that it meets take a while.
+    world.faults.delay = 1000;
+    world.start_all();
+    world.run_for(seconds(40));
+    let request = world.allocate(1, "first", range);
+    world.answer(request).expect("there is room");
+    world.run_for(seconds(10));
+    assert!(world.up(1).panel().is_some_and(|(version, voters)| version > 1 && voters.len() == 3));
+    world.partition(vec![0, 1, 1]);
+    world.wipe(0, seconds(1));
+    world.run_for(seconds(60));
+    world.partition(vec![0, 0, 0]);
+    for _ in 0..300 {
+        world.run_for(Duration::from_millis(100));
+        world.check_blocks();
+    }
+    let request = world.allocate(0, "second", range);
+    world.answer(request).expect("it has learned of the others");
+    fine(&world);
+}

@@ -109,6 +109,12 @@ impl Machine {
         }
         let sure = sure && state.sure.unwrap_or(false);
         let theirs = state.seat.version;
+        let found = Heard { version: theirs, sure };
+        if self.voter.heard.get(&from.peer).is_some_and(|heard| *heard >= found) {
+            // As it was: it was asked once more only because it may know more by now.
+            self.voter.cursors.remove(&from.peer);
+            return;
+        }
         let useful = theirs == panel.version || theirs.saturating_add(1) == panel.version;
         if useful {
             let runs = state.runs.iter().map(|run| (usize::from(state.range), run.lo, run.hi, run.vote));
@@ -125,7 +131,7 @@ impl Machine {
                 if theirs == panel.version {
                     self.voter.learned.join(&state.seat);
                 }
-                self.voter.heard.insert(from.peer, Heard { version: theirs, sure });
+                self.voter.heard.insert(from.peer, found);
                 self.voter.cursors.remove(&from.peer);
                 self.finish_reading();
             }
@@ -190,7 +196,7 @@ impl Machine {
 
     /// Whether members have had the time to say what they know, to one that has forgotten.
     fn has_listened(&self) -> bool {
-        !self.peers.is_empty() && self.now >= self.joined_at + SOLE_WAIT
+        self.in_reach_since.is_some_and(|since| self.now >= since.max(self.joined_at) + SOLE_WAIT)
     }
 
     /// Whether anything is known that a panel has settled.

@@ -268,10 +268,15 @@ impl Schedule {
                 && let Some((version, voters)) = up.panel()
                 && voters.contains(&node.peer)
             {
-                self.knows.insert(at, version);
+                if self.knows.insert(at, version) != Some(version) {
+                    self.world.tell(|| format!("{at} knows all for {version}"));
+                }
             }
         }
         let (newest, voters) = self.voters();
+        if self.panels.get(&newest) != Some(&voters) {
+            self.world.tell(|| format!("panel {newest} {voters:?}"));
+        }
         self.panels.insert(newest, voters);
     }
 

@@ -10,6 +10,9 @@ use rand_core::RngCore;
 use super::subject::Subject;
 use super::{Event, World};
 
+/// So long after it was removed a node in reach has said that it lives.
+const SAYS_SO: Duration = Duration::from_secs(2);
+
 impl World {
     /// Starts a node that is down, with its disk.
     pub(crate) fn start(&mut self, node: usize) {
@@ -189,19 +192,50 @@ impl World {
             let life = self.nodes[gone].allocator.as_ref().map(Subject::life);
             self.nodes[gone].removed_life = life;
             self.check.fence(peer);
+            let now = self.now;
+            self.nodes[node].told_gone.insert(gone, now);
         }
         self.drain(node);
         removed
     }
 
-    /// Ends the fence of nodes that have begun another life.
+    /// Ends the fence of nodes that have begun another life, and know the voters of who took them for gone.
     pub(crate) fn lift_fences(&mut self) {
+        self.overrule();
         for node in &mut self.nodes {
-            let life = node.allocator.as_ref().map(Subject::life);
-            if life.is_some() && node.removed_life != life {
-                node.removed_life = None;
+            let Some(up) = &node.allocator else { continue };
+            let knows = node.overruled_by.is_none_or(|by| up.panel().is_some_and(|(version, _)| version >= by));
+            if knows && node.removed_life != Some(up.life()) {
+                (node.removed_life, node.overruled_by) = (None, None);
                 self.check.unfence(node.peer);
             }
+        }
+    }
+
+    /// A node that was told that most voters are gone goes on alone. Those of them that live are removed by that,
+    /// also if they have begun another life since, but could not say so.
+    fn overrule(&mut self) {
+        for at in 0..self.nodes.len() {
+            let mut gone = core::mem::take(&mut self.nodes[at].told_gone);
+            gone.retain(|&other, told| {
+                let meets = self.groups[other] == self.groups[at] && self.is_up(other) && self.is_up(at);
+                !meets || self.now < *told + SAYS_SO
+            });
+            let alone = self.nodes[at].allocator.as_ref().and_then(Subject::panel);
+            let alone = alone.filter(|(_, voters)| *voters == [self.nodes[at].peer]);
+            if let Some((version, _)) = alone {
+                for &other in gone.keys() {
+                    let it = &mut self.nodes[other];
+                    let knows =
+                        it.allocator.as_ref().and_then(Subject::panel).is_some_and(|(known, _)| known >= version);
+                    if !knows && it.overruled_by.is_none() {
+                        it.overruled_by = Some(version);
+                        self.check.fence(it.peer);
+                    }
+                }
+                gone.clear();
+            }
+            self.nodes[at].told_gone = gone;
         }
     }
 

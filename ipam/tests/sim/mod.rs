@@ -85,6 +85,10 @@ pub(crate) struct Node {
     pub(crate) ahead: Duration,
     /// Removed, and dead or not aware of it yet; what it does until then does not count.
     pub(crate) removed_life: Option<u64>,
+    /// Nodes that it was told are gone, and when, unless they were in reach afterwards.
+    pub(crate) told_gone: BTreeMap<usize, Duration>,
+    /// Version of the panel that one made who was told that this node is gone, until it knows of it.
+    pub(crate) overruled_by: Option<u64>,
     /// It removes silent nodes after another time than the others.
     pub(crate) dead_after: Option<Option<Duration>>,
     /// Its present life as an owner, or the last one if it is down.
@@ -104,6 +108,13 @@ pub(crate) struct Node {
     pub(crate) messages_sent: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) writes: u64,
+}
+
+impl Node {
+    /// Whether it was removed, and does not know that yet.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.removed_life.is_some() || self.overruled_by.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -182,6 +193,8 @@ impl World {
                 asleep_until: Duration::ZERO,
                 ahead: Duration::ZERO,
                 removed_life: None,
+                told_gone: BTreeMap::new(),
+                overruled_by: None,
                 dead_after: None,
                 last_life: 0,
                 dead: false,
@@ -245,7 +258,7 @@ impl World {
 
     /// Prints what happens, for whoever looks for the reason of a violation.
     #[expect(clippy::print_stdout, reason = "asked for by a variable")]
-    fn tell(&self, what: impl FnOnce() -> String) {
+    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
         if self.told {
             println!("{:?} {}", self.now, what());
         }
@@ -408,7 +421,7 @@ impl World {
     pub(crate) fn check_blocks(&mut self) {
         // What nobody has learned anything about since the last look holds as it did.
         let known = self.nodes.iter().map(|node| {
-            let allocator = node.allocator.as_ref().filter(|_| node.removed_life.is_none())?;
+            let allocator = node.allocator.as_ref().filter(|_| !node.is_fenced())?;
             Some((node.process, allocator.changes()))
         });
         let known = known.collect();
@@ -418,7 +431,7 @@ impl World {
         self.checked = known;
         let mut held: BTreeMap<Option<String>, Vec<(IpAddr, IpAddr, Peer)>> = BTreeMap::new();
         for node in &self.nodes {
-            if let Some(allocator) = node.allocator.as_ref().filter(|_| node.removed_life.is_none()) {
+            if let Some(allocator) = node.allocator.as_ref().filter(|_| !node.is_fenced()) {
                 let list = held.entry(allocator.network()).or_default();
                 let blocks = allocator.held().into_iter();
                 list.extend(blocks.map(|(first, last)| (first, last, node.peer)));

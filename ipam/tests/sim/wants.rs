@@ -37,7 +37,9 @@ impl World {
         }
         if it.removed_life.is_some_and(|life| life != it.last_life) {
             it.removed_life = None;
-            self.check.unfence(it.peer);
+            if it.overruled_by.is_none() {
+                self.check.unfence(it.peer);
+            }
         }
         let network = it.network.clone();
         let news: Vec<(Peer, u64)> = allocator.removed().filter(|owner| !self.removed.contains(owner)).collect();
