@@ -37,8 +37,8 @@ const REMOVING: Duration = Duration::from_secs(60);
 /// For how long a peer that was removed may seem to be in reach, though it is dead: longer than the mesh
 /// takes to notice. Who is in reach after that is alive.
 const SEEMS_HERE: Duration = Duration::from_secs(10);
-/// What comes of a peer so long after it was removed was sent by one that is alive.
-const UNDER_WAY: Duration = Duration::from_secs(2);
+/// What comes of a peer so long after it was removed was sent after that.
+pub(crate) const UNDER_WAY: Duration = Duration::from_secs(2);
 /// Stands for a peer as a voter, whatever its life.
 pub(crate) const ANY_LIFE: u64 = 0;
 /// Most lives that are remembered as gone, and that fit into a message.
@@ -121,7 +121,7 @@ impl Machine {
     }
 
     /// Peers but `peer` that may be members, and have not said lately that they know the same voters.
-    fn members_apart(&self, peer: Id) -> BTreeSet<Id> {
+    pub(crate) fn members_apart(&self, peer: Id) -> BTreeSet<Id> {
         let rings = self.areas.iter().flat_map(|area| area.ring.regs(0, area.ring.blocks()));
         let owners = rings.filter_map(|run| run.reg.holder.peer());
         let voters = self.panel.iter().flat_map(|panel| panel.voters.iter().copied());
@@ -151,7 +151,7 @@ impl Machine {
     pub(crate) fn learn_gone(&mut self, lives: &[Removed]) {
         let owners: Vec<Owner> = lives.iter().map(|removed| removed.owner).collect();
         self.can_remember(&owners);
-        let (mut news, mut was_away) = (false, false);
+        let (mut news, mut was_away, mut voters) = (false, false, Vec::new());
         for &Removed { owner, cleared } in lives {
             let (mine, whatever_life) = (owner.peer == self.me.peer, owner.life == ANY_LIFE);
             let known = self.gone.get(&owner).copied();
@@ -162,6 +162,7 @@ impl Machine {
             }
             self.gone.insert(owner, cleared);
             news = true;
+            voters.extend(whatever_life.then_some(owner.peer));
             was_away |= mine && known.is_none() && !cleared;
         }
         if news {
@@ -169,6 +170,7 @@ impl Machine {
             self.fencing.look_again = true;
             self.keeping.look_again = true;
             self.look_at_panel_soon();
+            self.read_without(&voters);
             self.record_gone();
             self.next_gone = Some(self.now + TELL_PAUSE);
         }

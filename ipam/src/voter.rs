@@ -118,6 +118,9 @@ pub(crate) struct Voter {
     pub(crate) votes: Vec<Runs<Vote>>,
     /// Whose states were read to the end.
     heard: BTreeMap<Id, Heard>,
+    /// Who has said it since somebody was removed of whom that could have been read, and from when on it counts.
+    lately: BTreeSet<Id>,
+    lately_from: Duration,
     /// Where to go on reading whose.
     cursors: BTreeMap<Id, Cursor>,
     /// What the others of the same panel promised and accepted about the next one.
@@ -141,6 +144,8 @@ impl Voter {
             complete: 0,
             votes: ranges.iter().map(|&blocks| Runs::new(blocks, Vote::NOTHING)).collect(),
             heard: BTreeMap::new(),
+            lately: BTreeSet::new(),
+            lately_from: now,
             cursors: BTreeMap::new(),
             learned: Seat::default(),
             next_fetch: now,
@@ -155,6 +160,7 @@ impl Voter {
     fn begin_reading(&mut self, now: Duration) {
         self.ready = false;
         self.heard.clear();
+        self.lately.clear();
         self.cursors.clear();
         self.learned = Seat::default();
         self.next_fetch = now;
@@ -374,6 +380,7 @@ impl Machine {
         self.recall_seat();
         self.finish_reading();
         self.read_seats();
+        self.go_on_without_those_before();
         self.look_at_panel();
     }
 

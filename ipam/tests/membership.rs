@@ -675,3 +675,29 @@ fn a_sole_seed_that_lost_its_disk_listens_to_whom_it_meets() {
     world.answer(request).expect("it has learned of the others");
     fine(&world);
 }
+
+#[test]
+fn voters_that_could_not_read_those_before_go_on_once_these_are_removed() {
+    let mut world = World::new(7, &[0, 1, 1], &["10.0.0.0/24"]);
+    world.start_all();
+    let is_told = |world: &mut World, node| world.up(node).panel().is_some_and(|(version, _)| version == 2);
+    while !is_told(&mut world, 1) && !is_told(&mut world, 2) {
+        world.run_for(Duration::from_micros(100));
+    }
+    // The first host is gone between two words: what it knew as the only voter, nobody has read.
+    world.die(0);
+    world.run_for(seconds(20));
+    assert!([1, 2].iter().all(|&node| world.up(node).is_learning_to_vote()));
+    let of_the_first = "10.0.0.1".parse().expect("an address");
+    let request = world.claim(1, "one", of_the_first);
+    let refused = world.answer(request).expect_err("nobody can settle").to_string();
+    assert!(refused.contains("01010101"), "{refused}");
+    world.remove(2, 0);
+    world.run_for(seconds(5));
+    let request = world.claim(1, "one", of_the_first);
+    world.answer(request).expect("its space is free");
+    let request = world.allocate(2, "another", net("10.0.0.0/24"));
+    world.answer(request).expect("its space is free");
+    world.check_blocks();
+    fine(&world);
+}

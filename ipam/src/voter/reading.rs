@@ -7,6 +7,7 @@ use crate::founding::majority;
 use crate::id::{Id, Sender};
 use crate::machine::Machine;
 use crate::panel::{Panel, Seat};
+use crate::remove::UNDER_WAY;
 use crate::store::{self, Key, StoredVote};
 use crate::take::VERSION_SHIFT;
 use crate::wire::{Body, SeatState, WireRun, names};
@@ -113,6 +114,7 @@ impl Machine {
         if self.voter.heard.get(&from.peer).is_some_and(|heard| *heard >= found) {
             // As it was: it was asked once more only because it may know more by now.
             self.voter.cursors.remove(&from.peer);
+            self.note_said(from.peer);
             return;
         }
         let useful = theirs == panel.version || theirs.saturating_add(1) == panel.version;
@@ -132,6 +134,7 @@ impl Machine {
                     self.voter.learned.join(&state.seat);
                 }
                 self.voter.heard.insert(from.peer, found);
+                self.note_said(from.peer);
                 self.voter.cursors.remove(&from.peer);
                 self.finish_reading();
             }
@@ -192,6 +195,54 @@ impl Machine {
         self.voter.seat.join(&learned);
         self.voter.begin_answering();
         self.journal.put(store::put(Key::Seat, &self.voter.seat));
+    }
+
+    /// Somebody was removed: what other voters know for lack of one of the panel before, they are to say once more.
+    pub(crate) fn read_without(&mut self, gone: &[Id]) {
+        if self.panel.as_ref().is_some_and(|panel| gone.iter().any(|peer| panel.before.contains(peer))) {
+            self.voter.lately.clear();
+            self.voter.lately_from = self.now + UNDER_WAY;
+        }
+    }
+
+    fn note_said(&mut self, peer: Id) {
+        if self.now >= self.voter.lately_from {
+            self.voter.lately.insert(peer);
+        }
+    }
+
+    /// Most of the panel before were removed, and nobody of this one has read enough of them in time: then nobody
+    /// ever will. The lowest voter that is left goes on alone, with what it has read and knows, as when most voters
+    /// of this panel are removed (ipam I20).
+    pub(super) fn go_on_without_those_before(&mut self) {
+        let sits = |panel: &Panel| self.voter.seat.version == panel.version;
+        let Some(panel) = self.panel.clone().filter(|panel| self.is_learning_to_vote() && !sits(panel)) else {
+            return;
+        };
+        let stays = |it: &&Id| !self.is_gone(it);
+        if panel.before.is_empty() || panel.before.iter().filter(stays).count() >= majority(panel.before.len()) {
+            return;
+        }
+        let (me, voter) = (self.me.peer, &self.voter);
+        let others = |of: &[Id]| -> Vec<Id> { of.iter().filter(stays).filter(|it| **it != me).copied().collect() };
+        let has_said = |it: &Id| voter.heard.contains_key(it);
+        let lacks_it = |it: &Id| {
+            voter.lately.contains(it) && voter.heard.get(it).is_some_and(|heard| heard.version < panel.version)
+        };
+        let nobody_can = others(&panel.before).iter().all(has_said) && others(&panel.voters).iter().all(lacks_it);
+        if !nobody_can || panel.voters.iter().find(stays) != Some(&me) {
+            return;
+        }
+        if self.members_apart(me).is_empty() {
+            self.notice(
+                "most of the voters before were removed before these had read what they knew: this peer settles \
+                 alone from now on, by what it knows"
+                    .to_owned(),
+            );
+            self.vote_alone();
+        } else if self.now + PATIENCE == self.voter.next_fetch {
+            self.broadcast_durably(Body::PanelAsk);
+        }
     }
 
     /// Whether members have had the time to say what they know, to one that has forgotten.
