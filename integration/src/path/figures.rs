@@ -193,29 +193,27 @@ impl Bench {
     /// Measures a figure once with one contestant.
     pub(super) fn measure(&self, figure: Figure, course: &Standing) -> anyhow::Result<Vec<(Metric, f64)>> {
         let (near, far) = (course.end(0), course.far(1));
-        let bulk = |streams, lasting| -> anyhow::Result<_> {
-            let bulk = Bulk::start(near, far, streams)?;
+        let watched = |bulk: Bulk, lasting| {
             thread::sleep(WARM_UP);
             bulk.watch(lasting)
         };
+        let streams = |count, lasting| watched(Bulk::start(near, far, count)?, lasting);
         let short = self.lasting.min(Duration::from_millis(400));
         Ok(match figure {
             Figure::Tcp1 => {
-                let (seen, routers) = busy(&course.processes, || bulk(1, self.lasting))?;
+                let (seen, routers) = busy(&course.processes, || streams(1, self.lasting))?;
                 let mut samples = vec![(Metric::Tcp1, seen.gigabits), (Metric::CpuPerGigabyte, seen.cpu_per_gigabyte)];
                 samples.extend(routers.map(|share| (Metric::Routers, share)));
                 samples
             }
-            Figure::Tcp4 => vec![(Metric::Tcp4, bulk(STREAMS, self.lasting)?.gigabits)],
+            Figure::Tcp4 => vec![(Metric::Tcp4, streams(STREAMS, self.lasting)?.gigabits)],
             Figure::Tcp4Shared => {
                 let bulk = Bulk::start_shared(near, far, STREAMS)?;
-                thread::sleep(WARM_UP);
-                vec![(Metric::Tcp4Shared, bulk.watch(self.lasting)?.gigabits)]
+                vec![(Metric::Tcp4Shared, watched(bulk, self.lasting)?.gigabits)]
             }
             Figure::Reverse => {
                 let bulk = Bulk::start(course.end(1), course.far(0), 1)?;
-                thread::sleep(WARM_UP);
-                vec![(Metric::Reverse, bulk.watch(self.lasting)?.gigabits)]
+                vec![(Metric::Reverse, watched(bulk, self.lasting)?.gigabits)]
             }
             Figure::Pps => vec![(Metric::Pps, Flood::open(near, far)?.search(short)? / 1e3)],
             Figure::Rr64 => {
@@ -236,7 +234,7 @@ impl Bench {
             Figure::Loss1 | Figure::Loss5 => {
                 let (metric, percent) = if figure == Figure::Loss1 { (Metric::Loss1, 1) } else { (Metric::Loss5, 5) };
                 let _loss = Loss::start(course, percent)?;
-                vec![(metric, bulk(1, self.lasting * LOSSY)?.gigabits)]
+                vec![(metric, streams(1, self.lasting * LOSSY)?.gigabits)]
             }
             Figure::Idle => {
                 let ((), routers) = busy(&course.processes, || {

@@ -73,14 +73,12 @@ fn main() -> ExitCode {
     if plugin {
         return weft::cli::main();
     }
-    let roles: [(&str, fn() -> ExitCode); 2] = [(KUBE, weft_kube::cli::main), (ROUTER, weft::cli::main)];
-    for (variable, run) in roles {
-        if let Some(value) = std::env::var_os(variable) {
-            if value != CONTAINED {
-                end_with_the_parent();
-            }
-            return run();
+    let role = [KUBE, ROUTER].into_iter().find_map(|name| Some((name, std::env::var_os(name)?)));
+    if let Some((name, value)) = role {
+        if value != CONTAINED {
+            end_with_the_parent();
         }
+        return if name == KUBE { weft_kube::cli::main() } else { weft::cli::main() };
     }
     let mut arguments = Arguments::from_args();
     let lacking = lacking();

@@ -21,7 +21,11 @@ use weft::{
         wait_until,
         wire::Captured,
     },
-    netlink::{Mac, Netlink, container::INTERFACE, wireguard::WireGuard},
+    netlink::{
+        Mac, Netlink,
+        container::INTERFACE,
+        wireguard::{Device, WireGuard},
+    },
 };
 
 use crate::{
@@ -110,12 +114,16 @@ fn delete_device(mesh: &Mesh, host: usize) {
     assert!(Netlink::block_on_in(mesh.lab.host(host).namespace(), work).must("delete the device"), "it was there");
 }
 
+/// What a host's kernel says of the device.
+fn wireguard(mesh: &Mesh, host: usize) -> io::Result<Device> {
+    mesh.lab.host(host).namespace().run(|| WireGuard::new(DEVICE)?.read()).must("enter the host")
+}
+
 /// Which device it is, and its public key.
 fn device(mesh: &Mesh, host: usize) -> (u32, Option<[u8; 32]>) {
     let namespace = mesh.lab.host(host).namespace();
     let link = Netlink::block_on_in(namespace, async |netlink| netlink.link(DEVICE).await).must("look");
-    let known = namespace.run(|| WireGuard::new(DEVICE)?.read()).must("enter").must("read the device");
-    (link.must("the device").index, known.public)
+    (link.must("the device").index, wireguard(mesh, host).must("read the device").public)
 }
 
 fn dropped(mesh: &Mesh, router: usize, reason: &str) -> u64 {
@@ -205,10 +213,7 @@ fn put_back(mesh: &Mesh) {
         let stream = GapStream::start(&mesh.containers[0], mesh.v4(1), Duration::from_millis(10)).must("a stream");
         thread::sleep(Duration::from_secs(1));
         delete_device(mesh, 0);
-        let there = || {
-            let known = mesh.lab.host(0).namespace().run(|| WireGuard::new(DEVICE)?.read()).must("enter");
-            known.is_ok_and(|device| device.peers.len() == 1)
-        };
+        let there = || wireguard(mesh, 0).is_ok_and(|device| device.peers.len() == 1);
         assert!(wait_until(LEFT, there), "the device is back, with its peer");
         thread::sleep(Duration::from_secs(2));
         let report = stream.finish().must("the end of the stream");
@@ -300,10 +305,7 @@ fn mixed() {
     wait_for_carrier(&mesh, 0, 1, "wireguard", SLOW);
 
     // Who is shut out is unknown to WireGuard at once.
-    let peers = || {
-        let device = mesh.lab.host(0).namespace().run(|| WireGuard::new(DEVICE)?.read()).must("enter");
-        device.must("read the device").peers.len()
-    };
+    let peers = || wireguard(&mesh, 0).must("read the device").peers.len();
     assert_eq!(peers(), 1);
     mesh.routers[0].command(["peer", "revoke", "host2"]).must("revoke");
     assert!(wait_until(LEFT, || peers() == 0), "its peer is gone");

@@ -267,10 +267,9 @@ impl Schedule {
             if let Some(up) = node.allocator.as_ref().filter(|up| !up.is_learning_to_vote())
                 && let Some((version, voters)) = up.panel()
                 && voters.contains(&node.peer)
+                && self.knows.insert(at, version) != Some(version)
             {
-                if self.knows.insert(at, version) != Some(version) {
-                    self.world.tell(|| format!("{at} knows all for {version}"));
-                }
+                self.world.tell(|| format!("{at} knows all for {version}"));
             }
         }
         let (newest, voters) = self.voters();
