@@ -302,11 +302,15 @@ impl Schedule {
             .flatten()
             .copied()
             .collect();
-        let nodes = &self.world.nodes;
+        let (nodes, knows) = (&self.world.nodes, &self.knows);
+        let hands_over = self.panels.get(&before).filter(|_| handing_over);
         self.lost.retain(|&lost| {
             let it = &nodes[lost];
             let well = it.allocator.as_ref().is_some_and(|up| up.panel().is_some() && !up.is_learning_to_vote());
-            asked.contains(&lost) && !well
+            // What it knew as a voter of the panel before does not come back.
+            let forgot = hands_over.is_some_and(|voters| voters.contains(&lost))
+                && knows.get(&lost).is_none_or(|&known| known < before);
+            asked.contains(&lost) && (!well || forgot)
         });
         // One that does not even know yet that it is a voter knows nothing of what was settled: its
         // state is missing as well until it has read that of others, unless these bear a loss (ipam I19).
@@ -352,6 +356,9 @@ impl Schedule {
         {
             let with_disk = self.world.below(2) == 0 || self.is_another_new(zombie);
             self.world.rise(zombie, with_disk);
+            if !with_disk {
+                self.knows.remove(&zombie);
+            }
             return;
         }
         let by = self.world.below(self.world.nodes.len() as u64) as usize;
