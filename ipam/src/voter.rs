@@ -97,12 +97,12 @@ struct Heard {
 struct Cursor {
     /// Where to go on: range and block.
     place: (u16, u32),
-    /// Whether it was sure at every page until now.
-    sure: bool,
+    /// What the pages until now are of; of another panel than those, a page is of no use with them.
+    heard: Option<Heard>,
 }
 
 impl Cursor {
-    const START: Self = Self { place: (0, 0), sure: true };
+    const START: Self = Self { place: (0, 0), heard: None };
 }
 
 /// The voting part of a peer; of no use while the peer is not on the panel.

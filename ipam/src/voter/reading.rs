@@ -99,7 +99,8 @@ impl Machine {
         let Some(panel) = self.panel.clone() else {
             return;
         };
-        let Cursor { place, sure } = self.voter.cursors.get(&from.peer).copied().unwrap_or(Cursor::START);
+        let cursor = self.voter.cursors.get(&from.peer).copied().unwrap_or(Cursor::START);
+        let place = cursor.place;
         let asked = state.life == self.me.life && state.version == panel.version && (state.range, state.from) == place;
         if !asked || !self.is_learning_to_vote() || self.voter.has_read(&from.peer, &panel) {
             return;
@@ -108,8 +109,13 @@ impl Machine {
             // A list was lost, or comes behind: the page is asked for again.
             return;
         }
-        let sure = sure && state.sure.unwrap_or(false);
         let theirs = state.seat.version;
+        if cursor.heard.is_some_and(|before| before.version != theirs) {
+            // It has come to know more since the page before, which lacks that: from the beginning.
+            self.voter.cursors.remove(&from.peer);
+            return self.read_seat(from.peer);
+        }
+        let sure = cursor.heard.is_none_or(|before| before.sure) && state.sure.unwrap_or(false);
         let found = Heard { version: theirs, sure };
         if self.voter.heard.get(&from.peer).is_some_and(|heard| *heard >= found) {
             // As it was: it was asked once more only because it may know more by now.
@@ -125,7 +131,7 @@ impl Machine {
         }
         match state.next.filter(|_| useful) {
             Some(next) if next > place => {
-                self.voter.cursors.insert(from.peer, Cursor { place: next, sure });
+                self.voter.cursors.insert(from.peer, Cursor { place: next, heard: Some(found) });
                 self.read_seat(from.peer);
             }
             Some(_) => {}
