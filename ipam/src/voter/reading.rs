@@ -37,7 +37,8 @@ impl Machine {
         let Some(panel) = self.panel.clone() else {
             return;
         };
-        if panel.voters == [self.me.peer] && !self.peers.is_empty() {
+        // Who may go on alone needs the word of the members that they know no newer voters.
+        if (panel.voters == [self.me.peer] || self.are_most_gone_before(&panel)) && !self.peers.is_empty() {
             self.broadcast_durably(Body::PanelAsk);
         }
         let whom: BTreeSet<Id> = panel.voters.iter().chain(&panel.before).copied().collect();
@@ -225,10 +226,10 @@ impl Machine {
         let Some(panel) = self.panel.clone().filter(|panel| self.is_learning_to_vote() && !sits(panel)) else {
             return;
         };
-        let stays = |it: &&Id| !self.is_gone(it);
-        if panel.before.is_empty() || panel.before.iter().filter(stays).count() >= majority(panel.before.len()) {
+        if !self.are_most_gone_before(&panel) {
             return;
         }
+        let stays = |it: &&Id| !self.is_gone(it);
         let (me, voter) = (self.me.peer, &self.voter);
         let others = |of: &[Id]| -> Vec<Id> { of.iter().filter(stays).filter(|it| **it != me).copied().collect() };
         let has_said = |it: &Id| voter.heard.contains_key(it);
@@ -246,9 +247,13 @@ impl Machine {
                     .to_owned(),
             );
             self.vote_alone();
-        } else if self.now + PATIENCE == self.voter.next_fetch {
-            self.broadcast_durably(Body::PanelAsk);
         }
+    }
+
+    /// Whether so many of the panel before were removed that no majority of it is left.
+    fn are_most_gone_before(&self, panel: &Panel) -> bool {
+        let left = panel.before.iter().filter(|it| !self.is_gone(it)).count();
+        !panel.before.is_empty() && left < majority(panel.before.len())
     }
 
     /// Whether members have had the time to say what they know, to one that has forgotten.
