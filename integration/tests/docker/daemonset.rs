@@ -253,8 +253,7 @@ impl<'a> Node<'a> {
     }
 
     fn logs(&self) -> String {
-        let of = |name| self.engine.logs(name).unwrap_or_else(|error| error.to_string());
-        ["weft", "kube"].map(of).join("\n")
+        ["weft", "kube"].map(|name| self.engine.logs(name)).join("\n")
     }
 
     /// Runs the plugin that was installed, as the node's runtime does.

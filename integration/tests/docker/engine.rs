@@ -250,9 +250,12 @@ impl Engine {
     }
 
     /// The end of what a container wrote.
-    pub(crate) fn logs(&self, name: &str) -> io::Result<String> {
-        let output = self.command().args(["logs", "--tail", "30", name]).stdin(Stdio::null()).output()?;
-        Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    pub(crate) fn logs(&self, name: &str) -> String {
+        let output = self.command().args(["logs", "--tail", "30", name]).stdin(Stdio::null()).output();
+        match output {
+            Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            Err(error) => error.to_string(),
+        }
     }
 
     /// Runs a command in a container.

@@ -82,10 +82,6 @@ fn weft(engine: &Engine, args: &[&str]) -> io::Result<String> {
     engine.exec("weft", &[&["/usr/bin/weft"], args].concat())
 }
 
-fn logs(engine: &Engine) -> String {
-    engine.logs("weft").unwrap_or_else(|error| error.to_string())
-}
-
 pub(crate) fn the_image_runs_with_the_capabilities_it_names() {
     let lab = Lab::new(&LabConfig::hosts(2)).must("make two hosts");
     let engines = start_engines(&lab);
@@ -104,12 +100,12 @@ pub(crate) fn the_image_runs_with_the_capabilities_it_names() {
     }
     for engine in &engines {
         let up = wait_until(PATIENCE, || weft(engine, &["status"]).is_ok());
-        assert!(up, "{:?}\n{}", weft(engine, &["status"]), logs(engine));
+        assert!(up, "{:?}\n{}", weft(engine, &["status"]), engine.logs("weft"));
     }
     let mut addresses: Vec<Vec<IpAddr>> = Vec::new();
     for (number, engine) in engines.iter().enumerate() {
         let printed = weft(engine, &["attach", &format!("box{number}")]);
-        let printed = printed.unwrap_or_else(|error| panic!("attach: {error}\n{}", logs(engine)));
+        let printed = printed.unwrap_or_else(|error| panic!("attach: {error}\n{}", engine.logs("weft")));
         let nets = printed.lines().map(|line| line.trim().parse::<ipnet::IpNet>().must(line).addr());
         addresses.push(nets.collect());
         assert_eq!(addresses[number].len(), 2, "{printed}");
