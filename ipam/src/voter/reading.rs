@@ -179,15 +179,14 @@ impl Machine {
         let seated = voter.seat.version == version;
         let sole = panel.voters.len() == 1;
         let known = seated || version == 1 || !heard_of(&panel.voters, version).is_empty();
-        let recovered = match sole {
-            false => known && others >= needed,
-            true if seated => self.words_missing().is_none(),
-            // Its disk is gone, and with it what it alone knew: what the members know must do. But if it has
+        let recovered = if sole {
+            // Its disk may be gone, and with it what it alone knew: what the members know must do. But if it has
             // settled nothing yet, it may as well be new here, and is still to read what the panel before knew.
-            true => {
-                let was_ready = panel.before.is_empty() || self.knows_what_was_settled_for(version);
-                was_ready && self.has_listened()
-            }
+            let was_ready = || panel.before.is_empty() || self.knows_what_was_settled_for(version);
+            let knows = seated || was_ready() && self.has_listened();
+            knows && self.words_missing().is_none()
+        } else {
+            known && others >= needed
         };
         if !handed_over && !recovered {
             return;
@@ -268,7 +267,7 @@ impl Machine {
     }
 
     /// Of whom a sole voter has yet to hear after a start that they know no newer voters, and of how
-    /// many of them: it has only its disk to know by, which may be an old copy (ipam I18).
+    /// many of them: it has only its disk to know by, which may be an old copy, or gone (ipam I18).
     fn words_missing(&self) -> Option<(usize, Vec<Id>)> {
         let owners = self.owned_by_peers().into_iter().map(|(peer, _)| peer);
         let others: BTreeSet<Id> = owners.filter(|peer| *peer != self.me.peer && !self.is_gone(peer)).collect();
@@ -283,8 +282,8 @@ impl Machine {
         let sole = self.panel.as_ref().is_some_and(|panel| panel.voters == [self.me.peer]);
         let (count, missing) = self.words_missing().filter(|_| sole && self.is_learning_to_vote())?;
         Some(format!(
-            "word from {count} of the peers {}: without it, this peer cannot know that its disk is not an old copy; \
-             remove them (weft peer remove) if they are gone",
+            "word from {count} of the peers {}: without it, this peer cannot know that they have no newer voters, for \
+             its disk was lost or may be an old copy; remove them (weft peer remove) if they are gone",
             names(missing.iter())
         ))
     }
