@@ -29,6 +29,19 @@ use rand_core::{RngCore, SeedableRng};
 use check::Checker;
 use subject::{Kind, Subject};
 
+pub(crate) fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+pub(crate) fn net(text: &str) -> IpNet {
+    text.parse().expect("a network")
+}
+
+/// Nothing was given twice so far, and nothing lost.
+pub(crate) fn fine(world: &World) {
+    assert_eq!(world.check.violations, Vec::<String>::new());
+}
+
 /// A peer, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Peer(pub(crate) u8);
