@@ -116,7 +116,7 @@ impl Machine {
     /// What is searched for, with the number of blocks that requests wait for.
     fn needs(&self) -> BTreeMap<Wanted, u32> {
         let mut needs: BTreeMap<Wanted, u32> = BTreeMap::new();
-        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.may_give() {
+        if !self.may_give() {
             return needs;
         }
         for pending in self.pending.values() {
@@ -294,7 +294,7 @@ impl Machine {
         if self.network.is_none() {
             return self.waiting();
         }
-        if self.inherited && !self.surveyed {
+        if !self.knows_what_is_in_use() {
             return "a look at what runs on this host".to_owned();
         }
         if let Some(obstacle) = self.sole_obstacle() {

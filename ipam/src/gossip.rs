@@ -4,8 +4,7 @@
 //!  Here(one hash) ─► differs? Digest(64 hashes a range) ─► Delta(parts, want) ─► Delta(parts)
 //! ```
 //!
-//! Peers that agree exchange one message of some 30 bytes every ten seconds and nothing else
-//! (ipam I7).
+//! Peers that agree exchange one small message every ten seconds and nothing else (ipam I7).
 
 use core::time::Duration;
 

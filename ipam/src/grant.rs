@@ -91,6 +91,10 @@ impl Machine {
                 Body::Gone { lives: vec![Removed { owner: to, cleared: false }], want: false },
             );
         }
+        if !self.knows_what_is_in_use() {
+            // In a moment it may be: silence makes the asker ask again.
+            return;
+        }
         self.drop_overtaken();
         let under_way: Vec<u64> = self
             .grants

@@ -268,6 +268,9 @@ impl Machine {
 
     /// Gives the blocks in which only one other peer has anything to that peer.
     pub(crate) fn give_back(&mut self) {
+        if !self.knows_what_is_in_use() {
+            return;
+        }
         let mut back: BTreeMap<(Id, usize), BTreeSet<u32>> = BTreeMap::new();
         let mut count = 0;
         for (index, area) in self.areas.iter().enumerate() {

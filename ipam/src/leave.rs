@@ -222,9 +222,9 @@ impl Machine {
         self.others.moving.is_some()
     }
 
-    /// Whether new addresses may be given.
+    /// Whether new addresses may be given, and blocks asked for.
     pub(crate) fn may_give(&self) -> bool {
-        self.has_lease() && !self.is_waiting_to_move()
+        self.network.is_some() && self.knows_what_is_in_use() && self.has_lease() && !self.is_waiting_to_move()
     }
 
     fn tick_moving(&mut self) {

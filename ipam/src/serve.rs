@@ -129,7 +129,7 @@ impl Machine {
             self.answer(request, index, offset);
             return true;
         }
-        if self.network.is_none() || (self.inherited && !self.surveyed) || !self.may_give() {
+        if !self.may_give() {
             return false;
         }
         let area = &mut self.areas[index];
@@ -169,7 +169,7 @@ impl Machine {
         }
         // The reuse delay is for addresses that come up by chance; this one is meant.
         let held = area.ring.holds(area.range.block_of(offset));
-        if self.network.is_none() || !held || !self.may_give() {
+        if !held || !self.may_give() {
             return false;
         }
         let net = area.range.net();
@@ -206,6 +206,12 @@ impl Machine {
         self.surveyed = true;
         self.keeping.look_again = true;
         self.wake = true;
+    }
+
+    /// Whether it is known what is in use of the blocks that an earlier life gave from. Before, neither addresses
+    /// nor blocks are given (ipam I9).
+    pub(crate) fn knows_what_is_in_use(&self) -> bool {
+        self.surveyed || !self.inherited
     }
 
     /// Answers a request with an address once it is durable.

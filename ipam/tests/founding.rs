@@ -4,8 +4,8 @@ mod sim;
 
 use std::time::Duration;
 
-use ipam::Output;
 use ipam::allocator::{Allocator, Birth, Config, StateError};
+use ipam::{AllocError, Output};
 use ipnet::IpNet;
 use sim::{Peer, World, fine, net, seconds};
 
@@ -257,5 +257,32 @@ fn a_sole_voter_that_lost_its_disk_waits_for_the_word_of_most_owners() {
     let request = world.allocate(0, "alone", range);
     world.answer(request).expect("it has learned of the others");
     world.check_blocks();
+    fine(&world);
+}
+
+#[test]
+fn nothing_of_an_earlier_life_is_given_before_it_is_known_what_is_in_use() {
+    let range = net("10.0.0.0/24");
+    let mut world = World::new(7, &[0, 1, 1], &["10.0.0.0/24"]);
+    world.start_all();
+    world.run_for(seconds(15));
+    let first = world.allocate(1, "first", range);
+    let first = world.answer(first).expect("there is room").addr();
+    // It runs on, and nobody has told the router yet, which has forgotten it.
+    world.late_surveys = u64::MAX;
+    world.wipe(1, seconds(1));
+    world.run_for(seconds(15));
+    for request in [world.claim(1, "robber", first), world.allocate(1, "another", range)] {
+        let refused = world.answer(request).expect_err("it may be in use").to_string();
+        assert!(refused.contains("what runs on this host"), "{refused}");
+    }
+    let stolen = world.claim(0, "thief", first);
+    world.answer(stolen).expect_err("its block may be in use");
+    world.survey(1);
+    world.run_for(seconds(1));
+    let robbed = world.claim(1, "robber", first);
+    assert!(world.answer(robbed).is_err_and(|error| matches!(error, AllocError::InUse { .. })));
+    let another = world.allocate(1, "another", range);
+    world.answer(another).expect("there is room");
     fine(&world);
 }

@@ -97,9 +97,14 @@ fn schedules_that_once_failed_hold() {
     for (birth, seeds) in kept.into_iter().chain(births) {
         for &seed in seeds {
             let new = || Schedule::new(birth, seed);
-            // Older ones are from before hosts slept, and some were brisk.
-            let awake = [false, true].map(|brisk| Schedule { brisk, sleeps: false, ..new() });
-            for (at, schedule) in awake.into_iter().chain([new()]).enumerate() {
+            let prompt = || {
+                let mut schedule = new();
+                schedule.world.late_surveys = 0;
+                schedule
+            };
+            // Older ones are from before hosts slept or were surveyed late, and some were brisk.
+            let awake = [false, true].map(|brisk| Schedule { brisk, sleeps: false, ..prompt() });
+            for (at, schedule) in awake.into_iter().chain([prompt(), new()]).enumerate() {
                 let outcome = schedule.run(STEPS);
                 assert!(outcome.violations.is_empty(), "{birth:?} {seed} {at}: {:?}", outcome.violations);
             }

@@ -89,6 +89,8 @@ impl Schedule {
         // Whoever is removed by an operator may have a lease; so not both.
         let silence = sometimes(1) == 1 && !removals;
         world.clock_jumps = jumps;
+        // By itself, as sleeping is.
+        world.late_surveys = if seed % 16 >= 8 { 5000 } else { 0 };
         world.faults = faults;
         world.dead_after = silence.then(|| Duration::from_secs(10 + world.below(30)));
         if birth == Birth::Seeded {

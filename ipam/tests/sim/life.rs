@@ -64,6 +64,18 @@ impl World {
         for (owner, net) in self.check.after_start(peer, &listed) {
             self.free(node, &owner, Some(net.addr()));
         }
+        if self.late_surveys == 0 {
+            return self.survey(node);
+        }
+        // Not drawn, so that schedules that were kept go on as they did.
+        let mixed = (self.now.as_micros() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let process = self.nodes[node].process;
+        self.schedule(self.now + Duration::from_millis(mixed % self.late_surveys), Event::Survey { node, process });
+    }
+
+    /// Tells a node what runs on its host.
+    pub(crate) fn survey(&mut self, node: usize) {
+        let peer = self.nodes[node].peer;
         let in_use: Vec<(String, IpAddr)> =
             self.check.held_by(peer).into_iter().map(|(address, owner)| (owner, address)).collect();
         let now = self.clock(node);

@@ -136,6 +136,7 @@ enum Event {
     Written { node: usize, process: u64, ticket: Ticket, changes: Vec<ipam::Change>, fate: Fate },
     Peers { node: usize },
     Start { node: usize },
+    Survey { node: usize, process: u64 },
     Awake,
 }
 
@@ -162,6 +163,8 @@ pub(crate) struct World {
     pub(crate) trace: u64,
     /// Clocks differ, and begin anywhere.
     pub(crate) clock_jumps: bool,
+    /// Nodes that start are told of what runs on their hosts up to so many milliseconds later.
+    pub(crate) late_surveys: u64,
     /// Clocks stand still while hosts sleep: as those of paused virtual machines.
     pub(crate) frozen: bool,
     /// What its nodes run.
@@ -233,6 +236,7 @@ impl World {
             replies: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
             clock_jumps: false,
+            late_surveys: 0,
             frozen: false,
             kind: Kind::Allocator,
             crash_at: None,
@@ -359,7 +363,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         let at = match &event {
             Event::Message { to, .. } => usize::from(to.0) - 1,
-            Event::Written { node, .. } | Event::Peers { node } => *node,
+            Event::Written { node, .. } | Event::Peers { node } | Event::Survey { node, .. } => *node,
             Event::Start { .. } | Event::Awake => usize::MAX,
         };
         if let Some(until) = self.nodes.get(at).map(|it| it.asleep_until).filter(|&until| self.now < until) {
@@ -385,6 +389,8 @@ impl World {
             Event::Written { .. } => {}
             Event::Peers { node } => self.tell_peers(node),
             Event::Start { node } => self.start(node),
+            Event::Survey { node, process } if self.nodes[node].process == process => self.survey(node),
+            Event::Survey { .. } => {}
             Event::Awake => self.peers_changed(),
         }
     }
@@ -421,6 +427,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.faults = Faults::none();
         self.clock_jumps = false;
+        self.late_surveys = 0;
         self.crash_at = None;
         self.groups = vec![0; self.nodes.len()];
         self.until_awake();
