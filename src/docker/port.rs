@@ -99,7 +99,8 @@ impl KernelPorts {
                 self.netlink.add_veth(&near, mtu, &peer).await?;
             }
         }
-        self.netlink.enslave(&near, &bridge, mtu).await.map(drop)
+        let port = self.netlink.enslave(&near, &bridge, mtu).await?;
+        self.netlink.pin(&port, mac).await
     }
 }
 

@@ -436,7 +436,8 @@ impl Keeper {
                 self.fail(&dirty);
                 return Err(problem(&self.config.bridge, "let a peer through the guard", error));
             }
-            self.admitted = wanted;
+            // Those that leave are in until they are out.
+            self.admitted.extend(new);
             if let Err(error) = self.seal() {
                 // The rest is not held up: what is sent to a peer that WireGuard does not know is dropped there.
                 self.complain(&error);
@@ -461,7 +462,11 @@ impl Keeper {
         }
         // Whoever is sent to may send, until it is sent to no more.
         for ip in leaving {
-            self.guard.refuse(ip).map_err(|error| problem(&self.config.bridge, "close the guard to a peer", error))?;
+            self.guard.refuse(ip).map_err(|error| {
+                self.fail(&dirty);
+                problem(&self.config.bridge, "close the guard to a peer", error)
+            })?;
+            self.admitted.remove(&ip);
         }
         Ok(())
     }

@@ -183,6 +183,7 @@ async fn complete(
     bridge: &Link,
 ) -> Result<(Link, Vec<IpNet>)> {
     let port = host.enslave(host_name, bridge, plug.mtu).await?;
+    host.pin(&port, plug.mac).await?;
     if plug.hairpin {
         host.set_hairpin(&port, true).await?;
     }

@@ -5,9 +5,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    packet_route::link::{
-        AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoVeth,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    packet_route::{
+        link::{
+            AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoVeth,
+            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        },
+        neighbour::{NeighbourFlags, NeighbourState},
     },
 };
 
@@ -341,6 +344,17 @@ impl Netlink {
             .execute()
             .await
             .context(&link.name, "set the port's hairpin mode")
+    }
+
+    /// The hardware address is at this port of a bridge for as long as the port is, whoever else sends with it:
+    /// a static, sticky entry (bridge(8)). What another port is heard with moves it no more.
+    ///
+    /// # Errors
+    /// If the interface is no port of a bridge or the kernel refuses.
+    pub async fn pin(&self, port: &Link, mac: Mac) -> Result<()> {
+        let add = self.socket().await.neighbours().add_bridge(port.index, &mac);
+        let add = add.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller | NeighbourFlags::Sticky);
+        add.replace().execute().await.context(&port.name, "pin a hardware address to")
     }
 
     /// Has the host's filter of IP see what a bridge carries, IPv4 and IPv6, whatever the host says for all its

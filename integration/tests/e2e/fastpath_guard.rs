@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use weft::{
     fastpath::FastConfig,
     lab::{raw::RawSocket, wait_until},
-    netlink::{Mac, Netlink, Route, container::INTERFACE},
+    netlink::{Mac, Netlink, Route, container::INTERFACE, fdb::Fdb},
 };
 
 use crate::{
@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     ("forged_vxlan_is_dropped_and_counted", 60, forged),
     ("forged_vxlan_in_fragments_is_dropped_and_counted", 60, fragmented),
     ("vxlan_of_containers_reaches_no_peer_and_their_own_port_is_theirs", 60, inside),
+    ("the_address_of_an_attached_container_stays_whoever_sends_with_it", 60, stolen),
     ("with_a_secret_only_mutual_trust_opens_the_fast_path", 90, trust),
     ("a_revoked_peer_loses_the_fast_path_at_once", 90, revoked),
     ("a_line_of_three_has_the_fast_path_where_there_are_links", 120, line),
@@ -153,6 +154,39 @@ fn inside() {
     for _ in 0..COUNT {
         listener.recv(&mut buffer).must("every datagram");
     }
+}
+
+/// Frames for everybody go by sleeve, which takes them as they are.
+fn stolen() {
+    const THIEF: usize = 1;
+    let mesh = Mesh::start(&open_mesh(3));
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        wait_for_carrier(&mesh, a, b, "fast", PATIENCE);
+    }
+    mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
+    let address = mac(&mesh, 0);
+    let stays = || {
+        [THIEF, 2].into_iter().all(|host| {
+            let entries = mesh.lab.host(host).namespace().run(|| Fdb::open().and_then(|fdb| fdb.entries()));
+            let entries = entries.must("enter the host").must("list");
+            let entry = entries.into_iter().find(|entry| entry.mac == address && entry.remote.is_some());
+            entry.and_then(|entry| entry.remote) == Some(mesh.lab.host(0).v4().into())
+        })
+    };
+    let thief = RawSocket::open(&mesh.containers[THIEF], INTERFACE).must("a socket");
+    let mut victim = RawSocket::open(&mesh.containers[0], INTERFACE).must("a socket");
+    let streams = mesh.streams(&[(2, 0), (THIEF, 0)]);
+    let frame = [&[0xff; 6][..], &address, &ETHERTYPE, &[7; 64]].concat();
+    for _ in 0..COUNT {
+        thief.send(&frame).must("send");
+        // Also right after one of the thief's.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(stays(), "the kernels send elsewhere");
+    }
+    let end = Instant::now() + Duration::from_millis(500);
+    let heard = victim.collect(end, 1, |frame| frame[6..12] == address && frame[12..14] == ETHERTYPE);
+    assert!(!heard.must("receive").is_empty(), "the thief was not heard at the host that it stole from");
+    no_gaps(streams);
 }
 
 fn trusted(hosts: usize) -> MeshConfig {
