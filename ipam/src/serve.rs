@@ -208,10 +208,10 @@ impl Machine {
         self.wake = true;
     }
 
-    /// Whether it is known what is in use of the blocks that an earlier life gave from. Before, neither addresses
-    /// nor blocks are given (ipam I9).
+    /// Whether it is known what is in use of what an earlier life gave: from blocks that are this one's now, or of
+    /// which others know only that it has something there. Before, neither addresses nor blocks are given (ipam I9).
     pub(crate) fn knows_what_is_in_use(&self) -> bool {
-        self.surveyed || !self.inherited
+        self.surveyed || !(self.inherited || self.keeping.has_any(self.me.peer))
     }
 
     /// Answers a request with an address once it is durable.
