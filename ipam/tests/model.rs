@@ -12,8 +12,8 @@
 //! the step, because nothing leaves before the write (ipam I8). What the bounds leave out: more
 //! steps than are searched, other ranges, partitions that the mesh tells of, removal.
 
-#[path = "model/orders.rs"]
-mod orders;
+#[path = "model/courses.rs"]
+mod courses;
 mod sim;
 #[path = "model/state.rs"]
 mod state;
@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hasher as _};
 
+use courses::{Looked, explore};
 use ipam::allocator::Ablation;
-use orders::{Looked, explore};
 use state::{Budget, Model, PEERS, State, Step, With, violation};
 
 /// Hashes what is written to it.

@@ -104,6 +104,7 @@ impl Model {
         state
     }
 
+    /// All that may happen next.
     pub(crate) fn steps(&self, state: &State) -> Vec<Step> {
         let mut steps: Vec<Step> = state.wire.iter().cloned().map(Step::Deliver).collect();
         if state.left.copies > 0 {
@@ -123,6 +124,7 @@ impl Model {
         steps
     }
 
+    /// The state after a step.
     pub(crate) fn next(&self, state: &State, step: &Step) -> State {
         let mut state = state.clone();
         match step {
@@ -189,6 +191,7 @@ impl Model {
     }
 }
 
+/// Does what a peer wants done.
 pub(crate) fn drain(state: &mut State, at: usize) {
     while let Some(output) = state.nodes[at].allocator.poll_output() {
         let node = &mut state.nodes[at];
@@ -216,6 +219,7 @@ pub(crate) fn drain(state: &mut State, at: usize) {
     }
 }
 
+/// What must not be, if it is so.
 pub(crate) fn violation(state: &State) -> Option<String> {
     let mut given = BTreeMap::new();
     let mut held = BTreeMap::new();

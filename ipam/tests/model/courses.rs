@@ -16,14 +16,18 @@ const STEPS_MAX: usize = 5_000;
 /// One thing that does not go as usual.
 #[derive(Debug, Clone)]
 enum Deviation {
+    /// The oldest message is lost.
     Lose,
+    /// It comes after all others.
     Delay,
+    /// Something happens before it comes.
     Step(Step),
 }
 
 #[derive(Clone)]
 struct Course {
     state: State,
+    /// What is under way, the oldest first.
     queue: VecDeque<Letter>,
     ends: Duration,
     /// A peer's state was lost: more than one the protocol does not bear.
@@ -31,6 +35,7 @@ struct Course {
     /// Addresses that each peer was asked for, and has or still is to give.
     asked: [usize; PEERS],
     steps: usize,
+    /// Each with the number of steps before it.
     deviations: Vec<(usize, Deviation)>,
 }
 
@@ -44,16 +49,15 @@ pub(crate) struct Looked {
 }
 
 /// Goes through all courses that begin with these steps and have at most so many deviations.
-pub(crate) fn explore(model: &Model, first: &[Step], deviations: usize, looked: &mut Looked) -> Result<(), String> {
+pub(crate) fn explore(model: &Model, first: &[Step], most: usize, looked: &mut Looked) -> Result<(), String> {
     let state = model.begin();
     let ends = state.nodes.iter().map(|node| node.now).max().unwrap_or_default() + LASTS;
-    let (queue, deviations_so_far) = (VecDeque::new(), Vec::new());
-    let mut course =
-        Course { state, queue, ends, lossy: false, asked: [0; PEERS], steps: 0, deviations: deviations_so_far };
+    let (queue, deviations) = (VecDeque::new(), Vec::new());
+    let mut course = Course { state, queue, ends, lossy: false, asked: [0; PEERS], steps: 0, deviations };
     for step in first {
         course.take(model, step.clone());
     }
-    course.go_on(model, deviations, looked)
+    course.go_on(model, most, looked)
 }
 
 impl Course {
