@@ -347,7 +347,7 @@ impl Netlink {
     }
 
     /// The hardware address is at this port of a bridge for as long as the port is, whoever else sends with it:
-    /// a static, sticky entry (bridge(8)). What another port is heard with moves it no more.
+    /// a static, sticky entry (bridge(8)). What another port is heard with moves it no more; whoever sets it does.
     ///
     /// # Errors
     /// If the interface is no port of a bridge or the kernel refuses.

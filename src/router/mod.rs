@@ -236,8 +236,8 @@ impl Handle {
         self.ask_soon(|reply| Request::Lookup { owner, reply }).await
     }
 
-    /// Tells the address protocol what runs on this host; before it was told once, it gives no new
-    /// address from blocks of an earlier start.
+    /// Tells the address protocol what runs on this host; before it was told once, it gives nothing new, and no
+    /// blocks to others, if an earlier start may have given something (ipam I9).
     ///
     /// # Errors
     /// If the router stops.

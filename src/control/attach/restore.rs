@@ -20,6 +20,7 @@ use super::{AttachError, Attachments, EXPOSE, FindError, Make, Record, Target};
 use crate::control::masquerade::Masqueraded;
 use crate::netlink::nft::Port;
 use crate::netlink::{NetlinkError, container};
+use crate::router::Stopped;
 
 /// How long requests may take that are under way when everything is taken away.
 const REQUESTS_END: Duration = Duration::from_secs(2);
@@ -83,6 +84,11 @@ impl Attachments {
     /// Connects what was attached in the last run and is still there, and releases what has gone.
     /// Does not need the mesh.
     pub async fn restore(&self) {
+        // Before all that may take a while: without it nothing new is given, not to others either (ipam I9).
+        // What has gone is freed as it is found.
+        if self.survey().await.is_err() {
+            return;
+        }
         let (mut restored, mut released) = (0, 0);
         for record in self.all() {
             match self.mend(&record, true).await {
@@ -97,22 +103,23 @@ impl Attachments {
         self.inner.others.tell_restored();
     }
 
-    /// Tells the address protocol once more what is in use, and frees what nobody uses. Waits
-    /// until the mesh can answer.
+    /// Tells the address protocol what the last run gave.
+    async fn survey(&self) -> Result<(), Stopped> {
+        let records = self.all();
+        let attached = records
+            .iter()
+            .flat_map(|record| record.addresses.iter().map(|address| (record.owner.clone(), address.addr())));
+        self.inner.router.survey(attached.chain(self.inner.others.entries()).collect()).await
+    }
+
+    /// Claims what is in use once more, and frees what nobody uses. Waits until the mesh can answer.
     ///
     /// # Errors
     /// One line for each address that is in use here and was given to somebody else.
     pub async fn reclaim(&self) -> Result<(), Vec<String>> {
         let mut lost = Vec::new();
         let records = self.all();
-        let in_use = records
-            .iter()
-            .flat_map(|record| record.addresses.iter().map(|address| (record.owner.clone(), address.addr())));
-        let others = self.inner.others.entries();
-        if self.inner.router.survey(in_use.chain(others.iter().cloned()).collect()).await.is_err() {
-            return Ok(());
-        }
-        for (owner, address) in others {
+        for (owner, address) in self.inner.others.entries() {
             match self.inner.router.claim(&owner, address).await {
                 // Given back while this was under way: the claim must not bring it back.
                 Ok(Ok(_)) if !self.inner.others.has(&owner, address) => {
