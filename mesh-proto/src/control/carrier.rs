@@ -43,8 +43,8 @@ const DEAD_COUNT: u32 = 5;
 const SILENT: Duration = ms(1500);
 /// So many probes on each lane, nearly all answered, make a path good.
 const GOOD: u32 = 4;
-/// After demotions in the last [`MEMORY`] it takes more, up to so many: 4.2 s of answers.
-const GOOD_MAX: u32 = 14;
+/// After demotions in the last [`MEMORY`] it takes more, up to so many: 5.4 s of answers.
+const GOOD_MAX: u32 = 18;
 /// One in so many may be lost, for a queue that a transfer keeps full loses some of everybody's
 /// frames, and a path that did so is not worse for it.
 const LOST_ONE_IN: u32 = 5;
