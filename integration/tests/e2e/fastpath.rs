@@ -185,6 +185,14 @@ const WANDERER: Mac = [2, 0x77, 0, 0, 0, 0x42];
 /// How soon the frames of others find it where it is now.
 const FOLLOWED: Duration = Duration::from_secs(2);
 
+/// Whether the kernel of one host sends frames for an address to another.
+pub(crate) fn leads_to(mesh: &Mesh, at: usize, address: Mac, host: usize) -> bool {
+    let entries = mesh.lab.host(at).namespace().run(|| Fdb::open().and_then(|fdb| fdb.entries()));
+    let entries = entries.must("enter the host").must("list");
+    let entry = entries.into_iter().find(|entry| entry.mac == address && entry.remote.is_some());
+    entry.and_then(|entry| entry.remote) == Some(mesh.lab.host(host).v4().into())
+}
+
 fn moved() {
     const OBSERVER: usize = 2;
     let mesh = Mesh::start(&open_mesh(3));
@@ -194,18 +202,12 @@ fn moved() {
     let mut sockets = [0, 1, OBSERVER].map(|at| RawSocket::open(&mesh.containers[at], INTERFACE).must("a socket"));
     let observer = mesh.containers[OBSERVER].link(INTERFACE).must("look").must("an interface").mac.must("an address");
     let frame = |to: Mac, from: Mac| [&to[..], &from, &[0x88, 0xb6], &[7; 64]].concat();
-    let leads_to = |host: usize| {
-        let entries = mesh.lab.host(OBSERVER).namespace().run(|| Fdb::open().and_then(|fdb| fdb.entries()));
-        let entries = entries.must("enter the host").must("list");
-        let entry = entries.into_iter().find(|entry| entry.mac == WANDERER && entry.remote.is_some());
-        entry.and_then(|entry| entry.remote) == Some(mesh.lab.host(host).v4().into())
-    };
     for home in [0, 1, 0] {
         // It says that it is here, and goes on to talk.
         let arrived = Instant::now();
         let known = wait_until(FOLLOWED, || {
             sockets[home].send(&frame([0xff; 6], WANDERER)).must("send");
-            leads_to(home)
+            leads_to(&mesh, OBSERVER, WANDERER, home)
         });
         assert!(known, "the kernel of the third host still sends elsewhere than to host {home}");
         eprintln!("at host {home} after {:?}", arrived.elapsed());

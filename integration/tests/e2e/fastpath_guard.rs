@@ -9,12 +9,12 @@ use ipnet::IpNet;
 use weft::{
     fastpath::FastConfig,
     lab::{raw::RawSocket, wait_until},
-    netlink::{Mac, Netlink, Route, container::INTERFACE, fdb::Fdb},
+    netlink::{Mac, Netlink, Route, container::INTERFACE},
 };
 
 use crate::{
     Case,
-    fastpath::{VXLAN, open_mesh, wait_for_carrier},
+    fastpath::{VXLAN, leads_to, open_mesh, wait_for_carrier},
     mesh::{Mesh, MeshConfig, Must as _, PATIENCE, no_gaps, router_config},
 };
 
@@ -165,14 +165,7 @@ fn stolen() {
     }
     mesh.all_reach(&[0, 1, 2], Duration::from_secs(2));
     let address = mac(&mesh, 0);
-    let stays = || {
-        [THIEF, 2].into_iter().all(|host| {
-            let entries = mesh.lab.host(host).namespace().run(|| Fdb::open().and_then(|fdb| fdb.entries()));
-            let entries = entries.must("enter the host").must("list");
-            let entry = entries.into_iter().find(|entry| entry.mac == address && entry.remote.is_some());
-            entry.and_then(|entry| entry.remote) == Some(mesh.lab.host(0).v4().into())
-        })
-    };
+    let stays = || [THIEF, 2].into_iter().all(|host| leads_to(&mesh, host, address, 0));
     let thief = RawSocket::open(&mesh.containers[THIEF], INTERFACE).must("a socket");
     let mut victim = RawSocket::open(&mesh.containers[0], INTERFACE).must("a socket");
     let streams = mesh.streams(&[(2, 0), (THIEF, 0)]);

@@ -11,10 +11,10 @@ use ipnet::IpNet;
 
 use crate::sim::{Disk, Peer, World};
 
-pub(crate) const RANGE: &str = "10.0.0.0/30";
+const RANGE: &str = "10.0.0.0/30";
 pub(crate) const PEERS: usize = 3;
 
-pub(crate) fn range() -> IpNet {
+fn range() -> IpNet {
     RANGE.parse().expect("a range")
 }
 
@@ -192,7 +192,7 @@ impl Model {
 }
 
 /// Does what a peer wants done.
-pub(crate) fn drain(state: &mut State, at: usize) {
+fn drain(state: &mut State, at: usize) {
     while let Some(output) = state.nodes[at].allocator.poll_output() {
         let node = &mut state.nodes[at];
         let life = node.life;
@@ -239,6 +239,6 @@ pub(crate) fn violation(state: &State) -> Option<String> {
     None
 }
 
-pub(crate) fn between(first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
+fn between(first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
     (0..4u8).map(|at| IpAddr::from([10, 0, 0, at])).filter(move |address| (first..=last).contains(address))
 }
