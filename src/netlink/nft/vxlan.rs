@@ -6,6 +6,8 @@
 //!    set owned                 MAC addresses that have an owner, here or at a peer
 //!    set pairs4, pairs6        the owning peer's address, with the MAC address
 //!    chain arriving            input: what this host itself takes, put together from its fragments
+//!      to the port, IPv4 without options, not from the
+//!        bridge, (source, inner source) in pairs4            accept
 //!      to the port                                           go to `vxlan`
 //!    chain vxlan
 //!      from a link-local source, not from the tunnel         count `strangers`, drop
@@ -26,10 +28,11 @@
 //! anybody could have written them (fastpath F19).
 //!
 //! Each packet of the fast path comes by here, so what is usual is quick: a linked peer's frames are
-//! accepted by one look into a set. Where br_netfilter is at work, what the bridge passes on comes by
-//! `passing`, but not by `arriving`. Both begin with the port: up to four bytes that lie at a multiple
-//! of their number are read and compared by nftables in place, without a call. The inner source is
-//! therefore read in two parts, and the bridge known by its index.
+//! accepted by one look into a set, those by IPv4 by the first rule of all. Where br_netfilter is at work,
+//! what the bridge passes on comes by `passing`, but not by `arriving`. Both begin with the port: up to four
+//! bytes that lie at a multiple of their number are read and compared by nftables in place, without a call.
+//! The inner source is therefore read in two parts, the bridge known by its index, and IPv4 in the first rule
+//! by the first byte of its header.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -37,7 +40,7 @@ use std::net::IpAddr;
 
 use super::table::{
     BASE_NETWORK, BASE_TRANSPORT, DEL_ELEMENT, Is, META_FAMILY, META_IIF, META_IIFNAME, META_OIFNAME, META_PROTOCOL,
-    NEW_ELEMENT, REGISTER, REGISTER_SMALL, Table, UDP, interface_name,
+    NEW_ELEMENT, REGISTER, REGISTER_SMALL, Rule, Table, UDP, interface_name,
 };
 use crate::netlink::Mac;
 use crate::netlink::raw::Batch;
@@ -52,7 +55,7 @@ const SPOOFED: &str = "spoofed";
 const ARRIVING: &str = "arriving";
 const VXLAN: &str = "vxlan";
 const PASSING: &str = "passing";
-const RULES: usize = 11;
+const RULES: usize = 12;
 /// The sets of peers, with what a rule needs: family, and where the source is in the IP header.
 const FAMILIES: [Family; 2] = [
     Family { peers: "peers4", pairs: "pairs4", family: 2, offset: 12, length: 4, key_type: 7 },
@@ -63,6 +66,8 @@ const OWNED: &str = "owned";
 const ETHER_TYPE: u32 = 9;
 /// The same for parts of two and of four bytes (inet_service, mark), of which there is nothing better.
 const PART_TYPES: u32 = 13 << 6 | 19;
+/// How a header of IPv4 without options begins: its version, and its length in words.
+const PLAIN_IPV4: [u8; 1] = [0x45];
 /// Where the inner source is, behind the headers of UDP and VXLAN and the inner destination.
 const INNER_SOURCE: u32 = 8 + 8 + 6;
 
@@ -166,6 +171,11 @@ impl Guard {
             table.chain(batch, PASSING, Some(HOOK_FORWARD));
             table.rule(batch, ARRIVING, |rule| {
                 rule.is_for_port(self.port);
+                rule.bytes(BASE_NETWORK, 0, &PLAIN_IPV4);
+                accept_paired(rule, &FAMILIES[0], bridge);
+            });
+            table.rule(batch, ARRIVING, |rule| {
+                rule.is_for_port(self.port);
                 rule.goto(VXLAN);
             });
             self.vxlan_rules(batch, bridge);
@@ -183,18 +193,13 @@ impl Guard {
     /// What becomes of what is for the port.
     fn vxlan_rules(&self, batch: &mut Batch, bridge: u32) {
         let table = &self.table;
-        for Family { pairs, family, offset, length, .. } in &FAMILIES {
-            if *length == 16 {
+        for family in &FAMILIES {
+            if family.length == 16 {
                 self.untunnelled(batch, bridge);
             }
             table.rule(batch, VXLAN, |rule| {
-                rule.meta(META_IIF, Is::Other, &bridge.to_ne_bytes());
-                rule.meta(META_FAMILY, Is::Equal, &[*family]);
-                rule.payload(REGISTER_SMALL, BASE_NETWORK, *offset, *length);
-                rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 2);
-                rule.payload(REGISTER_SMALL + length / 4 + 1, BASE_TRANSPORT, INNER_SOURCE + 2, 4);
-                rule.is_in(pairs, REGISTER_SMALL, true);
-                rule.accept();
+                rule.meta(META_FAMILY, Is::Equal, &[family.family]);
+                accept_paired(rule, family, bridge);
             });
         }
         table.rule(batch, VXLAN, |rule| {
@@ -329,6 +334,18 @@ impl Guard {
             self.table.elements(batch, kind, pairs, &owned.iter().filter_map(pair).collect::<Vec<_>>());
         }
     }
+}
+
+/// The end of what a peer sends for an address of its own, but not of what comes from the bridge. The packet
+/// is of that family.
+fn accept_paired(rule: &mut Rule<'_, '_>, family: &Family, bridge: u32) {
+    let Family { pairs, offset, length, .. } = family;
+    rule.meta(META_IIF, Is::Other, &bridge.to_ne_bytes());
+    rule.payload(REGISTER_SMALL, BASE_NETWORK, *offset, *length);
+    rule.payload(REGISTER_SMALL + length / 4, BASE_TRANSPORT, INNER_SOURCE, 2);
+    rule.payload(REGISTER_SMALL + length / 4 + 1, BASE_TRANSPORT, INNER_SOURCE + 2, 4);
+    rule.is_in(pairs, REGISTER_SMALL, true);
+    rule.accept();
 }
 
 fn address(key: &[u8]) -> Option<IpAddr> {
