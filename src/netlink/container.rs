@@ -258,6 +258,29 @@ pub async fn remove_addresses(namespace: &NetNs, interface: &str, addresses: &[I
     Ok(())
 }
 
+/// Gives a container's interface another hardware address. The kernel tells whoever knew the old one (see
+/// `arp_notify` and `ndisc_notify` above), and the bridge sends no more there for that.
+///
+/// # Errors
+/// If an end is not there or the kernel refuses.
+pub async fn change_mac(
+    host: &Netlink,
+    namespace: &NetNs,
+    host_interface: &str,
+    interface: &str,
+    mac: Mac,
+) -> Result<()> {
+    let inside = Netlink::open_in(namespace)?;
+    let link = inside.need_link(interface).await?;
+    let port = host.need_link(host_interface).await?;
+    host.pin(&port, mac).await?;
+    inside.set_mac(&link, mac).await?;
+    if let Some(old) = link.mac.filter(|old| *old != mac) {
+        host.unpin(&port, old).await?;
+    }
+    Ok(())
+}
+
 /// Removes a container's interface; says whether there was one. It is found by the name of its
 /// host end, so that this also works when the container has gone.
 ///

@@ -357,6 +357,18 @@ impl Netlink {
         add.replace().execute().await.context(&port.name, "pin a hardware address to")
     }
 
+    /// The hardware address is wherever it is heard; fine if it was not at this port.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn unpin(&self, port: &Link, mac: Mac) -> Result<()> {
+        let neighbours = self.socket().await.neighbours();
+        let mut entry = neighbours.add_bridge(port.index, &mac).flags(NeighbourFlags::Controller);
+        let message = std::mem::take(entry.message_mut());
+        tolerate(neighbours.del(message).execute().await, &[libc::ENOENT])
+            .context(&port.name, "take a hardware address from")
+    }
+
     /// Has the host's filter of IP see what a bridge carries, IPv4 and IPv6, whatever the host says for all its
     /// bridges. Where the module `br_netfilter` is not loaded it does nothing yet.
     ///

@@ -169,6 +169,14 @@ fn life_of_a_container() {
     let entry =
         json(router, "ps").as_array().into_iter().flatten().map(|one| one["addresses"].to_string()).collect::<String>();
     assert!(more.iter().all(|address| entry.contains(address)) && !entry.contains("10.33.44.55"), "{entry}");
+    // Who gets that one now is somebody else on the link, too.
+    router.command([OsStr::new("attach"), other.target().as_os_str(), chosen]).must("attach the rival");
+    let mac = |container: &Container| container.link("weft0").must("look").must("an interface").mac;
+    assert_ne!(mac(&container), mac(&other));
+    let _rivals_echo = Echo::start(&other).must("start the rival's echo");
+    for address in [&more[..], &["10.33.44.55"]].concat() {
+        answers(address).must(address);
+    }
     // The host itself joins.
     let exposed: Vec<IpNet> =
         router.command(["expose"]).must("expose").lines().map(|line| line.trim().parse().must(line)).collect();

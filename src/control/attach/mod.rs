@@ -323,11 +323,19 @@ impl Attachments {
             container::unplug(&self.inner.netlink, &record.host_interface).await?;
             self.keep(&owner, None).await?;
         } else {
-            if let Some(found) = found {
-                container::remove_addresses(&found.namespace, &record.interface, &released).await?;
-            }
             let mut left = record.clone();
             left.addresses.retain(|address| !released.contains(address));
+            // Whoever gets the address next gets the hardware address that is made of it.
+            if released.iter().any(|address| container::container_mac(address.addr()) == record.mac) {
+                left.mac = container::container_mac(first(&left.addresses));
+            }
+            if let Some(found) = found {
+                container::remove_addresses(&found.namespace, &record.interface, &released).await?;
+                if left.mac != record.mac {
+                    let (port, interface) = (&record.host_interface, &record.interface);
+                    container::change_mac(&self.inner.netlink, &found.namespace, port, interface, left.mac).await?;
+                }
+            }
             self.keep(&owner, Some(left)).await?;
         }
         self.give_back(&owner, &released).await;
