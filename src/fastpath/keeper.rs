@@ -207,7 +207,7 @@ impl Keeper {
     /// Sees to all entries of the devices that stand. The devices themselves are left alone: each
     /// change of theirs is told to whoever keeps them, this task not the last.
     async fn renew(&mut self, bridge: &Link) -> Result<()> {
-        self.find_devices().await?;
+        self.tap = self.netlink.link(&self.config.tap).await?.map(|link| link.index);
         let own = FdbEdit::Local { bridge: self.bridge, mac: probe_mac(self.config.me).0 };
         let refused = self.fdb.apply(&[own]).map_err(|error| problem(&bridge.name, "add an entry", error))?;
         if let Some((_, error)) = refused.into_iter().next() {

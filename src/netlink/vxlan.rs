@@ -93,13 +93,15 @@ impl Netlink {
         self.need_link(wanted.name).await
     }
 
-    /// Whether the device is there, up, of the right size, and a closed port of the bridge.
+    /// Whether the device is there, the one of that index, up, of the right size, and a closed port
+    /// of the bridge.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub async fn vxlan_stands(&self, wanted: &Vxlan<'_>, bridge: u32) -> Result<bool> {
+    pub async fn vxlan_stands(&self, index: u32, wanted: &Vxlan<'_>, bridge: u32) -> Result<bool> {
         let Some(link) = self.link(wanted.name).await? else { return Ok(false) };
-        Ok(link.up
+        Ok(link.index == index
+            && link.up
             && link.mtu == wanted.mtu
             && link.master == Some(bridge)
             && self.is_vxlan(&link, wanted).await?

@@ -156,6 +156,20 @@ fn put_back() {
     Netlink::block_on_in(mesh.lab.host(0).namespace(), async |netlink| netlink.delete_link(&device).await)
         .must("delete the device");
     assert!(wait_until(PUT_BACK, || complete() == before), "{:?} are there of {before:?}", complete());
+    // While the router looks at the devices, which it does when it has put the guard back.
+    for delay in (0..8).map(|step| step * Duration::from_micros(500)) {
+        Netlink::block_on_in(mesh.lab.host(0).namespace(), async |netlink| {
+            guard().remove().must("remove");
+            let until = Instant::now() + PUT_BACK;
+            while guard().dropped().is_err() {
+                assert!(Instant::now() < until, "the guard is back");
+            }
+            std::thread::sleep(delay);
+            netlink.delete_link(&device).await
+        })
+        .must("delete the device");
+        assert!(wait_until(PUT_BACK, || complete() == before), "{delay:?} later: {:?} of {before:?}", complete());
+    }
     wait_for_carrier(&mesh, 0, 1, "fast", PATIENCE);
     mesh.all_reach(&[0, 1], Duration::from_secs(2));
 }

@@ -10,12 +10,14 @@ use super::{Keeper, SEALED, place, problem, sys};
 use crate::fastpath::seal::{Sealing, Up};
 use crate::fastpath::{FastConfig, Seen};
 use crate::netlink::fdb::FdbEdit;
-use crate::netlink::{Result, Vxlan, VxlanBy};
+use crate::netlink::{Link, Result, Vxlan, VxlanBy};
 
 impl Keeper {
     /// Takes over what an earlier run left: its flows go on.
     pub(super) async fn inherit(&mut self, keeps: impl Fn(IpAddr) -> bool) -> Result<()> {
-        self.find_devices().await?;
+        for (at, name) in FastConfig::devices(&self.config.bridge).iter().enumerate() {
+            self.devices[at] = self.netlink.link(name).await?.map(|link| link.index);
+        }
         let entries = self.fdb.entries().map_err(|error| problem(&self.config.bridge, "list entries", error))?;
         let mut unwanted = Vec::new();
         for entry in entries {
@@ -40,14 +42,6 @@ impl Keeper {
         }
     }
 
-    pub(super) async fn find_devices(&mut self) -> Result<()> {
-        for (at, name) in FastConfig::devices(&self.config.bridge).iter().enumerate() {
-            self.devices[at] = self.netlink.link(name).await?.map(|link| link.index);
-        }
-        self.tap = self.netlink.link(&self.config.tap).await?.map(|link| link.index);
-        Ok(())
-    }
-
     /// Makes the devices, or adopts those that are there.
     pub(super) async fn ensure_devices(&mut self) -> Result<()> {
         let bridge = self.netlink.need_link(&self.config.bridge).await?;
@@ -63,24 +57,33 @@ impl Keeper {
             None => _ = self.netlink.delete_link(&FastConfig::wireguard(&self.config.bridge)).await?,
         }
         for (at, name) in FastConfig::devices(&self.config.bridge).iter().enumerate() {
-            let Some(wanted) = self.vxlan(at, name) else {
-                self.netlink.delete_link(name).await?;
-                continue;
+            // As it was made, and not as it is found later: one that somebody takes away meanwhile
+            // would be taken for one that cannot be made.
+            self.devices[at] = match self.vxlan(at, name) {
+                Some(wanted) => self.ensure_device(at, &wanted, &bridge).await?,
+                None => None,
             };
-            match self.netlink.ensure_vxlan(&wanted, &bridge).await {
-                Ok(_) => {}
-                // A kernel without IPv6.
-                Err(error) if at == 1 && matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EPFNOSUPPORT)) => {
-                    self.netlink.delete_link(name).await?;
-                }
-                // Its interface went while it was being made: that is noticed.
-                Err(error) if at == SEALED && matches!(error.errno(), Some(libc::ENODEV)) => {}
-                Err(error) => return Err(error),
+            if self.devices[at].is_none() {
+                self.netlink.delete_link(name).await?;
             }
         }
         self.renew(&bridge).await?;
         self.tell().await;
         Ok(())
+    }
+
+    /// Its index; none where it cannot be.
+    async fn ensure_device(&self, at: usize, wanted: &Vxlan<'_>, bridge: &Link) -> Result<Option<u32>> {
+        match self.netlink.ensure_vxlan(wanted, bridge).await {
+            Ok(link) => Ok(Some(link.index)),
+            // A kernel without IPv6.
+            Err(error) if at == 1 && matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EPFNOSUPPORT)) => Ok(None),
+            // Its interface went while it was being made: that is noticed.
+            Err(_) if at == SEALED && self.netlink.link(&FastConfig::wireguard(&self.config.bridge)).await?.is_none() => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// WireGuard's device, while it stands.
@@ -134,11 +137,11 @@ impl Keeper {
             stand = before.is_none() && failed.is_some();
         }
         for (at, name) in names.iter().enumerate() {
-            // What could not be made at the start is not missed.
-            if self.devices[at].is_some()
+            // What could not be made is not missed.
+            if let Some(index) = self.devices[at]
                 && let Some(wanted) = self.vxlan(at, name)
             {
-                stand &= self.netlink.vxlan_stands(&wanted, self.bridge).await?;
+                stand &= self.netlink.vxlan_stands(index, &wanted, self.bridge).await?;
             }
         }
         if stand {
