@@ -79,7 +79,9 @@ impl Keeper {
             // A kernel without IPv6.
             Err(error) if at == 1 && matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EPFNOSUPPORT)) => Ok(None),
             // Its interface went while it was being made: that is noticed.
-            Err(_) if at == SEALED && self.netlink.link(&FastConfig::wireguard(&self.config.bridge)).await?.is_none() => {
+            Err(_)
+                if at == SEALED && self.netlink.link(&FastConfig::wireguard(&self.config.bridge)).await?.is_none() =>
+            {
                 Ok(None)
             }
             Err(error) => Err(error),
