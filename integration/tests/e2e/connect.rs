@@ -64,6 +64,13 @@ fn line_of_three() {
     mesh.wait_for_peer(0, 2, PATIENCE, |peer| {
         peer["state"] == "established" && peer["carrier"] == "relay" && peer["via_name"] == "host2"
     });
+    relayed_unchanged(&mesh);
+    assert_eq!(mesh.lab.wire().count(0, 2).frames, crossed, "the ends really are cut off");
+}
+
+/// Captures what the ends of a line of three say to each other by sleeve: the middle passes it on as it is, for it
+/// was sealed end to end. Gives all that was captured.
+pub(crate) fn relayed_unchanged(mesh: &Mesh) -> Vec<Captured> {
     let before = mesh.counter(1, "relayed");
     mesh.lab.wire().start_capture(64 << 20);
     // Before the first and after the last there is time for what is under way.
@@ -74,16 +81,16 @@ fn line_of_three() {
     let (frames, overwritten) = mesh.lab.wire().take_capture();
     assert_eq!(overwritten, 0, "the capture is whole");
     assert!(mesh.counter(1, "relayed") > before, "the middle counts what it relays");
-    assert_eq!(mesh.lab.wire().count(0, 2).frames, crossed, "the ends really are cut off");
     // Two seals of the same text differ: the middle has made none.
     let first = frames.first().must("a frame").at;
     let begun = frames.partition_point(|captured| captured.at < first + under_way / 2);
     for (from, to) in [(0, 2), (2, 0)] {
-        let came = relayed(&mesh, &frames, from, 1);
-        let went = relayed(&mesh, &frames[begun..], 1, to);
+        let came = relayed(mesh, &frames, from, 1);
+        let went = relayed(mesh, &frames[begun..], 1, to);
         assert!(went.len() > 20, "only {} datagrams", went.len());
         assert!(went.is_subset(&came), "the middle changed what it relayed");
     }
+    frames
 }
 
 /// What RELAY datagrams from one host to another carry (sleeve S4).
